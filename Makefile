@@ -1,0 +1,36 @@
+# Two targets do everything on a machine with only Python 3.11: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+STORE ?= results
+.DEFAULT_GOAL := help
+.PHONY: help demo test quick lint format bench clean
+
+help:  ## What can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+# The stamp is touched last: an interrupted installation starts again.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,dashboards]'
+	touch $@
+
+.venv: .venv/installed  ## The environment, from constraints.txt
+
+demo: .venv/installed  ## The main job: simulate, shard, sweep, fit, report (about 8 minutes on 2 cores)
+	$(BIN)/scaling run experiments.demo --store $(STORE)
+
+test: .venv/installed  ## All tests that need no GPU
+	$(BIN)/pytest -m "not gpu"
+
+quick: .venv/installed  ## The tests that start no Ray cluster
+	$(BIN)/pytest -m "not gpu and not ray and not slow"
+
+lint: .venv/installed  ## What pre-commit runs
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: .venv/installed  ## Format and sort imports
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean:  ## Remove the environment (never the store)
+	rm -rf .venv

@@ -1,0 +1,1 @@
+"""One module a study. Run one with `scaling run experiments.NAME --store STORE`."""

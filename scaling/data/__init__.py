@@ -1,0 +1,1 @@
+"""Spectra, from file to batch."""

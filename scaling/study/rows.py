@@ -1,0 +1,137 @@
+"""The typed results row: the contract between running a study and fitting a law. Needs neither Ray nor torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+
+from scaling.errors import UserError
+
+Status = Literal["done", "diverged", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One trial's result. Units stand in the names: `_dex` as measured, `_z` in standard deviations of the training labels.
+
+    `num_params` counts the parameters that reach the loss and is the N of the laws; `num_spectra` (distinct spectra)
+    is their D. `epochs` is samples_seen / num_spectra. `noise` is "fresh" (drawn each epoch) or "fixed" (one draw a
+    spectrum). `eval_pin` identifies the validation and test spectra with their noise: rows with different pins must
+    not be compared. `held_out` marks cells that the study keeps out of its fit, to score the forecast.
+    Metrics are NaN unless `status` is "done"; `error` then says what happened.
+    """
+
+    study: str
+    cell: str
+    trial: str
+    fingerprint: str
+    family: str
+    rung: str
+    num_params: int
+    num_params_nonembedding: int
+    num_params_total: int
+    num_spectra: int
+    held_out: bool
+    epochs: float
+    steps: int
+    samples_seen: int
+    budget: str
+    noise: str
+    train_flops: float
+    lr: float
+    weight_decay: float
+    batch_size: int
+    seed: int
+    precision: str
+    label: str
+    label_mean: float
+    label_std: float
+    val_mae_dex: float
+    val_mae_z: float
+    val_r2: float
+    val_mae_sem_dex: float
+    test_mae_dex: float
+    test_mae_z: float
+    test_r2: float
+    test_mae_sem_dex: float
+    num_val: int
+    num_test: int
+    best_epoch: float
+    eval_pin: str
+    status: Status
+    error: str
+    host: str
+    workers: int
+    device: str
+    skipped_steps: int
+    device_seconds: float
+    wall_seconds: float
+    samples_per_second: float
+    code_commit: str
+    versions: str
+
+    def to_json(self) -> str:
+        """The row as one JSON object; NaN is written as null."""
+        values = {name: None if value != value else value for name, value in dataclasses.asdict(self).items()}
+        return json.dumps(values, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Row:
+        """Read a row written by `to_json`.
+
+        Raises:
+            UserError: naming `source`, if fields are missing or unknown, as after a change of version.
+        """
+        try:
+            values = json.loads(text)
+            given, expected = set(values), {field.name for field in dataclasses.fields(cls)}
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{source}: not a results row ({error}); delete it and run the study again") from error
+        if given != expected:
+            raise UserError(
+                f"{source}: a row of another version (missing {sorted(expected - given)}, unknown {sorted(given - expected)}); "
+                "use the version that wrote it, or a new store"
+            )
+        hints = typing.get_type_hints(cls)
+        return cls(**{name: _typed(hints[name], value) for name, value in values.items()})
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    if hint is float:
+        return float("nan") if value is None else float(value)
+    return value
+
+
+def schema() -> pa.Schema:
+    """The Arrow schema of `results.parquet`, derived from `Row`."""
+    kinds = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+    hints = typing.get_type_hints(Row)
+    return pa.schema([(field.name, kinds.get(hints[field.name], pa.string())) for field in dataclasses.fields(Row)])
+
+
+def to_table(rows: list[Row]) -> pa.Table:
+    """Rows as an Arrow table in the order of (cell, trial), so that the same rows always give the same file."""
+    ordered = sorted(rows, key=lambda row: (row.cell, row.trial))
+    return pa.Table.from_pylist([dataclasses.asdict(row) for row in ordered], schema=schema())
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read `results.parquet`, or a CSV of the same columns.
+
+    Raises:
+        UserError: if the file is missing or unreadable.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such table; give a results.parquet or a CSV file")
+    try:
+        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read as {path.suffix or 'a table'} ({error})") from error
