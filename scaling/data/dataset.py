@@ -1,0 +1,258 @@
+"""The first D spectra of a study as device batches: standardised noisy flux and normalised labels."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scaling.data.cache import map_noisy, map_split
+from scaling.data.seeds import stable_seed
+from scaling.data.shards import Manifest
+from scaling.errors import UserError
+
+Noise = Literal["fixed", "fresh"]
+NOISE_BLOCK_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataRules:
+    """How spectra become inputs and targets; the same for all cells of a study.
+
+    `noise` "fixed" draws one noise realisation a spectrum, as a survey observes each star once; "fresh" draws a new
+    one at every visit, as the original study does. `noise_level` multiplies the 1σ errors. Validation and test noise
+    is drawn once from `eval_seed`. `input_norm` standardises the noisy flux with statistics of the training split:
+    "none" (the original), "global" (one mean, one scale), "mean_spectrum" (each pixel's mean, one scale), "per_pixel".
+    `label_norm` maps the label to mean 0 and std 1, or to [0, 1].
+    """
+
+    label: str = "log_g"
+    noise: Noise = "fresh"
+    noise_level: float = 1.0
+    noise_seed: int = 0
+    eval_seed: int = 42
+    input_norm: Literal["none", "global", "mean_spectrum", "per_pixel"] = "mean_spectrum"
+    label_norm: Literal["standard", "minmax"] = "standard"
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            UserError: naming the field, its value and the remedy.
+        """
+        choices: dict[str, tuple[str, ...]] = {
+            "noise": ("fixed", "fresh"),
+            "input_norm": ("none", "global", "mean_spectrum", "per_pixel"),
+            "label_norm": ("standard", "minmax"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"DataRules.{name} = {getattr(self, name)!r}: must be one of {', '.join(allowed)}")
+        if not self.noise_level >= 0:
+            raise UserError(f"DataRules.noise_level = {self.noise_level}: must be 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standardisation:
+    """Statistics of the training split that inputs and labels are normalised with; they travel with the checkpoint.
+
+    `flux_offset` and `flux_scale` have shape (pixel,); the label's offset, scale and std are in dex.
+    """
+
+    flux_offset: np.ndarray
+    flux_scale: np.ndarray
+    label_offset: float
+    label_scale: float
+    label_mean: float
+    label_std: float
+
+    @classmethod
+    def of(cls, shards: Path, rules: DataRules) -> Standardisation:
+        """Read the statistics of a shard set and reduce them as the rules say.
+
+        Raises:
+            UserError: if the label is unknown or constant in the training split.
+        """
+        manifest = Manifest.load(shards)
+        if rules.label not in manifest.labels:
+            raise UserError(f"{shards}: no label {rules.label!r}; the shards have {', '.join(sorted(manifest.labels))}")
+        label = manifest.labels[rules.label]
+        if not label.std > 0:
+            raise UserError(
+                f"{shards}: label {rules.label!r} has std {label.std} in the training split; nothing to learn"
+            )
+        pixels = pd.read_parquet(shards / "statistics.parquet")
+        mean = pixels["flux_mean"].to_numpy(np.float64)
+        variance = pixels["flux_std"].to_numpy(np.float64) ** 2
+        variance += (rules.noise_level * pixels["error_rms"].to_numpy(np.float64)) ** 2
+        if rules.input_norm == "none":
+            offset, scale = np.zeros_like(mean), np.ones_like(mean)
+        elif rules.input_norm == "global":
+            offset = np.full_like(mean, mean.mean())
+            scale = np.full_like(mean, math.sqrt(float(np.mean(variance + (mean - mean.mean()) ** 2))))
+        elif rules.input_norm == "mean_spectrum":
+            offset, scale = mean, np.full_like(mean, math.sqrt(float(variance.mean())))
+        else:
+            offset, scale = mean, np.sqrt(variance)
+        minmax = rules.label_norm == "minmax"
+        return cls(
+            flux_offset=offset.astype(np.float32),
+            flux_scale=scale.astype(np.float32),
+            label_offset=label.min if minmax else label.mean,
+            label_scale=label.max - label.min if minmax else label.std,
+            label_mean=label.mean,
+            label_std=label.std,
+        )
+
+    def normalise_labels(self, labels: np.ndarray) -> np.ndarray:
+        """Labels in dex to the units of the loss, float32."""
+        return ((labels - self.label_offset) / self.label_scale).astype(np.float32)
+
+
+def read_labels(params: pd.DataFrame, label: str, where: str) -> np.ndarray:
+    """One label column as float64.
+
+    Raises:
+        UserError: if it is missing or not finite, naming the first offending row.
+    """
+    if label not in params:
+        raise UserError(f"{where}: no label {label!r}")
+    values = params[label].to_numpy(np.float64)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise UserError(
+            f"{where}: label {label!r} is not finite in {len(bad)} rows, first in row {bad[0]}; remove them"
+        )
+    return values
+
+
+class TrainingBatches:
+    """Batches of the first `num_spectra` training spectra, a pure function of the step number.
+
+    The order of epoch e is a permutation drawn from (seed, e); worker `rank` of `world` takes every world-th row of
+    each global batch. So the global batches do not depend on the number of workers, and the step is all there is to
+    resume from. On a GPU the spectra are resident where they fit into half of its free memory; otherwise rows are
+    gathered from the node's memory map.
+    """
+
+    def __init__(
+        self,
+        shards: Path,
+        rules: DataRules,
+        num_spectra: int,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device,
+        cache_root: Path,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        standardisation = Standardisation.of(shards, rules)
+        mapped = map_split(shards, "train", num_spectra, cache_root)
+        labels = read_labels(mapped.params, rules.label, f"{shards}, first {num_spectra} training spectra")
+        self.rules, self.num_spectra, self.batch_size, self.seed = rules, num_spectra, batch_size, seed
+        self.rank, self.world, self.device = rank, world, device
+        self.steps_per_epoch = math.ceil(num_spectra / batch_size)
+        self._labels = torch.from_numpy(standardisation.normalise_labels(labels)).to(device)
+        self._offset = torch.from_numpy(standardisation.flux_offset).to(device)
+        self._scale = torch.from_numpy(standardisation.flux_scale).to(device)
+        if rules.noise == "fixed":
+            noisy = map_noisy(shards, "train", num_spectra, cache_root, seed=rules.noise_seed, level=rules.noise_level)
+            self._flux, self._error = _place(noisy, device), None
+        else:
+            self._flux, self._error = _place(mapped.flux, device), _place(mapped.error, device)
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def rows(self, step: int) -> np.ndarray:
+        """Row numbers of the global batch of a step, in order."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            self._epoch, self._order = epoch, generator.permutation(self.num_spectra)
+        return self._order[index * self.batch_size : (index + 1) * self.batch_size]
+
+    def batch(self, step: int) -> tuple[Float[Tensor, "batch pixel"], Float[Tensor, " batch"]]:
+        """This worker's share of a step's global batch: standardised noisy flux and normalised labels, on the device.
+
+        The share can be empty, in the short last batch of an epoch.
+        """
+        rows = self.rows(step)
+        mine = torch.from_numpy(rows[self.rank :: self.world].copy())
+        flux = _gather(self._flux, mine, self.device)
+        if self._error is not None:
+            # The noise of the whole global batch is drawn everywhere, so that it does not depend on the workers.
+            generator = torch.Generator(self.device).manual_seed(stable_seed("fresh", self.seed, step))
+            noise = torch.randn(len(rows), flux.shape[1], generator=generator, device=self.device)
+            error = _gather(self._error, mine, self.device)
+            flux = flux.clamp(min=0.0).addcmul(noise[self.rank :: self.world], error, value=self.rules.noise_level)
+        return (flux - self._offset) / self._scale, self._labels[mine.to(self.device)]
+
+
+def _place(array: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
+    """On the device where it fits into half of the free memory, else (and on the CPU) the memory map itself."""
+    if device.type != "cuda" or array.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return array
+    resident = torch.empty(array.shape, dtype=torch.float32, device=device)
+    for start in range(0, len(array), NOISE_BLOCK_ROWS):
+        block = np.array(array[start : start + NOISE_BLOCK_ROWS])
+        resident[start : start + len(block)] = torch.from_numpy(block)
+    return resident
+
+
+def _gather(source: np.ndarray | Tensor, rows: Tensor, device: torch.device) -> Tensor:
+    if isinstance(source, Tensor):
+        return source[rows.to(device)]
+    gathered = torch.from_numpy(source[rows.numpy()])
+    return gathered.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else gathered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSplit:
+    """A worker's share of a noisy split, on the device: flux (row, pixel) standardised, labels (row,) normalised."""
+
+    flux: Tensor
+    labels: Tensor
+
+    @classmethod
+    def load(
+        cls,
+        shards: Path,
+        rules: DataRules,
+        split: Literal["val", "test"],
+        *,
+        device: torch.device,
+        cache_root: Path,
+        rank: int = 0,
+        world: int = 1,
+    ) -> EvaluationSplit:
+        """Draw the split's noise once, on the CPU in row order from `eval_seed`, as the original study does."""
+        standardisation = Standardisation.of(shards, rules)
+        mapped = map_split(shards, split, Manifest.load(shards).num_rows(split), cache_root)
+        labels = standardisation.normalise_labels(read_labels(mapped.params, rules.label, f"{shards}, {split}"))
+        generator = torch.Generator().manual_seed(rules.eval_seed)
+        flux = torch.empty(len(labels), mapped.flux.shape[1])
+        for start in range(0, len(labels), NOISE_BLOCK_ROWS):
+            rows = slice(start, start + NOISE_BLOCK_ROWS)
+            clean, error = torch.from_numpy(np.array(mapped.flux[rows])), torch.from_numpy(np.array(mapped.error[rows]))
+            noise = torch.randn(clean.shape, generator=generator)
+            flux[rows] = clean.clamp(min=0.0).addcmul(noise, error, value=rules.noise_level)
+        flux = (flux - torch.from_numpy(standardisation.flux_offset)) / torch.from_numpy(standardisation.flux_scale)
+        mine = slice(rank, None, world)
+        return cls(flux=flux[mine].to(device), labels=torch.from_numpy(labels[mine].copy()).to(device))
+
+
+def evaluation_pin(shards: Path, rules: DataRules) -> str:
+    """Hash of the validation and test spectra with their noise: rows compare only where it is equal."""
+    manifest = Manifest.load(shards)
+    parts = [manifest.digest(split, manifest.num_rows(split)) for split in ("val", "test")]
+    parts += [rules.label, str(rules.eval_seed), repr(rules.noise_level)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,47 @@
+"""A trained model as one safetensors file: weights, dimensions and everything needed to use it. Holds no code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from scaling.errors import UserError
+from scaling.model.specvit import ModelConfig, SpecViT
+
+_MODEL, _EXTRA = "model.", "extra."
+
+
+def model_bytes(
+    config: ModelConfig, weights: dict[str, Tensor], extra: dict[str, Tensor], about: dict[str, Any]
+) -> bytes:
+    """The file's content: `weights` (a SpecViT state), `extra` tensors (input statistics), `about` in plain JSON values."""
+    tensors = {_MODEL + name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    tensors |= {_EXTRA + name: tensor.detach().cpu().contiguous() for name, tensor in extra.items()}
+    return save(tensors, {"config": json.dumps(dataclasses.asdict(config)), "about": json.dumps(about)})
+
+
+def load_model(path: Path) -> tuple[SpecViT, dict[str, Tensor], dict[str, Any]]:
+    """Read a file of `model_bytes`: the model in evaluation mode, the extra tensors, what is known about it.
+
+    Raises:
+        UserError: if the file is missing, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        model = SpecViT(ModelConfig(**json.loads(metadata["config"])))
+        model.load_state_dict({n.removeprefix(_MODEL): t for n, t in tensors.items() if n.startswith(_MODEL)})
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: not a model file of a trial ({reason}); expected the model.safetensors of one"
+        ) from error
+    extra = {name.removeprefix(_EXTRA): tensor for name, tensor in tensors.items() if name.startswith(_EXTRA)}
+    return model.eval(), extra, json.loads(metadata["about"])

@@ -1,0 +1,58 @@
+"""Connecting to Ray: to a cluster that is there, or to one started on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from scaling.errors import UserError
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    # Tune lets a custom searcher queue one trial by default; with reused processes that would make a run serial.
+    "TUNE_MAX_PENDING_TRIALS_PG": "4",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
+
+@contextlib.contextmanager
+def ray_cluster(address: str | None = None) -> Iterator[None]:
+    """Connect to Ray at `address`; without one, to the cluster this process is a job of, or to a new local one.
+
+    A process that is already connected keeps its connection.
+
+    Raises:
+        UserError: if nothing answers at the address.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    job = os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID")
+    if not address and not job:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(
+            address=address or ("auto" if job else "local"),
+            runtime_env={"env_vars": ENVIRONMENT},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except ConnectionError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--address {address}: no Ray cluster answers ({reason}); start one with `ray start --head`"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,234 @@
+"""What a study is: frozen declarations of data, sizes, recipe and search. Science is changed here, in code."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scaling.data.dataset import DataRules
+from scaling.data.simulate import Simulation
+from scaling.errors import UserError
+from scaling.model.ladder import Ladder
+from scaling.training.recipe import Budget, Recipe
+
+__all__ = [
+    "Budget",
+    "Cell",
+    "Data",
+    "DataRules",
+    "Ladder",
+    "Placement",
+    "Recipe",
+    "Search",
+    "Simulation",
+    "Sources",
+    "Study",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """HDF5 files of a real study, and the shard set made from them once."""
+
+    shards: Path
+    train: tuple[Path, ...]
+    val: Path
+    test: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """Where the spectra come from, the rungs of D, and how spectra become inputs."""
+
+    source: Simulation | Sources
+    num_spectra: tuple[int, ...]
+    rules: DataRules = field(default_factory=DataRules)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """The search for the learning rate in each cell.
+
+    Around the centre `reference_lr`·256/width (at most `max_lr`) the `factors` are tried first, side by side; further
+    trials, up to `trials`, are suggested by Optuna's TPE within a factor `span` of the centre, `round_size` at a time.
+    A round is asked only when the one before is complete, so the suggestions do not depend on timing.
+    """
+
+    trials: int
+    factors: tuple[float, ...] = (1.0,)
+    reference_lr: float = 3e-4
+    max_lr: float = 1e-2
+    span: float = 4.0
+    round_size: int = 2
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            UserError: naming the field, its value and the remedy.
+        """
+        if self.trials < 1 or self.round_size < 1:
+            raise UserError(f"Search(trials={self.trials}, round_size={self.round_size}): both must be at least 1")
+        if not self.span > 1:
+            raise UserError(f"Search.span = {self.span}: must be more than 1")
+        outside = [factor for factor in self.factors if not 1 / self.span <= factor <= self.span]
+        if not self.factors or outside:
+            raise UserError(
+                f"Search.factors = {self.factors}: give at least one, all within [1/span, span] (span {self.span})"
+            )
+
+    def centre(self, width: int) -> float:
+        """The learning rate the search of a rung is centred on: inversely proportional to the width."""
+        return min(self.max_lr, self.reference_lr * 256 / width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """What a trial of at least this width and this many spectra occupies. The last placement that applies holds.
+
+    `gpus` can be a fraction: such trials share a device, each in its own process. A trial with several workers, or
+    with whole GPUs, runs under Ray Train.
+    """
+
+    from_width: int = 0
+    from_spectra: int = 0
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            UserError: naming the field, its value and the remedy.
+        """
+        if self.workers < 1 or self.cpus <= 0 or self.gpus < 0:
+            raise UserError(f"{self}: workers and cpus must be positive, gpus 0 or more")
+        if self.workers > 1 and self.gpus % 1:
+            raise UserError(f"{self}: gpus must be whole where a trial has several workers")
+
+    @property
+    def host(self) -> str:
+        """ "ray_train" for whole devices and several workers, "process" for trials that share a device."""
+        return "ray_train" if self.workers > 1 or self.gpus >= 1 else "process"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A model size, a number of spectra and a seed: one point of the law, once its learning rate is found."""
+
+    width: int
+    num_spectra: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Name of the cell in paths and dashboards. Results are identified by columns, never by parsing this."""
+        return f"w{self.width:04d}-d{self.num_spectra:08d}-s{self.seed}"
+
+    def trial(self, number: int) -> str:
+        """Name of one trial of the cell."""
+        return f"{self.key}-t{number:02d}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """A declared set of cells: widths × numbers of spectra × seeds, with the rules they share.
+
+    With `hold_out_edge`, the cells of the largest width and of the largest number of spectra are kept out of the fit,
+    and the law's forecast of them is scored. `placements` say where trials run; they do not change results.
+    """
+
+    name: str
+    question: str
+    data: Data
+    ladder: Ladder
+    widths: tuple[int, ...]
+    recipe: Recipe
+    search: Search
+    seeds: tuple[int, ...] = (42,)
+    hold_out_edge: bool = True
+    placements: tuple[Placement, ...] = (Placement(),)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without data or a cluster.
+
+        Raises:
+            UserError: naming the field, its value and the remedy.
+        """
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
+            raise UserError(f"Study.name = {self.name!r}: use lower-case letters, digits, - and _ (it names a folder)")
+        for name, values in (
+            ("widths", self.widths),
+            ("data.num_spectra", self.data.num_spectra),
+            ("seeds", self.seeds),
+        ):
+            if not values or len(set(values)) != len(values) or tuple(sorted(values)) != tuple(values):
+                raise UserError(f"Study.{name} = {values}: give at least one value, in rising order, none twice")
+        if self.widths[0] < 1 or self.data.num_spectra[0] < 1:
+            raise UserError(f"Study {self.name}: widths and numbers of spectra must be positive")
+        if not self.placements or (self.placements[0].from_width, self.placements[0].from_spectra) != (0, 0):
+            raise UserError("Study.placements: the first must apply to every cell (from_width 0, from_spectra 0)")
+        for width in self.widths:
+            self.ladder.rung(width)
+        source = self.data.source
+        if isinstance(source, Simulation):
+            if source.pixels != self.ladder.num_pixels:
+                raise UserError(
+                    f"Ladder.num_pixels = {self.ladder.num_pixels}: the simulation writes {source.pixels} pixels"
+                )
+            if source.train < self.data.num_spectra[-1]:
+                raise UserError(
+                    f"Study.data.num_spectra: {self.data.num_spectra[-1]} spectra asked for, "
+                    f"but the simulation writes {source.train}; raise Simulation.train or drop the rung"
+                )
+
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, in a fixed order."""
+        return tuple(
+            Cell(width=width, num_spectra=num_spectra, seed=seed)
+            for width in self.widths
+            for num_spectra in self.data.num_spectra
+            for seed in self.seeds
+        )
+
+    def held_out(self, cell: Cell) -> bool:
+        """Whether the cell is kept out of the fit, to score the forecast."""
+        edge = cell.width == self.widths[-1] or cell.num_spectra == self.data.num_spectra[-1]
+        return self.hold_out_edge and edge
+
+    def placement(self, cell: Cell) -> Placement:
+        """Where the trials of a cell run."""
+        fitting = [p for p in self.placements if cell.width >= p.from_width and cell.num_spectra >= p.from_spectra]
+        return fitting[-1]
+
+    def fingerprint(self, cell: Cell, data_digest: str) -> str:
+        """Hash of everything declared that determines the results of a cell, with the digest of its spectra.
+
+        Not part of it: the number of trials, placements, other cells and the title; they may change between runs.
+        """
+        search = {k: v for k, v in stable(self.search).items() if k != "trials"}
+        parts = [stable(part) for part in (cell, self.data.rules, self.ladder.rung(cell.width), self.recipe)]
+        return hashlib.sha256(json.dumps([*parts, search, data_digest], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def stable(value: Any) -> Any:
+    """A declaration as plain JSON values, the same in every process.
+
+    Raises:
+        TypeError: for a value without a stable form, rather than hashing a memory address.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: stable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [stable(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{type(value).__name__} has no stable form")

@@ -1,0 +1,100 @@
+"""A study from end to end: data, sweep, table, report. Running it again does only what has no result yet."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import filelock
+
+from scaling.errors import UserError
+from scaling.study.cluster import ray_cluster
+from scaling.study.declaration import Study, stable
+from scaling.study.prepare import is_prepared, prepare_data, shards_path
+from scaling.study.rows import Row
+from scaling.study.store import Store, StudyFolder
+from scaling.study.sweep import Sweep, run_sweep
+
+
+def run_study(
+    study: Study, store_uri: str, *, address: str | None, cache: Path, retry: bool, say: Callable[[str], None]
+) -> list[Row]:
+    """Do everything of a study that is not done; returns its rows.
+
+    Args:
+        study: the declaration.
+        store_uri: where results are kept.
+        address: a Ray cluster; None starts one on this machine.
+        cache: folder for the nodes' memory maps.
+        retry: forget the rows of failed trials first, so that they are tried again.
+        say: told what happens, a line at a time.
+
+    Raises:
+        UserError: for anything the user has to mend first, before a trial is started.
+    """
+    store = Store(store_uri)
+    store.check_writable()
+    folder = StudyFolder(store, study.name)
+    with _exclusive(folder):
+        if retry:
+            _forget_failed(folder)
+        sweep = Sweep.prepare(study, folder, shards_path(study, store), cache) if is_prepared(study, store) else None
+        if sweep is None or sweep.remaining():
+            say(f"study {study.name}: starting Ray" if not address else f"study {study.name}: connecting to {address}")
+            with ray_cluster(address):
+                sweep = sweep or Sweep.prepare(study, folder, prepare_data(study, store, say), cache)
+                sweep.rows()  # a declaration that disagrees with the store is refused before it replaces study.json
+                folder.write_declaration(json.dumps(stable(study), indent=1).encode())
+                say(f"sweep: {sweep.remaining()} trials to run")
+                run_sweep(sweep, say)
+        else:
+            say(f"study {study.name}: all {len(sweep.rows())} trials have their rows")
+        page = write_study_report(folder)
+        say(f"report: {page}")
+        return sweep.rows()
+
+
+def write_study_report(folder: StudyFolder) -> str:
+    """Collect the rows, fit the law and write the report into the store; returns where its page is.
+
+    Raises:
+        UserError: if there are no rows.
+    """
+    from analysis.report import write_report
+
+    table = folder.collect()
+    if not table.num_rows:
+        raise UserError(f"{folder.store.uri}/{folder.name}: no rows yet; run the study first")
+    with tempfile.TemporaryDirectory(prefix="spectral-scaling-report-") as scratch:
+        write_report(table.to_pandas(), Path(scratch))
+        return folder.publish_report(Path(scratch))
+
+
+def _forget_failed(folder: StudyFolder) -> None:
+    for row in folder.rows():
+        if row.status == "failed":
+            folder.trial(row.trial).delete_row()
+
+
+@contextlib.contextmanager
+def _exclusive(folder: StudyFolder) -> Iterator[None]:
+    """Hold a local store's study for one run; the lock goes with the process, however it ends."""
+    if folder.store.local is None:
+        yield
+        return
+    path = folder.store.local / folder.name / ".running"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(
+            f"{path.parent}: another `scaling run` is at work on this study; see `scaling status`"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,199 @@
+"""The searcher: one `optuna.Study` a cell, all cells in one Tune run. The rows in the store are the truth.
+
+Trial k of a cell is a pure function of the declaration and of the results of earlier rounds, so a study that was
+killed and continued suggests exactly what an undisturbed one does. Optuna's journal is a live view for dashboards
+and can be rebuilt from the rows at any time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from scaling.data.seeds import stable_seed
+from scaling.model.ladder import forward_flops
+from scaling.study.declaration import Cell, Placement, Search, Study
+from scaling.study.rows import Row
+from scaling.study.trial import Trial
+
+History = list[tuple[float, float]]
+
+
+def suggest_lr(search: Search, cell: Cell, number: int, history: History) -> float:
+    """The learning rate of a cell's trial `number`, given the (learning rate, validation MAE) of all earlier rounds.
+
+    The declared factors come first; then TPE over log(learning rate), its generator seeded by (cell, number).
+    """
+    if number < len(search.factors):
+        return search.centre(cell.width) * search.factors[number]
+    space = _space(search, cell)
+    sampler = optuna.samplers.TPESampler(seed=stable_seed("search", cell.key, number) % 2**32, n_startup_trials=3)
+    past = optuna.create_study(sampler=sampler)
+    for lr, mae in history:
+        value = mae if math.isfinite(mae) else math.inf
+        past.add_trial(optuna.create_trial(params={"lr": lr}, distributions=space, value=value))
+    return past.ask(fixed_distributions=space).params["lr"]
+
+
+def open_rounds(search: Search, cell: Cell, rows: dict[int, Row]) -> list[tuple[int, float]]:
+    """The trials (number, learning rate) of a cell's present round that have no row; empty when the cell is done."""
+    start, history = 0, History()
+    while start < search.trials:
+        size = len(search.factors) if start == 0 else search.round_size
+        numbers = range(start, min(start + size, search.trials))
+        missing = [number for number in numbers if number not in rows]
+        if missing:
+            return [(number, suggest_lr(search, cell, number, history)) for number in missing]
+        history += [(rows[number].lr, rows[number].val_mae_dex) for number in numbers]
+        start += size
+    return []
+
+
+def needs(placement: Placement) -> dict[str, float]:
+    """Resources a trial occupies while it runs."""
+    return {"CPU": placement.cpus * placement.workers, "GPU": placement.gpus * placement.workers}
+
+
+class CellSearch(Searcher):
+    """Hands out trials longest first, and records results in one Optuna study a cell.
+
+    A trial under Ray Train asks for its workers itself, behind Tune's back. So that it never starves, trials are handed
+    out strictly in order, and only when the cluster has room for the next; just one single-process trial may wait in
+    Tune's queue, which lets Tune hand it a finished trial's process instead of starting a new one.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        make_trial: Callable[[Cell, int, float], Trial],
+        rows: list[Row],
+        journal: str,
+        capacity: Callable[[], dict[str, float]],
+        on_row: Callable[[Row], None],
+    ) -> None:
+        super().__init__(metric="val_mae_dex", mode="min")
+        self.study, self.make_trial, self.capacity, self.on_row = study, make_trial, capacity, on_row
+        self.live: dict[str, Trial] = {}
+        self.cells = sorted(study.cells(), key=lambda cell: _order(study, cell))
+        storage = JournalStorage(JournalFileBackend(journal))
+        by_key = {row.trial: row for row in rows}
+        self.rows: dict[Cell, dict[int, Row]] = {}
+        self.views: dict[Cell, optuna.Study] = {}
+        for cell in self.cells:
+            keys = ((number, cell.trial(number)) for number in range(study.search.trials))
+            self.rows[cell] = {number: by_key[key] for number, key in keys if key in by_key}
+            self.views[cell] = _open_view(study, storage, cell, self.rows[cell])
+        self.waiting = {cell: open_rounds(study.search, cell, self.rows[cell]) for cell in self.cells}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """The next trial as a Tune configuration, None if it must wait, FINISHED when every trial has its row."""
+        ready = [cell for cell in self.cells if self.waiting[cell]]
+        if not ready:
+            return None if self.live else Searcher.FINISHED
+        cell = ready[0]
+        if not self._admits(self.study.placement(cell)):
+            return None
+        number, lr = self.waiting[cell].pop(0)
+        self.live[trial_id] = self.make_trial(cell, number, lr)
+        _mark_running(self.views[cell], number, lr, _space(self.study.search, cell))
+        return {"trial": self.live[trial_id]}
+
+    def _admits(self, placement: Placement) -> bool:
+        running = [self.study.placement(trial.cell) for trial in self.live.values()]
+        capacity = self.capacity()
+
+        def fits(placements: list[Placement]) -> bool:
+            used = [needs(each) for each in placements]
+            return all(sum(n[name] for n in used) <= capacity.get(name, 0.0) + 1e-9 for name in ("CPU", "GPU"))
+
+        if fits([*running, placement]):
+            return True
+        # The one that may wait: never beside a trial under Ray Train, whose place it could take.
+        single = placement.host == "process" and all(each.host == "process" for each in running)
+        return single and fits(running)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Read the trial's row, which its process wrote before it ended, and open the cell's next round if it is due."""
+        trial = self.live.pop(trial_id, None)
+        if trial is None:
+            return
+        row = trial.output.read_row()
+        if row is None:
+            reason = trial.output.read_error() or "its process ended without a row or an error; see the Ray logs"
+            row = trial.failed_row(reason)
+            trial.output.write_row(row)
+        cell = trial.cell
+        self.rows[cell][trial.number] = row
+        _tell(self.views[cell], trial.number, row)
+        if not self.waiting[cell] and all(other.cell != cell for other in self.live.values()):
+            self.waiting[cell] = open_rounds(self.study.search, cell, self.rows[cell])
+        self.on_row(row)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: results are read from rows."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the store is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the store is the state."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher into its own snapshot, which we never read."""
+        return {}
+
+
+def _order(study: Study, cell: Cell) -> tuple[bool, int, int, int, int]:
+    """Trials under Ray Train first, then by cost: the longest must not be started last."""
+    steps = study.recipe.budget.steps(cell.num_spectra, study.recipe.batch_size)
+    flops = forward_flops(study.ladder.rung(cell.width)) * steps
+    return (study.placement(cell).host != "ray_train", -flops, -cell.num_spectra, cell.width, cell.seed)
+
+
+def _space(search: Search, cell: Cell) -> dict[str, BaseDistribution]:
+    centre = search.centre(cell.width)
+    return {"lr": FloatDistribution(centre / search.span, centre * search.span, log=True)}
+
+
+def _open_view(study: Study, storage: JournalStorage, cell: Cell, rows: dict[int, Row]) -> optuna.Study:
+    """The cell's study in the journal, brought up to date with its rows."""
+    view = optuna.create_study(
+        study_name=f"{study.name}/{cell.key}", storage=storage, load_if_exists=True, direction="minimize"
+    )
+    if not view.user_attrs:
+        view.set_user_attr("cell", {"width": cell.width, "num_spectra": cell.num_spectra, "seed": cell.seed})
+    for number, row in sorted(rows.items()):
+        _mark_running(view, number, row.lr, _space(study.search, cell))
+        _tell(view, number, row)
+    return view
+
+
+def _find(view: optuna.Study, number: int) -> optuna.trial.FrozenTrial | None:
+    """The newest entry of our trial `number`; Optuna's own numbers differ once a failed trial was tried again."""
+    found = [trial for trial in view.get_trials(deepcopy=False) if trial.user_attrs.get("number") == number]
+    return found[-1] if found else None
+
+
+def _mark_running(view: optuna.Study, number: int, lr: float, space: dict[str, BaseDistribution]) -> None:
+    present = _find(view, number)
+    if present is None or present.state == TrialState.FAIL:
+        view.enqueue_trial({"lr": lr}, user_attrs={"number": number})
+        view.ask(fixed_distributions=space)
+
+
+def _tell(view: optuna.Study, number: int, row: Row) -> None:
+    present = _find(view, number)
+    if present is None or present.state.is_finished():
+        return
+    if row.status == "done":
+        view.tell(present.number, row.val_mae_dex)
+    else:
+        view.tell(present.number, state=TrialState.FAIL)

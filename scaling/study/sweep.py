@@ -1,0 +1,169 @@
+"""The sweep: all trials of all cells in one Tune run. The rows in the store say what is left to do."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaling.data.dataset import evaluation_pin
+from scaling.data.shards import Manifest
+from scaling.errors import UserError
+from scaling.study.declaration import Cell, Study
+from scaling.study.plan import check_cluster
+from scaling.study.progress import Progress
+from scaling.study.rows import Row
+from scaling.study.store import StudyFolder
+from scaling.study.trial import Trial, code_commit, describe_exception
+
+DRIVER_MEMORY = 256 * 2**20
+MAX_FAILURES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """A study about to run: its data are there, its declaration agrees with the rows that the store holds."""
+
+    study: Study
+    folder: StudyFolder
+    shards: Path
+    cache_root: Path
+    eval_pin: str
+    code_commit: str
+
+    @classmethod
+    def prepare(cls, study: Study, folder: StudyFolder, shards: Path, cache_root: Path) -> Sweep:
+        """Check the declaration against the data.
+
+        Raises:
+            UserError: if D exceeds the data, pixels differ, or the label is unknown or NaN.
+        """
+        manifest = Manifest.load(shards)
+        largest, rules = study.data.num_spectra[-1], study.data.rules
+        if largest > manifest.num_rows("train"):
+            raise UserError(
+                f"Study.data.num_spectra: {largest} spectra asked for, {shards} has {manifest.num_rows('train')} in train; "
+                "drop the rung or shard more files"
+            )
+        if manifest.pixels != study.ladder.num_pixels:
+            raise UserError(f"Ladder.num_pixels = {study.ladder.num_pixels}: {shards} has {manifest.pixels} pixels")
+        if rules.label not in manifest.labels:
+            raise UserError(f"DataRules.label = {rules.label!r}: {shards} has {', '.join(sorted(manifest.labels))}")
+        missing = manifest.labels[rules.label].nan
+        if missing:
+            raise UserError(
+                f"{shards}: label {rules.label!r} is NaN in {missing} training spectra; choose another label, or remove them"
+            )
+        return cls(
+            study=study,
+            folder=folder,
+            shards=shards,
+            cache_root=cache_root,
+            eval_pin=evaluation_pin(shards, rules),
+            code_commit=code_commit(),
+        )
+
+    def trial(self, cell: Cell, number: int, lr: float) -> Trial:
+        """A trial of this study."""
+        return Trial(
+            study=self.study,
+            folder=self.folder,
+            shards=self.shards,
+            cache_root=self.cache_root,
+            cell=cell,
+            number=number,
+            lr=lr,
+            fingerprint=self.fingerprint(cell),
+            eval_pin=self.eval_pin,
+            code_commit=self.code_commit,
+        )
+
+    def fingerprint(self, cell: Cell) -> str:
+        """Hash of all that determines the cell's results: its declaration, its spectra and those it is scored on."""
+        digest = Manifest.load(self.shards).digest("train", cell.num_spectra)
+        return self.study.fingerprint(cell, f"{digest} {self.eval_pin}")
+
+    def rows(self) -> list[Row]:
+        """The rows of this study's cells.
+
+        Raises:
+            UserError: if a row was made under another declaration.
+        """
+        by_cell = {cell.key: cell for cell in self.study.cells()}
+        mine = [row for row in self.folder.rows() if row.cell in by_cell]
+        fingerprints = {key: self.fingerprint(cell) for key, cell in by_cell.items()}
+        for row in mine:
+            if row.fingerprint != fingerprints[row.cell]:
+                raise UserError(
+                    f"{self.folder.store.uri}/{self.study.name}: trial {row.trial} was run under another declaration or other data "
+                    "(see study.json there); give the changed study another name, or use another store"
+                )
+        return mine
+
+    def remaining(self) -> int:
+        """Trials that have no row yet."""
+        keys = {cell.trial(k) for cell in self.study.cells() for k in range(self.study.search.trials)}
+        return len(keys - {row.trial for row in self.rows()})
+
+
+def run_sweep(sweep: Sweep, progress: Callable[[str], None]) -> list[Row]:
+    """Run every trial that has no row, on the cluster that Ray is connected to. Returns all rows.
+
+    Raises:
+        UserError: if a cell can never run on this cluster.
+    """
+    import ray
+    from ray import tune
+
+    from scaling.study.search import CellSearch
+
+    check_cluster(sweep.study, ray.cluster_resources())
+    rows = sweep.rows()
+    tracker = Progress(sweep.study, rows, ray.cluster_resources(), progress)
+    search = CellSearch(
+        sweep.study,
+        sweep.trial,
+        rows,
+        str(sweep.folder.journal),
+        ray.cluster_resources,
+        tracker.add,
+    )
+    with tempfile.TemporaryDirectory(prefix="spectral-scaling-") as scratch:  # Tune's own snapshot; never read
+        tuner = tune.Tuner(
+            tune.with_resources(_trainable, _resources),
+            tune_config=tune.TuneConfig(search_alg=search, num_samples=-1, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name=sweep.study.name,
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            ),
+        )
+        tuner.fit()
+    return sweep.rows()
+
+
+def _trainable(config: dict[str, Any]) -> None:
+    from ray import tune
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    trial: Trial = config["trial"]
+    try:
+        trial.run(tune.report, TuneReportCallback)
+    except Exception as error:
+        trial.output.write_error(describe_exception(error))
+        raise
+
+
+def _resources(config: dict[str, Any]) -> Any:
+    from ray import tune
+
+    trial: Trial = config["trial"]
+    placement = trial.study.placement(trial.cell)
+    if placement.host == "ray_train":
+        # Ray Train asks for the workers' devices itself. The driver waits, and must not hold a CPU they may need.
+        return tune.PlacementGroupFactory([{"memory": DRIVER_MEMORY}])
+    return tune.PlacementGroupFactory([{"CPU": placement.cpus, "GPU": placement.gpus}])

@@ -1,0 +1,203 @@
+"""One trial: from its place in the study to its row, on whichever host it runs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaling.data.shards import Manifest
+from scaling.model import ladder
+from scaling.model.checkpoint import model_bytes
+from scaling.study.declaration import Cell, Study, stable
+from scaling.study.rows import Row
+from scaling.study.store import StudyFolder, TrialFolder
+from scaling.training.loop import Outcome, Task
+from scaling.training.metrics import Scores
+from scaling.training.trainer import Job, run_in_process, run_under_ray_train
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A learning rate tried in a cell, with everything a worker needs to run it and write its row."""
+
+    study: Study
+    folder: StudyFolder
+    shards: Path
+    cache_root: Path
+    cell: Cell
+    number: int
+    lr: float
+    fingerprint: str
+    eval_pin: str
+    code_commit: str
+
+    @property
+    def key(self) -> str:
+        """The trial's name in the store and on dashboards."""
+        return self.cell.trial(self.number)
+
+    @property
+    def output(self) -> TrialFolder:
+        """The trial's folder in the store."""
+        return self.folder.trial(self.key)
+
+    def task(self) -> Task:
+        """What the loop trains."""
+        return Task(
+            shards=self.shards,
+            cache_root=self.cache_root,
+            rules=self.study.data.rules,
+            num_spectra=self.cell.num_spectra,
+            model=self.study.ladder.rung(self.cell.width),
+            recipe=self.study.recipe,
+            lr=self.lr,
+            seed=self.cell.seed,
+        )
+
+    def run(self, forward: Callable[[dict[str, float]], None], ray_train_callback: Callable[[], Any] | None) -> None:
+        """Train on the host its placement names, and write the row. A trial that has its row does nothing."""
+        if self.output.read_row() is not None:
+            return
+        placement = self.study.placement(self.cell)
+        job = Job(
+            name=f"{self.study.name}-{self.key}",
+            task=self.task(),
+            folder=self.output,
+            finish=functools.partial(_finish, self, time.time()),
+            workers=placement.workers,
+            cpus=placement.cpus,
+            gpus=placement.gpus,
+        )
+        if placement.host == "ray_train":
+            run_under_ray_train(job, self.folder.ray_train_storage, ray_train_callback)
+        else:
+            run_in_process(job, forward)
+
+    def failed_row(self, error: str) -> Row:
+        """The row of a trial that could not be finished."""
+        return _row(self, None, error=error, device="", wall_seconds=math.nan)
+
+
+def _finish(trial: Trial, started: float, outcome: Outcome, device: str) -> None:
+    if outcome.status == "done":
+        standardisation = outcome.standardisation
+        extra = {
+            "flux_offset": torch.from_numpy(standardisation.flux_offset),
+            "flux_scale": torch.from_numpy(standardisation.flux_scale),
+            "wave": torch.tensor(Manifest.load(trial.shards).wave, dtype=torch.float64),
+        }
+        about = {
+            "trial": trial.key,
+            "study": trial.study.name,
+            "label": trial.study.data.rules.label,
+            "label_offset": standardisation.label_offset,
+            "label_scale": standardisation.label_scale,
+            "lr": trial.lr,
+            "rules": stable(trial.study.data.rules),
+        }
+        trial.output.write_model(model_bytes(trial.task().model, outcome.weights, extra, about))
+    row = _row(trial, outcome, error=outcome.error, device=device, wall_seconds=time.time() - started)
+    trial.output.write_row(row)
+
+
+def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: str, wall_seconds: float) -> Row:
+    study, cell = trial.study, trial.cell
+    config, recipe, rules = study.ladder.rung(cell.width), study.recipe, study.data.rules
+    placement, count = study.placement(cell), ladder.count_parameters(config)
+    label = Manifest.load(trial.shards).labels[rules.label]
+    seen = outcome.samples_seen if outcome else 0
+    seconds = outcome.train_seconds if outcome else math.nan
+    z = outcome.z if outcome else math.nan
+    return Row(
+        study=study.name,
+        cell=cell.key,
+        trial=trial.key,
+        fingerprint=trial.fingerprint,
+        family="specvit",
+        rung=f"w{cell.width}",
+        num_params=count.reach_loss,
+        num_params_nonembedding=count.non_embedding,
+        num_params_total=count.reach_loss,
+        num_spectra=cell.num_spectra,
+        held_out=study.held_out(cell),
+        epochs=seen / cell.num_spectra,
+        steps=outcome.steps if outcome else 0,
+        samples_seen=seen,
+        budget=recipe.budget.kind,
+        noise=rules.noise,
+        train_flops=float(ladder.train_flops(config, seen)),
+        lr=trial.lr,
+        weight_decay=recipe.weight_decay,
+        batch_size=recipe.batch_size,
+        seed=cell.seed,
+        precision=recipe.precision,
+        label=rules.label,
+        label_mean=label.mean,
+        label_std=label.std,
+        **_scores("val", outcome.val if outcome else None, z),
+        **_scores("test", outcome.test if outcome else None, z),
+        best_epoch=outcome.best_epoch if outcome else math.nan,
+        eval_pin=trial.eval_pin,
+        status=outcome.status if outcome else "failed",
+        error=error,
+        host=placement.host,
+        workers=placement.workers,
+        device=device,
+        skipped_steps=outcome.skipped_steps if outcome else 0,
+        device_seconds=seconds * placement.workers * (placement.gpus or placement.cpus),
+        wall_seconds=wall_seconds,
+        samples_per_second=seen / seconds if seconds else math.nan,
+        code_commit=trial.code_commit,
+        versions=_versions(),
+    )
+
+
+def _scores(split: str, found: Scores | None, z: float) -> dict[str, Any]:
+    mae, sem = (found.mae, found.mae_sem) if found else (math.nan, math.nan)
+    return {
+        f"{split}_mae_dex": mae,
+        f"{split}_mae_z": mae * z,
+        f"{split}_r2": found.r2 if found else math.nan,
+        f"{split}_mae_sem_dex": sem,
+        f"num_{split}": found.count if found else 0,
+    }
+
+
+@functools.cache
+def _versions() -> str:
+    names = ("ray", "torch", "transformers", "optuna", "numpy")
+    return json.dumps({"python": platform.python_version(), **{name: version(name) for name in names}})
+
+
+def code_commit() -> str:
+    """The commit of the source tree, with "+changes" if it differs; "unknown" outside a git checkout."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def describe_exception(error: BaseException) -> str:
+    """The last frame of our own and the message, short enough for a row."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "scaling" in f.filename]
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}: {error}"[:2000]

@@ -1,0 +1,52 @@
+"""Imports point one way: data, model ← training ← study ← __main__; analysis knows rows and nothing of Ray or torch."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FORBIDDEN = {
+    "scaling/data": ["scaling.model", "scaling.training", "scaling.study", "analysis", "experiments"],
+    "scaling/model": ["ray", "scaling.data", "scaling.training", "scaling.study", "analysis", "experiments"],
+    "scaling/training": ["scaling.study", "analysis", "experiments", "optuna"],
+    "scaling/study": ["experiments", "scaling.__main__"],
+    "analysis": ["ray", "torch", "optuna", "scaling.data", "scaling.model", "scaling.training", "experiments"],
+    "experiments": ["ray", "torch", "analysis", "scaling.data", "scaling.training"],
+}
+ANALYSIS_MAY_USE = {"scaling.study.rows", "scaling.errors"}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_imports_point_one_way(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        for name in imported(path):
+            for forbidden in FORBIDDEN[package]:
+                assert not f"{name}.".startswith(f"{forbidden}."), f"{path} imports {name}"
+
+
+def test_analysis_uses_only_rows_and_errors_of_the_harness():
+    for path in (ROOT / "analysis").rglob("*.py"):
+        modules = {n for n in imported(path) if n.startswith("scaling")}
+        allowed = {
+            n for n in modules for m in ANALYSIS_MAY_USE if f"{n}.".startswith(f"{m}.") or f"{m}.".startswith(f"{n}.")
+        }
+        outside = modules - allowed
+        assert not outside, f"{path} imports {outside}"
+
+
+def test_what_the_analysis_imports_of_the_harness_is_light():
+    for name in ("scaling/study/rows.py", "scaling/errors.py", "scaling/__init__.py", "scaling/study/__init__.py"):
+        assert not {n.split(".")[0] for n in imported(ROOT / name)} & {"ray", "torch", "optuna", "transformers"}
