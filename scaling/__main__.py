@@ -8,14 +8,11 @@ import importlib.util
 import json
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
-
-DEFAULT_CACHE = Path(tempfile.gettempdir()) / "spectral-scaling-cache"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("run", _run, "Run a study, or continue it: data, sweep, rows, report.")
     _study_and_store(sub)
     sub.add_argument("--address", help="Ray cluster to use; one is started on this machine otherwise")
-    sub.add_argument("--cache", type=Path, default=os.environ.get("SCALING_CACHE", DEFAULT_CACHE), metavar="DIR")
+    sub.add_argument("--cache", type=Path, metavar="DIR", help="folder for the nodes' memory maps")
     sub.add_argument("--retry-failed", action="store_true", help="try trials again whose row says failed")
 
     sub = command("status", _status, "Say how far a study is.")
@@ -103,9 +100,11 @@ def _load_study(name: str) -> Any:
         else:
             sys.path.insert(0, os.getcwd())
             module = importlib.import_module(name)
-    except (ImportError, FileNotFoundError, SyntaxError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's module raises is theirs to mend
         raise UserError(
-            f"study {name}: cannot be loaded ({error}); give a module such as experiments.demo, or a .py file"
+            f"study {name}: cannot be loaded ({type(error).__name__}: {error}); give a module such as experiments.demo, or a .py file"
         ) from error
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
@@ -183,11 +182,17 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from scaling.data.cache import default_cache_root
     from scaling.study.run import run_study
 
-    study = _load_study(options.study)
+    cache = options.cache or default_cache_root()
     rows = run_study(
-        study, options.store, address=options.address, cache=Path(options.cache), retry=options.retry_failed, say=_say
+        _load_study(options.study),
+        options.store,
+        address=options.address,
+        cache=cache,
+        retry=options.retry_failed,
+        say=_say,
     )
     bad = [row for row in rows if row.status == "failed"]
     for row in bad:

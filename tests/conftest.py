@@ -18,3 +18,49 @@ def pytest_collection_modifyitems(items):
 def _one_thread():
     """Trials on the CPU run with one thread each; so do tests, and give the same bits."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """A shard set of 300 + 64 + 96 simulated bright spectra of 1024 pixels, made without Ray."""
+    from scaling.data import shards as module
+    from scaling.data.simulate import Simulation, write_simulation
+
+    root = tmp_path_factory.mktemp("shards")
+    simulation = Simulation(train=300, val=64, test=96, pixels=1024, seed=5, mag_range=(17.5, 19.5))
+    files = write_simulation(root / "hdf5", simulation)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            module,
+            "_write_shards",
+            lambda dest, plan, _: [module.write_shard(task, dest, plan.schema) for task in plan.tasks],
+        )
+        module.convert(root / "shards", **files, rows_per_shard=128)
+    return root / "shards"
+
+
+@pytest.fixture(scope="session")
+def cache_root(tmp_path_factory):
+    """A node's cache, shared by the tests as trials share it."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def free_port():
+    """A TCP port on the loopback interface that was free a moment ago."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A cluster of two CPUs on this machine, shared by the tests that need one."""
+    import ray
+
+    from scaling.study.cluster import ray_cluster
+
+    with ray_cluster(None):
+        yield ray.cluster_resources()

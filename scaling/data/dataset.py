@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scaling.data.cache import map_noisy, map_split
+from scaling.data.manifest import Manifest
 from scaling.data.seeds import stable_seed
-from scaling.data.shards import Manifest
 from scaling.errors import UserError
 
 Noise = Literal["fixed", "fresh"]

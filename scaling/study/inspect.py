@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
-from scaling.study.declaration import Study, stable
+from scaling.study.declaration import Study
 from scaling.study.plan import human
 from scaling.study.progress import Progress
 from scaling.study.store import Store, StudyFolder
@@ -20,14 +21,15 @@ def inspect(path: str) -> tuple[str, dict[str, Any]]:
         UserError: if there is nothing, or nothing known.
     """
     from scaling.data.describe import describe
-    from scaling.data.shards import MANIFEST, describe_shards
+    from scaling.data.manifest import MANIFEST
+    from scaling.data.shards import describe_shards
 
     local = None if "://" in path else Path(path)
     if local is not None and not local.exists():
         raise UserError(f"{path}: no such file or folder")
     if local is not None and local.is_file():
         description = describe(local)
-        return description.to_text(), stable(description)
+        return description.to_text(), dataclasses.asdict(description)
     if local is not None and ((local / MANIFEST).is_file() or (local / "conversion.json").is_file()):
         text = describe_shards(local)
         return text, {"path": path, "text": text}

@@ -133,7 +133,7 @@ def human(number: float) -> str:
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{suffix}"
-    return f"{number:g}"
+    return f"{number:.3g}"
 
 
 def _where(placement: Placement) -> str:

@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from scaling.data.shards import MANIFEST, convert
+from scaling.data.manifest import MANIFEST
+from scaling.data.shards import convert
 from scaling.data.simulate import Simulation, write_simulation
 from scaling.errors import UserError
 from scaling.study.declaration import Study, stable

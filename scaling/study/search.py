@@ -25,6 +25,7 @@ from scaling.study.rows import Row
 from scaling.study.trial import Trial
 
 History = list[tuple[float, float]]
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def suggest_lr(search: Search, cell: Cell, number: int, history: History) -> float:

@@ -75,6 +75,12 @@ class Store:
         if filesystem.get_file_info(posixpath.join(root, path)).type != fs.FileType.NotFound:
             filesystem.delete_file(posixpath.join(root, path))
 
+    def delete_folder(self, path: str) -> None:
+        """Remove a folder and all in it, if it is there."""
+        filesystem, root = self._open()
+        if filesystem.get_file_info(posixpath.join(root, path)).type != fs.FileType.NotFound:
+            filesystem.delete_dir(posixpath.join(root, path))
+
     def folders(self, path: str = "") -> list[str]:
         """Names of the folders directly below `path`, sorted."""
         filesystem, root = self._open()
@@ -135,6 +141,10 @@ class StudyFolder:
     def ray_train_storage(self) -> str:
         """Where Ray Train keeps its bookkeeping while a trial runs: nothing that a result depends on."""
         return f"{self.store.uri}/{self.name}/ray-train"
+
+    def clear_ray_train_storage(self) -> None:
+        """Remove Ray Train's bookkeeping of a finished sweep."""
+        self.store.delete_folder(f"{self.name}/ray-train")
 
     def read_declaration(self) -> bytes | None:
         """The study as it was declared when last run."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.data.dataset import evaluation_pin
-from scaling.data.shards import Manifest
+from scaling.data.manifest import Manifest
 from scaling.errors import UserError
 from scaling.study.declaration import Cell, Study
 from scaling.study.plan import check_cluster
@@ -143,6 +143,7 @@ def run_sweep(sweep: Sweep, progress: Callable[[str], None]) -> list[Row]:
             ),
         )
         tuner.fit()
+    sweep.folder.clear_ray_train_storage()
     return sweep.rows()
 
 

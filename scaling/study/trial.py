@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from scaling.data.shards import Manifest
+from scaling.data.manifest import Manifest
 from scaling.model import ladder
 from scaling.model.checkpoint import model_bytes
 from scaling.study.declaration import Cell, Study, stable

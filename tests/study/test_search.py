@@ -1,6 +1,5 @@
 import math
 
-import optuna
 import pytest
 
 from scaling.study.declaration import Cell, Placement, Search
@@ -107,7 +106,6 @@ def test_a_round_opens_only_when_the_one_before_is_complete():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_any_order_of_finishing_and_any_interruption_give_the_same_trials(tmp_path):
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = example_study(search=SEARCH)
     total = len(study.cells()) * SEARCH.trials
     expected: dict = {}
@@ -122,7 +120,6 @@ def test_any_order_of_finishing_and_any_interruption_give_the_same_trials(tmp_pa
 
 
 def test_the_journal_shows_every_trial_once_and_can_be_lost(tmp_path):
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study, store = example_study(), {}
     drive(make_search(study, store, tmp_path / "first"))
     for journal in ("first", "second"):  # the second is rebuilt from the rows
@@ -134,7 +131,6 @@ def test_the_journal_shows_every_trial_once_and_can_be_lost(tmp_path):
 
 
 def test_a_trial_without_a_row_is_recorded_as_failed(tmp_path):
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study, store = example_study(), {}
     search = make_search(study, store, tmp_path / "journal")
     trial = search.suggest("a")["trial"]
@@ -144,7 +140,6 @@ def test_a_trial_without_a_row_is_recorded_as_failed(tmp_path):
 
 
 def test_ray_train_trials_go_first_and_nothing_overtakes_them(tmp_path):
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = example_study(placements=(Placement(), Placement(from_width=8, from_spectra=256, workers=2)))
     search = make_search(study, {}, tmp_path / "journal")
     first = search.suggest("a")["trial"]

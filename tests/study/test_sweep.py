@@ -1,0 +1,103 @@
+"""The whole chain on a local cluster: run, rerun, killed and continued, on either host."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from experiments.smoke import STUDY
+from scaling.study.store import Store, StudyFolder
+
+RESULTS = [
+    "trial",
+    "lr",
+    "val_mae_dex",
+    "val_r2",
+    "test_mae_dex",
+    "test_r2",
+    "best_epoch",
+    "steps",
+    "status",
+    "fingerprint",
+]
+
+
+def command(store, cache):
+    return [sys.executable, "-m", "scaling", "run", "experiments.smoke", "--store", str(store), "--cache", str(cache)]
+
+
+def results(store):
+    table = pd.read_parquet(store / "smoke" / "results.parquet").sort_values("trial", ignore_index=True)
+    return table[RESULTS]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The smoke study's store after one run from beginning to end, with the seconds it took and what it printed."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    started = time.monotonic()
+    done = subprocess.run(command(root / "store", root / "cache"), capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root / "store", root / "cache", time.monotonic() - started, done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_chain_runs_from_spectra_to_report(undisturbed):
+    store, _, _, printed = undisturbed
+    table = pd.read_parquet(store / "smoke" / "results.parquet")
+    assert len(table) == len(STUDY.cells()) * STUDY.search.trials
+    assert set(table["status"]) == {"done"}
+    assert table["trial"].is_unique
+    assert table["eval_pin"].nunique() == 1
+    assert set(table["host"]) == {"process", "ray_train"}
+    assert (table["samples_seen"] == 8192).all()
+    assert (table["test_mae_dex"] < 1.0).all()  # always answering the mean gives about 1.04 dex
+    assert "cells 6/6" in printed
+    assert "left" in printed
+    assert (store / "smoke" / "report" / "index.html").stat().st_size > 10_000
+    trial = StudyFolder(Store(str(store)), "smoke").trial(table["trial"][0])
+    assert trial.read_state() is None  # nothing to resume once the row is there
+    assert not (store / "smoke" / "ray-train").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_running_again_redoes_nothing(undisturbed):
+    store, cache, _, _ = undisturbed
+    rows = sorted((store / "smoke" / "trials").glob("*/row.json"))
+    before = [path.stat().st_mtime_ns for path in rows]
+    started = time.monotonic()
+    done = subprocess.run(command(store, cache), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "all 12 trials have their rows" in done.stdout
+    assert time.monotonic() - started < 30
+    assert [path.stat().st_mtime_ns for path in rows] == before
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_killed_and_continued_gives_the_undisturbed_rows(undisturbed, tmp_path):
+    """kill -9 of the driver once while a trial trains and once between trials."""
+    expected = results(undisturbed[0])
+    store, arguments = tmp_path / "store", command(tmp_path / "store", tmp_path / "cache")
+    for wanted in ("*/state.pt", "*/row.json"):
+        driver = subprocess.Popen(
+            arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + 120
+        while not list((store / "smoke" / "trials").glob(wanted)):
+            assert time.monotonic() < deadline
+            assert driver.poll() is None
+            time.sleep(0.05)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = results(store)
+    assert found["trial"].is_unique
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)

@@ -1,0 +1,124 @@
+"""Every user's mistake is one clear line on stderr and exit status 2."""
+
+import json
+import textwrap
+
+import h5py
+import pytest
+
+from scaling.__main__ import main
+
+
+def mistake(capsys, *arguments):
+    """The one line printed for a command that must fail as the user's mistake."""
+    assert main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("scaling: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.fixture
+def study_file(tmp_path, shards):
+    """Writes a study over the test shards, with some of its text replaced."""
+
+    def write(*changes):
+        text = f"""
+            from pathlib import Path
+            from scaling.study.declaration import *
+            STUDY = Study(
+                name="mine", question="?",
+                data=Data(
+                    source=Sources(shards=Path({str(shards)!r}), train=(Path("a.h5"),), val=Path("b.h5"), test=Path("c.h5")),
+                    num_spectra=(64, 128), rules=DataRules(noise="fixed", label="log_g")),
+                ladder=Ladder(num_pixels=1024, patch_size=128), widths=(4, 8),
+                recipe=Recipe(budget=Budget(samples=256), batch_size=32), search=Search(trials=1))
+        """
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "mine.py"
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    return write
+
+
+def test_plan_prints_the_cost_and_writes_json(capsys, tmp_path):
+    assert main(["plan", "experiments.bosz_1m", "--json", str(tmp_path / "plan.json")]) == 0
+    text = capsys.readouterr().out
+    assert "4,809,729" in text
+    assert "device-hours" in text
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["trials"] == 560
+    assert {cell["num_params"] for cell in plan["cells"]} >= {4_809_729}
+
+
+def test_inspect_says_what_a_shard_set_and_its_sources_are(capsys, shards):
+    assert main(["inspect", str(shards)]) == 0
+    assert "300 spectra in 3 shards" in capsys.readouterr().out
+    assert main(["inspect", str(shards.parent / "hdf5" / "val" / "dataset.h5")]) == 0
+    assert "64 spectra of 1024 pixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("(64, 128)", "(64, 1000)"), ["1000 spectra asked for", "300 in train"]),
+        (("num_pixels=1024", "num_pixels=2048"), ["num_pixels = 2048", "1024 pixels"]),
+        (('label="log_g"', 'label="logg"'), ["logg", "log_g"]),
+        (('label="log_g"', 'label="Fe_H"'), ["Fe_H", "NaN in 300"]),
+        (("(64, 128)", "(128, 64)"), ["num_spectra = (128, 64)", "rising"]),
+        (("samples=256", "samples=0"), ["Budget", "at least 1"]),
+        (("widths=(4, 8)", "widths=(4, 100)"), ["num_heads = 3", "width = 100"]),
+        (("patch_size=128", "patch_size=100"), ["patch_size = 100"]),
+        (('noise="fixed"', 'noise="none"'), ["DataRules.noise", "fixed, fresh"]),
+        (('name="mine"', 'name="My Study"'), ["Study.name"]),
+        (("trials=1", "trials=0"), ["trials=0"]),
+        (("STUDY =", "MINE ="), ["STUDY"]),
+        (('question="?"', 'question="?'), ["mine.py"]),
+    ],
+)
+def test_a_study_that_cannot_run_is_refused_before_ray_starts(capsys, tmp_path, study_file, change, words):
+    error = mistake(capsys, "run", study_file(change), "--store", tmp_path / "store", "--cache", tmp_path / "cache")
+    for word in words:
+        assert word in error
+
+
+def test_missing_sources_name_the_first_missing_file(capsys, tmp_path, study_file, ray_cluster):
+    study = study_file(
+        ("shards=Path(", "shards=Path('nowhere') / Path("), ("'nowhere') / Path('/", "'nowhere') / Path('")
+    )
+    error = mistake(capsys, "run", study, "--store", tmp_path / "store", "--cache", tmp_path / "cache")
+    assert "a.h5" in error
+
+
+@pytest.mark.parametrize("study", ["experiments.nothing", "nothing.py"])
+def test_an_unknown_study_is_named(capsys, tmp_path, study):
+    assert study in mistake(capsys, "run", study, "--store", tmp_path)
+
+
+def test_an_unwritable_store_is_named(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in mistake(capsys, "run", "experiments.smoke", "--store", tmp_path / "file" / "store")
+    assert "nosuch" in mistake(capsys, "run", "experiments.smoke", "--store", "nosuch://bucket")
+
+
+def test_a_report_without_rows_is_refused(capsys, tmp_path):
+    assert "no rows yet" in mistake(capsys, "report", "experiments.smoke", "--store", tmp_path)
+
+
+def test_inspect_of_nothing_known(capsys, tmp_path):
+    assert "no such" in mistake(capsys, "inspect", tmp_path / "missing")
+    assert "manifest.json" in mistake(capsys, "inspect", tmp_path)
+    (tmp_path / "text.h5").write_text("not HDF5")
+    assert "text.h5" in mistake(capsys, "inspect", tmp_path / "text.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = 1
+    assert "other.h5" in mistake(capsys, "inspect", tmp_path / "other.h5")
+
+
+def test_wrong_numbers_on_the_command_line(capsys, tmp_path):
+    assert "mfu" in mistake(capsys, "plan", "experiments.demo", "--mfu", 20)
+    assert "999" in mistake(capsys, "simulate", tmp_path / "out", "--pixels", 999)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,238 @@
+import dataclasses
+import functools
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+
+from scaling.data.dataset import DataRules, EvaluationSplit, Standardisation, TrainingBatches, evaluation_pin
+from scaling.errors import UserError
+from scaling.model.ladder import Ladder
+from scaling.training.loop import Context, Task, train
+from scaling.training.recipe import Budget, Recipe
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(
+    budget=Budget(epochs=3), batch_size=64, precision="fp32", evaluations=3, schedule_unit="step", warmup=0.1
+)
+
+
+class KilledError(Exception):
+    pass
+
+
+class Host:
+    """A host in memory: it keeps states as a file would, and can be killed after some reports."""
+
+    def __init__(self, kill_after=None, rank=0, world=1):
+        self.kill_after, self.reports, self.saved = kill_after, [], None
+        self.rank, self.world = rank, world
+
+    def context(self):
+        return Context(rank=self.rank, world=self.world, device=CPU, report=self.report, load=lambda: self.saved)
+
+    def report(self, metrics, state):
+        self.reports.append(metrics)
+        file = io.BytesIO()
+        torch.save(state, file)
+        file.seek(0)
+        self.saved = torch.load(file, weights_only=True)
+        if self.kill_after is not None and len(self.reports) == self.kill_after:
+            self.kill_after = None
+            raise KilledError
+
+
+@pytest.fixture
+def task(shards, cache_root):
+    return Task(
+        shards=shards,
+        cache_root=cache_root,
+        rules=DataRules(noise="fixed"),
+        num_spectra=200,
+        model=Ladder(num_pixels=1024, patch_size=128, dropout=0.1, attention_dropout=0.1).rung(8),
+        recipe=RECIPE,
+        lr=5e-3,
+        seed=7,
+    )
+
+
+def scalars(outcome):
+    return outcome.val, outcome.test, outcome.steps, outcome.samples_seen, outcome.best_epoch
+
+
+def same_weights(a, b):
+    return all(torch.equal(a.weights[name], b.weights[name]) for name in a.weights)
+
+
+def test_the_same_task_gives_the_same_bits(task):
+    first, second = train(task, Host().context()), train(task, Host().context())
+    assert scalars(first) == scalars(second)
+    assert same_weights(first, second)
+    assert first.samples_seen == 600
+    assert first.steps == 12
+
+
+@pytest.mark.parametrize("noise", ["fixed", "fresh"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(task, precision, noise):
+    recipe = dataclasses.replace(RECIPE, precision=precision, evaluations=5)
+    task = dataclasses.replace(task, recipe=recipe, rules=DataRules(noise=noise))
+    whole = Host()
+    expected = train(task, whole.context())
+    for kill_after in (1, 3):
+        host = Host(kill_after)
+        with pytest.raises(KilledError):
+            train(task, host.context())
+        outcome = train(task, host.context())
+        assert scalars(outcome) == scalars(expected)
+        assert same_weights(outcome, expected)
+        assert [m["val_mae_dex"] for m in host.reports] == [m["val_mae_dex"] for m in whole.reports]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_stays_close_to_fp32(task, precision):
+    full = train(task, Host().context())
+    mixed = train(dataclasses.replace(task, recipe=dataclasses.replace(RECIPE, precision=precision)), Host().context())
+    assert mixed.val.mae == pytest.approx(full.val.mae, rel=0.05)
+    assert mixed.val.mae != full.val.mae
+
+
+def test_fp16_counts_the_steps_its_scaler_skips(task, monkeypatch):
+    # A first scale this large overflows fp16; the scaler halves it at each skipped step until it fits.
+    monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=2.0**26))
+    recipe = dataclasses.replace(RECIPE, precision="fp16")
+    outcome = train(dataclasses.replace(task, recipe=recipe), Host().context())
+    assert 0 < outcome.skipped_steps < outcome.steps
+
+
+def test_training_learns(task):
+    recipe = dataclasses.replace(RECIPE, budget=Budget(samples=12_000), evaluations=4)
+    host = Host()
+    outcome = train(dataclasses.replace(task, num_spectra=300, recipe=recipe), host.context())
+    guess = 0.866 / outcome.z  # the error of always answering the mean of a uniform label, in dex
+    assert outcome.test.mae < 0.75 * guess
+    assert outcome.val.mae == min(report["val_mae_dex"] for report in host.reports)
+
+
+def test_a_diverging_trial_says_so(task):
+    recipe = dataclasses.replace(RECIPE, clip_norm=1e30, loss="mse")
+    outcome = train(dataclasses.replace(task, lr=1e30, recipe=recipe), Host().context())
+    assert outcome.status == "diverged"
+    assert "not finite" in outcome.error
+    assert "1e+30" in outcome.error
+
+
+def _worker(rank, world, task, port, queue):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    host = Host(rank=rank, world=world)
+    outcome = train(task, host.context())
+    if rank == 0:
+        queue.put(([(m["train_loss"], m["val_mae_dex"]) for m in host.reports], dataclasses.asdict(outcome.test)))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", ["fixed", "fresh"])
+def test_workers_give_the_losses_of_one_worker(task, noise, free_port):
+    # 129 rows in batches of 64 end each epoch with a batch of one row: the second worker's share is empty.
+    model = dataclasses.replace(task.model, dropout=0.0, attention_dropout=0.0)
+    task = dataclasses.replace(task, rules=DataRules(noise=noise), model=model, num_spectra=129)
+    host = Host()
+    alone = train(task, host.context())
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    torch.multiprocessing.spawn(_worker, (2, task, free_port, queue), nprocs=2)
+    curve, test = queue.get()
+    assert np.allclose(curve, [(m["train_loss"], m["val_mae_dex"]) for m in host.reports], rtol=2e-5)
+    assert test["count"] == alone.test.count
+    assert test["mae"] == pytest.approx(alone.test.mae, rel=2e-5)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("noise", ["fixed", "fresh"])
+def test_workers_share_the_global_batch_of_one(shards, cache_root, world, noise):
+    def batches(rank, world):
+        return TrainingBatches(
+            shards, DataRules(noise=noise), 200, 64, seed=3, device=CPU, cache_root=cache_root, rank=rank, world=world
+        )
+
+    whole = batches(0, 1)
+    parts = [batches(rank, world) for rank in range(world)]
+    for step in (0, 3, 4, 11):
+        flux, labels = whole.batch(step)
+        for rank, part in enumerate(parts):
+            share, share_labels = part.batch(step)
+            assert torch.equal(share, flux[rank::world])
+            assert torch.equal(share_labels, labels[rank::world])
+
+
+def test_an_epoch_visits_every_spectrum_once_and_prefixes_nest(shards, cache_root):
+    def batches(num_spectra):
+        return TrainingBatches(
+            shards, DataRules(noise="fixed"), num_spectra, 64, seed=3, device=CPU, cache_root=cache_root
+        )
+
+    small, large = batches(130), batches(300)
+    for epoch in range(2):
+        visited = np.concatenate([small.rows(step) for step in range(3 * epoch, 3 * epoch + 3)])
+        assert sorted(visited) == list(range(130))
+    assert np.array_equal(small._flux, large._flux[:130])
+
+
+def test_evaluation_noise_is_the_originals(shards, cache_root):
+    """One draw for the split from seed 42 on the CPU, as `torch.manual_seed(42); torch.randn_like(flux)` gives."""
+    from scaling.data.cache import map_split
+
+    rules = DataRules(input_norm="none")
+    mapped = map_split(shards, "test", 96, cache_root)
+    flux, error = torch.from_numpy(np.array(mapped.flux)), torch.from_numpy(np.array(mapped.error))
+    torch.manual_seed(42)
+    expected = flux.clip(min=0) + torch.randn_like(flux) * error
+    found = EvaluationSplit.load(shards, rules, "test", device=CPU, cache_root=cache_root)
+    assert torch.allclose(found.flux, expected, rtol=0, atol=1e-6)
+    share = EvaluationSplit.load(shards, rules, "test", device=CPU, cache_root=cache_root, rank=1, world=3)
+    assert torch.equal(share.flux, found.flux[1::3])
+
+
+@pytest.mark.parametrize("input_norm", ["none", "global", "mean_spectrum", "per_pixel"])
+def test_standardised_inputs_have_the_promised_moments(shards, cache_root, input_norm):
+    rules = DataRules(noise="fixed", input_norm=input_norm)
+    batches = TrainingBatches(shards, rules, 300, 300, seed=1, device=CPU, cache_root=cache_root)
+    flux, labels = batches.batch(0)
+    assert labels.mean() == pytest.approx(0, abs=1e-5)
+    assert labels.std(correction=0) == pytest.approx(1, abs=1e-5)
+    if input_norm != "none":
+        assert flux.mean() == pytest.approx(0, abs=0.02)
+        assert flux.std() == pytest.approx(1, abs=0.02)
+    if input_norm == "per_pixel":
+        assert torch.allclose(flux.std(dim=0), torch.ones(1024), atol=0.25)
+
+
+def test_minmax_labels_lie_in_the_unit_interval(shards):
+    standardisation = Standardisation.of(shards, DataRules(label_norm="minmax"))
+    assert standardisation.normalise_labels(np.array([1.0, 5.0])) == pytest.approx([0.0, 1.0], abs=0.05)
+
+
+def test_scores_do_not_depend_on_the_unit_of_the_loss(task):
+    outcome = train(dataclasses.replace(task, rules=DataRules(noise="fixed", label_norm="minmax")), Host().context())
+    assert 0.1 < outcome.test.mae < 3
+    assert math.isfinite(outcome.test.r2)
+
+
+def test_the_evaluation_pin_follows_what_is_scored(shards):
+    pin = evaluation_pin(shards, DataRules())
+    assert pin == evaluation_pin(shards, DataRules(noise="fixed", input_norm="none"))
+    others = [DataRules(eval_seed=1), DataRules(noise_level=0.5), DataRules(label="T_eff")]
+    assert len({pin, *(evaluation_pin(shards, rules) for rules in others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("label", "word"), [("nonsense", "nonsense"), ("Fe_H", "Fe_H"), ("redshift", "nothing to learn")]
+)
+def test_an_unusable_label_is_named(shards, label, word):
+    with pytest.raises(UserError, match=word):
+        Standardisation.of(shards, DataRules(label=label))

@@ -1,0 +1,118 @@
+"""The same trial on both hosts, and with two workers, gives the same losses."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from scaling.data.dataset import DataRules
+from scaling.model.ladder import Ladder
+from scaling.training.loop import Outcome, Task
+from scaling.training.recipe import Budget, Recipe
+from scaling.training.trainer import Job, run_in_process, run_under_ray_train
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalFolder:
+    """A trial's folder; picklable, as Ray Train's workers need it."""
+
+    path: Path
+
+    def write_progress(self, csv: str, events: bytes) -> None:
+        (self.path / "progress.csv").write_text(csv)
+        (self.path / "events.out.tfevents.trial").write_bytes(events)
+
+    def write_state(self, content: bytes) -> None:
+        (self.path / "state.pt").write_bytes(content)
+
+    def read_state(self) -> bytes | None:
+        file = self.path / "state.pt"
+        return file.read_bytes() if file.exists() else None
+
+    def finish(self, outcome: Outcome, device: str) -> None:
+        """Keep what is compared, once."""
+        assert not (self.path / "outcome.pt").exists()
+        torch.save({"test": outcome.test.mae, "weights": outcome.weights, "device": device}, self.path / "outcome.pt")
+
+    def curve(self) -> pd.DataFrame:
+        return pd.read_csv(self.path / "progress.csv")
+
+    def outcome(self) -> dict:
+        return torch.load(self.path / "outcome.pt", weights_only=True)
+
+
+@pytest.fixture
+def make_job(shards, cache_root, tmp_path):
+    def make(name: str, **changes) -> Job:
+        folder = LocalFolder(tmp_path / name)
+        folder.path.mkdir()
+        task = Task(
+            shards=shards,
+            cache_root=cache_root,
+            rules=DataRules(noise="fixed"),
+            num_spectra=200,
+            model=Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0).rung(8),
+            recipe=Recipe(
+                budget=Budget(epochs=4),
+                batch_size=64,
+                precision="fp32",
+                evaluations=4,
+                schedule_unit="step",
+                warmup=0.1,
+            ),
+            lr=5e-3,
+            seed=7,
+        )
+        return Job(name=name, task=task, folder=folder, finish=folder.finish, **changes)
+
+    return make
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_both_hosts_and_two_workers_give_the_same_losses(make_job, ray_cluster, tmp_path):
+    alone, hosted, two = make_job("process"), make_job("ray-train-1"), make_job("ray-train-2", workers=2)
+    forwarded = []
+    run_in_process(alone, forwarded.append)
+    run_under_ray_train(hosted, str(tmp_path / "storage"))
+    run_under_ray_train(two, str(tmp_path / "storage"))
+    columns = ["step", "train_loss", "val_mae_dex", "val_r2", "lr"]
+    expected = alone.folder.curve()[columns]
+    assert [metrics["val_mae_dex"] for metrics in forwarded] == list(expected["val_mae_dex"])
+    pd.testing.assert_frame_equal(hosted.folder.curve()[columns], expected, check_exact=True)
+    pd.testing.assert_frame_equal(two.folder.curve()[columns], expected, rtol=2e-5)
+    assert hosted.folder.outcome()["test"] == alone.folder.outcome()["test"]
+    assert two.folder.outcome()["test"] == pytest.approx(alone.folder.outcome()["test"], rel=2e-5)
+
+
+def test_the_curve_is_kept_for_tensorboard(make_job):
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    job = make_job("process")
+    run_in_process(job, lambda metrics: None)
+    events = list(EventFileLoader(str(job.folder.path / "events.out.tfevents.trial")).Load())
+    curve = job.folder.curve()
+    steps = [event.step for event in events if event.HasField("summary")]
+    assert sorted(set(steps)) == list(curve["step"])
+    tags = {value.tag for event in events for value in event.summary.value}
+    assert {"val_mae_dex", "train_loss", "lr"} <= tags
+
+
+def test_a_resumed_curve_has_no_point_twice(make_job):
+    class KilledError(Exception):
+        pass
+
+    def kill(metrics):
+        if metrics["step"] == 8:
+            raise KilledError
+
+    whole, job = make_job("whole"), make_job("process")
+    run_in_process(whole, lambda metrics: None)
+    with pytest.raises(KilledError):
+        run_in_process(job, kill)
+    run_in_process(job, lambda metrics: None)
+    assert np.array_equal(job.folder.curve()["step"], whole.folder.curve()["step"])
+    assert np.array_equal(job.folder.curve()["val_mae_dex"], whole.folder.curve()["val_mae_dex"])
