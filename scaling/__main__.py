@@ -152,6 +152,7 @@ def _inspect(options: argparse.Namespace) -> int:
 def _shard(options: argparse.Namespace) -> int:
     from scaling.data.shards import convert, verify
     from scaling.study.cluster import ray_cluster
+    from scaling.study.prepare import milestones
 
     with ray_cluster(options.address):
         manifest = convert(
@@ -160,7 +161,7 @@ def _shard(options: argparse.Namespace) -> int:
             val=options.val,
             test=options.test,
             rows_per_shard=options.rows_per_shard,
-            on_progress=lambda done, total: _say(f"shards {done}/{total}"),
+            on_progress=milestones("shards", _say),
         )
     for split in ("train", "val", "test"):
         print(f"{split}: {manifest.num_rows(split):,} spectra in {len(manifest.shards(split))} shards")

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import ViTConfig
-from transformers.models.vit.modeling_vit import ViTLayer
 
 from scaling.errors import UserError
 
@@ -66,6 +64,10 @@ class SpecViT(nn.Module):
     """
 
     def __init__(self, config: ModelConfig) -> None:
+        # Imported where a model is built: it takes seconds, and drivers and controllers handle configurations only.
+        from transformers import ViTConfig
+        from transformers.models.vit.modeling_vit import ViTLayer
+
         super().__init__()
         self.config = config
         self.patches = nn.Conv1d(1, config.width, kernel_size=config.patch_size, stride=config.patch_size)

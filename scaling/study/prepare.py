@@ -44,8 +44,20 @@ def prepare_data(study: Study, store: Store, progress: Callable[[str], None]) ->
         if missing:
             raise UserError(f"{missing[0]}: no such file, named in study {study.name}; correct Study.data.source")
     progress(f"converting {sum(map(len, files.values()))} HDF5 files to Parquet shards in {shards}")
-    convert(shards, train=files["train"], val=files["val"], test=files["test"])
+    convert(
+        shards, train=files["train"], val=files["val"], test=files["test"], on_progress=milestones("shards", progress)
+    )
     return shards
+
+
+def milestones(what: str, progress: Callable[[str], None]) -> Callable[[int, int], None]:
+    """A counter that speaks at each tenth of the way, however many steps there are."""
+
+    def count(done: int, total: int) -> None:
+        if done * 10 // total > (done - 1) * 10 // total:
+            progress(f"{what} {done}/{total}")
+
+    return count
 
 
 def _digest(simulation: Simulation) -> str:
