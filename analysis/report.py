@@ -42,7 +42,7 @@ class Findings:
     problem: str
 
 
-def write_report(rows: pd.DataFrame, out: Path, *, bootstrap: int = 1000, seed: int = 0) -> Path:
+def write_report(rows: pd.DataFrame, out: Path, *, bootstrap: int = 400, seed: int = 0) -> Path:
     """Fit the law and write `out`/index.html (self-contained), figures/, fit.json and cells.csv.
 
     Args:
@@ -69,7 +69,7 @@ def write_report(rows: pd.DataFrame, out: Path, *, bootstrap: int = 1000, seed: 
     return page
 
 
-def find(table: CellTable, *, bootstrap: int = 1000, seed: int = 0) -> Findings:
+def find(table: CellTable, *, bootstrap: int = 400, seed: int = 0) -> Findings:
     """Fit without the held-out cells, score the forecast of those, and fit again to all."""
     try:
         cells = law_cells(table.cells)

@@ -186,19 +186,13 @@ def _run(options: argparse.Namespace) -> int:
     from scaling.data.cache import default_cache_root
     from scaling.study.run import run_study
 
+    study = _load_study(options.study)
     cache = options.cache or default_cache_root()
-    rows = run_study(
-        _load_study(options.study),
-        options.store,
-        address=options.address,
-        cache=cache,
-        retry=options.retry_failed,
-        say=_say,
-    )
+    rows = run_study(study, options.store, address=options.address, cache=cache, retry=options.retry_failed, say=_say)
     bad = [row for row in rows if row.status == "failed"]
     for row in bad:
         print(f"scaling: trial {row.trial} failed: {row.error}", file=sys.stderr)
-    return 1 if bad else 0
+    return 1 if bad or len(rows) < len(study.cells()) * study.search.trials else 0
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -1,12 +1,16 @@
 """Every user's mistake is one clear line on stderr and exit status 2."""
 
 import json
+import shutil
 import textwrap
 
+import filelock
 import h5py
 import pytest
 
 from scaling.__main__ import main
+from scaling.study.store import Store, StudyFolder
+from tests.study.example import example_row
 
 
 def mistake(capsys, *arguments):
@@ -85,12 +89,46 @@ def test_a_study_that_cannot_run_is_refused_before_ray_starts(capsys, tmp_path, 
         assert word in error
 
 
+@pytest.mark.ray
 def test_missing_sources_name_the_first_missing_file(capsys, tmp_path, study_file, ray_cluster):
     study = study_file(
         ("shards=Path(", "shards=Path('nowhere') / Path("), ("'nowhere') / Path('/", "'nowhere') / Path('")
     )
     error = mistake(capsys, "run", study, "--store", tmp_path / "store", "--cache", tmp_path / "cache")
     assert "a.h5" in error
+
+
+@pytest.mark.ray
+def test_a_study_that_does_not_fit_the_cluster_names_the_cell(capsys, tmp_path, study_file, ray_cluster):
+    study = study_file(("search=Search(trials=1)", "search=Search(trials=1), placements=(Placement(gpus=4),)"))
+    error = mistake(capsys, "run", study, "--store", tmp_path / "store", "--cache", tmp_path / "cache")
+    assert "needs 4 GPU" in error
+    assert "w0004-d00000064-s42" in error
+
+
+def test_a_changed_declaration_is_not_mixed_with_old_rows(capsys, tmp_path, study_file):
+    row = example_row(
+        study="mine", cell="w0004-d00000064-s42", trial="w0004-d00000064-s42-t00", fingerprint="of another recipe"
+    )
+    StudyFolder(Store(str(tmp_path / "store")), "mine").trial(row.trial).write_row(row)
+    error = mistake(capsys, "run", study_file(), "--store", tmp_path / "store", "--cache", tmp_path / "cache")
+    assert row.trial in error
+    assert "another declaration" in error
+
+
+def test_a_second_run_of_the_same_study_is_refused(capsys, tmp_path, study_file):
+    (tmp_path / "store" / "mine").mkdir(parents=True)
+    with filelock.FileLock(tmp_path / "store" / "mine" / ".running"):
+        error = mistake(capsys, "run", study_file(), "--store", tmp_path / "store", "--cache", tmp_path / "cache")
+    assert "another `scaling run`" in error
+
+
+def test_a_missing_shard_is_found_before_training(capsys, tmp_path, study_file, shards):
+    shutil.copytree(shards, tmp_path / "damaged")
+    (tmp_path / "damaged" / "train" / "part-00001.parquet").unlink()
+    study = study_file((str(shards), str(tmp_path / "damaged")))
+    error = mistake(capsys, "run", study, "--store", tmp_path / "store", "--cache", tmp_path / "cache")
+    assert "part-00001.parquet" in error
 
 
 @pytest.mark.parametrize("study", ["experiments.nothing", "nothing.py"])

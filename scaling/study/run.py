@@ -50,6 +50,8 @@ def run_study(
                 folder.write_declaration(json.dumps(stable(study), indent=1).encode())
                 say(f"sweep: {sweep.remaining()} trials to run")
                 run_sweep(sweep, say)
+                if left := sweep.remaining():
+                    say(f"stopped with {left} trials left; the same command continues")
         else:
             say(f"study {study.name}: all {len(sweep.rows())} trials have their rows")
         page = write_study_report(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.data.dataset import evaluation_pin
-from scaling.data.manifest import Manifest
+from scaling.data.manifest import MANIFEST, Manifest
 from scaling.errors import UserError
 from scaling.study.declaration import Cell, Study
 from scaling.study.plan import check_cluster
@@ -51,6 +51,9 @@ class Sweep:
             raise UserError(f"Ladder.num_pixels = {study.ladder.num_pixels}: {shards} has {manifest.pixels} pixels")
         if rules.label not in manifest.labels:
             raise UserError(f"DataRules.label = {rules.label!r}: {shards} has {', '.join(sorted(manifest.labels))}")
+        files = [shards / shard.file for split in manifest.splits for shard in manifest.shards(split)]
+        if lost := next((file for file in files if not file.is_file()), None):
+            raise UserError(f"{lost}: this shard is missing; remove {shards / MANIFEST} and run `scaling shard` again")
         missing = manifest.labels[rules.label].nan
         if missing:
             raise UserError(

@@ -73,6 +73,7 @@ class Trial:
         placement = self.study.placement(self.cell)
         job = Job(
             name=f"{self.study.name}-{self.key}",
+            identity=f"{self.fingerprint} {self.lr!r}",
             task=self.task(),
             folder=self.output,
             finish=functools.partial(_finish, self, time.time()),

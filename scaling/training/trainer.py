@@ -35,9 +35,13 @@ class Folder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One trial as a host runs it. `finish` is called once, in the process of rank 0, with the outcome and the device."""
+    """One trial as a host runs it. `finish` is called once, in the process of rank 0, with the outcome and the device.
+
+    `identity` is everything that determines the result: a state saved under another identity is not resumed from.
+    """
 
     name: str
+    identity: str
     task: Task
     folder: Folder
     finish: Callable[[Outcome, str], None]
@@ -49,16 +53,18 @@ class Job:
 class Recorder:
     """Keeps a trial's curve and state in its folder. The curve is part of the state: no point is lost or doubled."""
 
-    def __init__(self, folder: Folder, forward: Callable[[Metrics], None], *, keeps: bool) -> None:
-        self.folder, self.forward, self.keeps = folder, forward, keeps
+    def __init__(self, job: Job, forward: Callable[[Metrics], None], *, keeps: bool) -> None:
+        self.folder, self.identity, self.forward, self.keeps = job.folder, job.identity, forward, keeps
         self.curve: list[Metrics] = []
 
     def load(self) -> State | None:
-        """The state to resume from."""
+        """The state to resume from, if this very trial left one."""
         content = self.folder.read_state()
         if content is None:
             return None
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if saved["identity"] != self.identity:
+            return None
         self.curve = saved["curve"]
         return saved["loop"]
 
@@ -67,7 +73,7 @@ class Recorder:
         if self.keeps:
             self.curve.append({**metrics, "time": time.time()})
             content = io.BytesIO()
-            torch.save({"loop": state, "curve": self.curve}, content)
+            torch.save({"identity": self.identity, "loop": state, "curve": self.curve}, content)
             self.folder.write_state(content.getvalue())
             self.folder.write_progress(_csv(self.curve), _tensorboard_events(self.curve))
         self.forward(metrics)
@@ -130,7 +136,7 @@ def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int,
     # Many small trials side by side are faster with one thread each, and then give the same bits wherever they run.
     torch.set_num_threads(max(1, int(job.cpus)) if device.type == "cpu" else torch.get_num_threads())
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    recorder = Recorder(job.folder, forward, keeps=rank == 0)
+    recorder = Recorder(job, forward, keeps=rank == 0)
     outcome = train(
         job.task, Context(rank=rank, world=world, device=device, report=recorder.report, load=recorder.load)
     )

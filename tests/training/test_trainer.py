@@ -66,7 +66,7 @@ def make_job(shards, cache_root, tmp_path):
             lr=5e-3,
             seed=7,
         )
-        return Job(name=name, task=task, folder=folder, finish=folder.finish, **changes)
+        return Job(name=name, identity=f"{task.lr}", task=task, folder=folder, finish=folder.finish, **changes)
 
     return make
 
@@ -116,3 +116,15 @@ def test_a_resumed_curve_has_no_point_twice(make_job):
     run_in_process(job, lambda metrics: None)
     assert np.array_equal(job.folder.curve()["step"], whole.folder.curve()["step"])
     assert np.array_equal(job.folder.curve()["val_mae_dex"], whole.folder.curve()["val_mae_dex"])
+
+
+def test_a_state_of_another_trial_is_not_resumed_from(make_job):
+    job = make_job("process")
+    run_in_process(
+        dataclasses.replace(job, identity="another", finish=lambda outcome, device: None), lambda metrics: None
+    )
+    stale = job.folder.read_state()
+    run_in_process(job, lambda metrics: None)
+    assert job.folder.read_state() != stale
+    assert job.folder.curve()["train_loss"].notna().all()
+    assert len(job.folder.curve()) == 4
