@@ -29,7 +29,7 @@ STUDY = Study(
     ladder=Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0),
     widths=(4, 8, 16, 32),
     recipe=Recipe(
-        budget=Budget(samples=65_536),
+        budget=Budget(samples=81_920),
         batch_size=64,
         betas=(0.9, 0.98),
         clip_norm=1.0,
@@ -39,6 +39,6 @@ STUDY = Study(
         precision="fp32",
         evaluations=16,
     ),
-    search=Search(trials=2, factors=(1.0, 2.0)),
+    search=Search(trials=2, factors=(1.0, 2.0), max_lr=5e-3),
     placements=(Placement(), Placement(from_width=32, from_spectra=16384, workers=2)),
 )

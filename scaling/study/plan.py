@@ -97,7 +97,7 @@ def check_cluster(study: Study, resources: dict[str, float]) -> None:
 def describe(plan: Plan) -> str:
     """The plan as text: a line for each rung of size, then the totals."""
     study, search = plan.study, plan.study.search
-    sizes = ", ".join(human(n) for n in study.data.num_spectra)
+    sizes = ", ".join(f"{n:,}" for n in study.data.num_spectra)
     lines = [
         f"{study.name}: {study.question}",
         f"  {len(study.widths)} model sizes x {len(study.data.num_spectra)} numbers of spectra ({sizes}) x {len(study.seeds)} seeds"

@@ -63,7 +63,7 @@ class Progress:
         return min(1.0, each * placement.workers / self.resources.get(name, each))
 
     def _wall_seconds(self, cell: Cell, measured: list[Row]) -> float:
-        """From the measured trial nearest in cost per step, scaled by the steps."""
+        """From the measured trials nearest in cost per step, scaled by the steps; of the same host if there are any."""
         config, recipe = self.study.ladder.rung(cell.width), self.study.recipe
         steps = recipe.budget.steps(cell.num_spectra, recipe.batch_size)
         cost = math.log(train_flops(config, recipe.batch_size))
@@ -71,8 +71,10 @@ class Progress:
         def distance(row: Row) -> float:
             return abs(math.log(row.train_flops / row.steps) - cost)
 
-        nearest = min(distance(row) for row in measured)
-        alike = [row.wall_seconds / row.steps for row in measured if distance(row) <= nearest + 0.1]
+        host = self.study.placement(cell).host
+        candidates = [row for row in measured if row.host == host] or measured
+        nearest = min(distance(row) for row in candidates)
+        alike = [row.wall_seconds / row.steps for row in candidates if distance(row) <= nearest + 0.1]
         return steps * sum(alike) / len(alike)
 
 
