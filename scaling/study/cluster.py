@@ -34,7 +34,8 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     job = os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID")
     if not address and not job:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Ray listens on all interfaces of the host: never without a token (Ray keeps it in the user's home folder).
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():

@@ -43,7 +43,7 @@ def run_study(
             _forget_failed(folder)
         sweep = Sweep.prepare(study, folder, shards_path(study, store), cache) if is_prepared(study, store) else None
         if sweep is None or sweep.remaining():
-            say(f"study {study.name}: starting Ray" if not address else f"study {study.name}: connecting to {address}")
+            say(f"study {study.name}: connecting to Ray")
             with ray_cluster(address):
                 sweep = sweep or Sweep.prepare(study, folder, prepare_data(study, store, say), cache)
                 sweep.rows()  # a declaration that disagrees with the store is refused before it replaces study.json

@@ -157,6 +157,8 @@ def _trainable(config: dict[str, Any]) -> None:
     trial: Trial = config["trial"]
     try:
         trial.run(tune.report, TuneReportCallback)
+    except UserError as error:  # such as a damaged shard: trying again would not help
+        trial.output.write_row(trial.failed_row(str(error)))
     except Exception as error:
         trial.output.write_error(describe_exception(error))
         raise

@@ -1,0 +1,112 @@
+"""Any process may be killed, and data may be damaged: what happens to the study's rows."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+
+from scaling.__main__ import _load_study
+from scaling.study.store import Store, StudyFolder
+from scaling.study.sweep import Sweep
+from scaling.training.loop import Context, train
+
+
+def write_study(path, shards, samples):
+    text = f"""
+        from pathlib import Path
+        from scaling.study.declaration import *
+        STUDY = Study(
+            name="mine", question="?",
+            data=Data(
+                source=Sources(shards=Path({str(shards)!r}), train=(Path("a.h5"),), val=Path("b.h5"), test=Path("c.h5")),
+                num_spectra=(256,), rules=DataRules(noise="fixed")),
+            ladder=Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0), widths=(8,),
+            recipe=Recipe(budget=Budget(samples={samples}), batch_size=32, precision="fp32", evaluations=20),
+            search=Search(trials=1))
+    """
+    path.write_text(textwrap.dedent(text))
+    return path
+
+
+def start(study, store, cache):
+    arguments = [sys.executable, "-m", "scaling", "run", str(study), "--store", str(store), "--cache", str(cache)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def descendants(pid, name):
+    """Process numbers below `pid` whose command line begins with `name`."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    processes = [line.split(None, 2) for line in listing.splitlines()]
+    family, found = {str(pid)}, []
+    while True:
+        new = {child for child, parent, *_ in processes if parent in family} - family
+        if not new:
+            break
+        family |= new
+    for child, _, *command in processes:
+        if child in family and command and command[0].startswith(name):
+            found.append(int(child))
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_trial_process_is_replaced_and_goes_on_from_its_checkpoint(tmp_path, shards):
+    study_file = write_study(tmp_path / "mine.py", shards, samples=64_000)
+    driver = start(study_file, tmp_path / "store", tmp_path / "cache")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "store").glob("mine/trials/*/state.pt")):
+        assert time.monotonic() < deadline
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.02)
+    (victim,) = descendants(driver.pid, "ray::ImplicitFunc")
+    os.kill(victim, signal.SIGKILL)
+    output = driver.communicate(timeout=200)
+    assert driver.returncode == 0, output
+    study = _load_study(str(study_file))
+    folder = StudyFolder(Store(str(tmp_path / "store")), "mine")
+    (row,) = folder.rows()
+    sweep = Sweep.prepare(study, folder, shards, tmp_path / "cache")
+    (cell,) = study.cells()
+    context = Context(
+        rank=0, world=1, device=torch.device("cpu"), report=lambda metrics, state: None, load=lambda: None
+    )
+    expected = train(sweep.trial(cell, 0, row.lr).task(), context)
+    assert (row.status, row.steps) == ("done", 2000)
+    assert (row.val_mae_dex, row.test_mae_dex) == (expected.val.mae, expected.test.mae)
+    steps = [int(line.split(",")[0]) for line in folder.trial(row.trial).read_progress().splitlines()[1:]]
+    assert steps == list(range(100, 2001, 100))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_altered_shard_fails_its_trials_with_its_name_and_can_be_retried(tmp_path, shards):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(shards, damaged)
+    shard, other = damaged / "train" / "part-00000.parquet", damaged / "train" / "part-00001.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(other.read_bytes())  # a valid file with other spectra: only its checksum tells
+    study_file = write_study(tmp_path / "mine.py", damaged, samples=640)
+    driver = start(study_file, tmp_path / "store", tmp_path / "cache")
+    _, errors = driver.communicate(timeout=200)
+    assert driver.returncode == 1
+    assert "part-00000.parquet" in errors
+    assert "Traceback" not in errors
+    (row,) = StudyFolder(Store(str(tmp_path / "store")), "mine").rows()
+    assert row.status == "failed"
+    assert "part-00000.parquet" in row.error
+
+    shard.write_bytes(whole)
+    arguments = [sys.executable, "-m", "scaling", "run", str(study_file), "--store", str(tmp_path / "store")]
+    done = subprocess.run(
+        [*arguments, "--cache", str(tmp_path / "cache"), "--retry-failed"], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = StudyFolder(Store(str(tmp_path / "store")), "mine").rows()
+    assert row.status == "done"
