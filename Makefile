@@ -12,7 +12,7 @@ help:  ## What can be made
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,dashboards]'
+	$(BIN)/pip install --quiet --quiet --constraint constraints.txt --editable '.[dev,dashboards]'
 	touch $@
 
 .venv: .venv/installed  ## The environment, from constraints.txt

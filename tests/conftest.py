@@ -6,6 +6,10 @@ os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AU
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# Shapes and types in annotations are checked while the tests run.
+install_import_hook(["scaling.data", "scaling.model", "scaling.training.metrics"], "beartype.beartype")
 
 
 def pytest_collection_modifyitems(items):

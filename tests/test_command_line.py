@@ -76,7 +76,7 @@ def test_inspect_says_what_a_shard_set_and_its_sources_are(capsys, shards):
         (("samples=256", "samples=0"), ["Budget", "at least 1"]),
         (("widths=(4, 8)", "widths=(4, 100)"), ["num_heads = 3", "width = 100"]),
         (("patch_size=128", "patch_size=100"), ["patch_size = 100"]),
-        (('noise="fixed"', 'noise="none"'), ["DataRules.noise", "fixed, fresh"]),
+        (('noise="fixed"', 'noise="fixed", noise_level=-1.0'), ["DataRules.noise_level", "0 or more"]),
         (('name="mine"', 'name="My Study"'), ["Study.name"]),
         (("trials=1", "trials=0"), ["trials=0"]),
         (("STUDY =", "MINE ="), ["STUDY"]),

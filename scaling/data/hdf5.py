@@ -4,6 +4,8 @@ The layout is that of the PFS simulator's own dataset writer: a shared wavelengt
 (spectra, pixels), and a pandas table of parameters with one row a spectrum.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import os
@@ -11,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import h5py
 import numpy as np
@@ -131,7 +132,7 @@ class SpectraFile:
         self.num_rows, self.num_pixels = self._flux.shape
         self.chunk_rows: int = self._flux.chunks[0] if self._flux.chunks else 1
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> SpectraFile:
         return self
 
     def __exit__(

@@ -132,7 +132,7 @@ def _draw_labels(rng: np.random.Generator) -> tuple[Float[ndarray, "row label"],
     return np.where(is_free, labels, snapped), free_axis
 
 
-def _sum_pixels(values: Float[ndarray, "row pixel"], factor: int) -> Float[ndarray, "row pixel"]:
+def _sum_pixels(values: Float[ndarray, "row pixel"], factor: int) -> Float[ndarray, "row bin"]:
     """Sums of ``factor`` neighbouring pixels (strided sums: a reduction over so short an axis is slow)."""
     return functools.reduce(np.add, (values[:, offset::factor] for offset in range(factor)))
 

@@ -1,9 +1,10 @@
 """Statistics of the training split: per pixel and per label."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -31,14 +32,14 @@ class PixelMoments:
     error_squares: Float[ndarray, " pixel"]
 
     @classmethod
-    def of(cls, flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"]) -> Self:
+    def of(cls, flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"]) -> PixelMoments:
         """The moments of some rows."""
         clipped = np.maximum(flux, 0.0).astype(np.float64)
         mean = clipped.mean(axis=0)
         clipped -= mean
         return cls(len(flux), mean, np.square(clipped).sum(axis=0), np.square(error, dtype=np.float64).sum(axis=0))
 
-    def __add__(self, other: Self) -> Self:
+    def __add__(self, other: PixelMoments) -> PixelMoments:
         rows = self.rows + other.rows
         delta = other.flux_mean - self.flux_mean
         return type(self)(
