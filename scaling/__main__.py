@@ -207,11 +207,12 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _collect(options: argparse.Namespace) -> int:
+    from scaling.study.run import collect
     from scaling.study.store import Store, StudyFolder
 
-    folder = StudyFolder(Store(options.store), _load_study(options.study).name)
-    table = folder.collect()
-    print(f"{table.num_rows} rows in {folder.store.uri}/{folder.table_path}")
+    study = _load_study(options.study)
+    folder = StudyFolder(Store(options.store), study.name)
+    print(f"{len(collect(study, folder))} rows in {folder.store.uri}/{folder.table_path}")
     return 0
 
 
@@ -219,7 +220,8 @@ def _report(options: argparse.Namespace) -> int:
     from scaling.study.run import write_study_report
     from scaling.study.store import Store, StudyFolder
 
-    print(write_study_report(StudyFolder(Store(options.store), _load_study(options.study).name)))
+    study = _load_study(options.study)
+    print(write_study_report(study, StudyFolder(Store(options.store), study.name)))
     return 0
 
 

@@ -9,6 +9,7 @@ import h5py
 import pytest
 
 from scaling.__main__ import main
+from scaling.study.rows import read_table
 from scaling.study.store import Store, StudyFolder
 from tests.study.example import example_row
 
@@ -114,6 +115,19 @@ def test_a_changed_declaration_is_not_mixed_with_old_rows(capsys, tmp_path, stud
     error = mistake(capsys, "run", study_file(), "--store", tmp_path / "store", "--cache", tmp_path / "cache")
     assert row.trial in error
     assert "another declaration" in error
+
+
+def test_a_study_that_has_grown_holds_out_its_new_edge(capsys, tmp_path, study_file):
+    folder = StudyFolder(Store(str(tmp_path / "store")), "mine")
+    for spectra in (64, 128):
+        cell = f"w0004-d{spectra:08d}-s42"
+        folder.trial(f"{cell}-t00").write_row(
+            example_row(study="mine", cell=cell, trial=f"{cell}-t00", num_spectra=spectra, held_out=spectra == 128)
+        )
+    study = study_file(("(64, 128)", "(64, 128, 256)"))
+    assert main(["collect", str(study), "--store", str(tmp_path / "store")]) == 0
+    assert "2 rows" in capsys.readouterr().out
+    assert not read_table(tmp_path / "store" / folder.table_path)["held_out"].any()
 
 
 def test_a_second_run_of_the_same_study_is_refused(capsys, tmp_path, study_file):

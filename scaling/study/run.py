@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from scaling.errors import UserError
 from scaling.study.cluster import ray_cluster
 from scaling.study.declaration import Study, stable
 from scaling.study.prepare import is_prepared, prepare_data, shards_path
-from scaling.study.rows import Row
+from scaling.study.rows import Row, to_table
 from scaling.study.store import Store, StudyFolder
 from scaling.study.sweep import Sweep, run_sweep
 
@@ -52,14 +53,29 @@ def run_study(
                 run_sweep(sweep, say)
                 if left := sweep.remaining():
                     say(f"stopped with {left} trials left; the same command continues")
+                    return sweep.rows()
         else:
             say(f"study {study.name}: all {len(sweep.rows())} trials have their rows")
-        page = write_study_report(folder)
+        page = write_study_report(study, folder)
         say(f"report: {page}")
         return sweep.rows()
 
 
-def write_study_report(folder: StudyFolder) -> str:
+def collect(study: Study, folder: StudyFolder) -> list[Row]:
+    """Gather the rows of the study's cells into `results.parquet`, and return them.
+
+    Which cells are held out follows from the whole grid: it is taken from the declaration as it is now, so that a study
+    that has grown since holds out its new edge and not its old one.
+    """
+    cells = {cell.key: cell for cell in study.cells()}
+    rows = [
+        dataclasses.replace(row, held_out=study.held_out(cells[row.cell])) for row in folder.rows() if row.cell in cells
+    ]
+    folder.write_table(rows)
+    return rows
+
+
+def write_study_report(study: Study, folder: StudyFolder) -> str:
     """Collect the rows, fit the law and write the report into the store; returns where its page is.
 
     Raises:
@@ -67,11 +83,11 @@ def write_study_report(folder: StudyFolder) -> str:
     """
     from analysis.report import write_report
 
-    table = folder.collect()
-    if not table.num_rows:
+    rows = collect(study, folder)
+    if not rows:
         raise UserError(f"{folder.store.uri}/{folder.name}: no rows yet; run the study first")
     with tempfile.TemporaryDirectory(prefix="spectral-scaling-report-") as scratch:
-        write_report(table.to_pandas(), Path(scratch))
+        write_report(to_table(rows).to_pandas(), Path(scratch))
         return folder.publish_report(Path(scratch))
 
 

@@ -179,13 +179,11 @@ class StudyFolder:
                 found[key] = f"step {last['step']}, val MAE {float(last['val_mae_dex']):.3f} dex"
         return found
 
-    def collect(self) -> pa.Table:
-        """Gather the rows into `results.parquet` and return them."""
-        table = to_table(self.rows())
+    def write_table(self, rows: list[Row]) -> None:
+        """Replace `results.parquet`."""
         buffer = io.BytesIO()
-        pq.write_table(table, buffer)
+        pq.write_table(to_table(rows), buffer)
         self.store.write(self.table_path, buffer.getvalue())
-        return table
 
     def publish_report(self, folder: Path) -> str:
         """Copy a finished report into the store; returns where its page is."""
