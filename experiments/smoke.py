@@ -2,42 +2,25 @@
 
     scaling run experiments.smoke --store DIR
 
-It shows that the chain works; its law means nothing.
+The demo's rules on a smaller grid: it shows that the chain works; its law means nothing.
 """
 
-from scaling.study.declaration import (
-    Budget,
-    Data,
-    DataRules,
-    Ladder,
-    Placement,
-    Recipe,
-    Search,
-    Simulation,
-    Study,
-)
+import dataclasses
 
-STUDY = Study(
+from experiments.demo import STUDY as DEMO
+from scaling.study.declaration import Budget, Data, Placement, Search, Simulation
+
+STUDY = dataclasses.replace(
+    DEMO,
     name="smoke",
     question="Does the chain from spectra to report work on this machine?",
     data=Data(
         source=Simulation(train=1024, val=256, test=512, seed=1, pixels=1024, mag_range=(17.5, 19.5)),
         num_spectra=(256, 512, 1024),
-        rules=DataRules(label="log_g", noise="fixed", input_norm="mean_spectrum"),
+        rules=DEMO.data.rules,
     ),
-    ladder=Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0),
     widths=(4, 8),
-    recipe=Recipe(
-        budget=Budget(samples=8_192),
-        batch_size=64,
-        betas=(0.9, 0.98),
-        clip_norm=1.0,
-        schedule_unit="step",
-        warmup=0.1,
-        final_lr_fraction=0.0,
-        precision="fp32",
-        evaluations=4,
-    ),
+    recipe=dataclasses.replace(DEMO.recipe, budget=Budget(samples=8_192), evaluations=4),
     search=Search(trials=2, factors=(1.0,), round_size=1),
     placements=(Placement(), Placement(from_width=8, from_spectra=1024, workers=2)),
 )

@@ -1,7 +1,7 @@
 import os
 import secrets
 
-# Ray listens on all interfaces; this session's clusters have a token of their own and leave no file behind.
+# Ray listens on all interfaces; the tests' clusters have a token of their own and leave no file behind.
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 import pytest
