@@ -112,6 +112,12 @@ class Standardisation:
             label_std=label.std,
         )
 
+    def digest(self) -> str:
+        """A short hash of the statistics; they are those of the whole training split, not of a cell's prefix."""
+        numbers = (self.label_offset, self.label_scale, self.label_mean, self.label_std)
+        content = self.flux_offset.tobytes() + self.flux_scale.tobytes() + repr(numbers).encode()
+        return hashlib.sha256(content).hexdigest()[:16]
+
     def normalise_labels(self, labels: np.ndarray) -> np.ndarray:
         """Labels in dex to the units of the loss, float32."""
         return ((labels - self.label_offset) / self.label_scale).astype(np.float32)

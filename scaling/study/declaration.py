@@ -74,6 +74,8 @@ class Search:
         """
         if self.trials < 1 or self.round_size < 1:
             raise UserError(f"Search(trials={self.trials}, round_size={self.round_size}): both must be at least 1")
+        if not (self.reference_lr > 0 and self.max_lr > 0):
+            raise UserError(f"Search(reference_lr={self.reference_lr}, max_lr={self.max_lr}): both must be positive")
         if not self.span > 1:
             raise UserError(f"Search.span = {self.span}: must be more than 1")
         outside = [factor for factor in self.factors if not 1 / self.span <= factor <= self.span]
@@ -109,8 +111,8 @@ class Placement:
         """
         if self.workers < 1 or self.cpus <= 0 or self.gpus < 0:
             raise UserError(f"{self}: workers and cpus must be positive, gpus 0 or more")
-        if self.workers > 1 and self.gpus % 1:
-            raise UserError(f"{self}: gpus must be whole where a trial has several workers")
+        if (self.workers > 1 or self.gpus > 1) and self.gpus % 1:
+            raise UserError(f"{self}: gpus must be whole above 1, and where a trial has several workers")
 
     @property
     def host(self) -> str:
@@ -141,7 +143,8 @@ class Study:
     """A declared set of cells: widths × numbers of spectra × seeds, with the rules they share.
 
     With `hold_out_edge`, the cells of the largest width and of the largest number of spectra are kept out of the fit,
-    and the law's forecast of them is scored. `placements` say where trials run; they do not change results.
+    and the law's forecast of them is scored. `placements` say where trials run; they change results by rounding only,
+    except that with dropout each worker draws masks of its own.
     """
 
     name: str

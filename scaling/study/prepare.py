@@ -16,9 +16,9 @@ from scaling.study.store import Store
 
 
 def shards_path(study: Study, store: Store) -> Path:
-    """Where the study's shard set is, or will be."""
+    """Where the study's shard set is, or will be; absolute, because workers run in folders of their own."""
     source = study.data.source
-    return store.simulated(_digest(source)) / "shards" if isinstance(source, Simulation) else source.shards
+    return store.simulated(_digest(source)) / "shards" if isinstance(source, Simulation) else source.shards.absolute()
 
 
 def is_prepared(study: Study, store: Store) -> bool:

@@ -36,7 +36,7 @@ def run_study(
     Raises:
         UserError: for anything the user has to mend first, before a trial is started.
     """
-    store = Store(store_uri)
+    store, cache = Store(store_uri), cache.absolute()
     store.check_writable()
     folder = StudyFolder(store, study.name)
     with _exclusive(folder):

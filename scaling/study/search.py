@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -33,15 +34,15 @@ def suggest_lr(search: Search, cell: Cell, number: int, history: History) -> flo
 
     The declared factors come first; then TPE over log(learning rate), its generator seeded by (cell, number).
     """
-    if number < len(search.factors):
-        return search.centre(cell.width) * search.factors[number]
     space = _space(search, cell)
+    if number < len(search.factors):  # within the bounds even where a factor is the span itself, to the last bit
+        return min(max(search.centre(cell.width) * search.factors[number], space["lr"].low), space["lr"].high)
     sampler = optuna.samplers.TPESampler(seed=stable_seed("search", cell.key, number) % 2**32, n_startup_trials=3)
     past = optuna.create_study(sampler=sampler)
     for lr, mae in history:
         value = mae if math.isfinite(mae) else math.inf
-        past.add_trial(optuna.create_trial(params={"lr": lr}, distributions=space, value=value))
-    return past.ask(fixed_distributions=space).params["lr"]
+        past.add_trial(optuna.create_trial(params={"lr": lr}, distributions=dict(space), value=value))
+    return past.ask(fixed_distributions=dict(space)).params["lr"]
 
 
 def open_rounds(search: Search, cell: Cell, rows: dict[int, Row]) -> list[tuple[int, float]]:
@@ -84,14 +85,12 @@ class CellSearch(Searcher):
         self.study, self.make_trial, self.capacity, self.on_row = study, make_trial, capacity, on_row
         self.live: dict[str, Trial] = {}
         self.cells = sorted(study.cells(), key=lambda cell: _order(study, cell))
-        storage = JournalStorage(JournalFileBackend(journal))
         by_key = {row.trial: row for row in rows}
         self.rows: dict[Cell, dict[int, Row]] = {}
-        self.views: dict[Cell, optuna.Study] = {}
         for cell in self.cells:
             keys = ((number, cell.trial(number)) for number in range(study.search.trials))
             self.rows[cell] = {number: by_key[key] for number, key in keys if key in by_key}
-            self.views[cell] = _open_view(study, storage, cell, self.rows[cell])
+        self.views = _open_views(study, Path(journal), self.rows)
         self.waiting = {cell: open_rounds(study.search, cell, self.rows[cell]) for cell in self.cells}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
@@ -159,9 +158,23 @@ def _order(study: Study, cell: Cell) -> tuple[bool, int, int, int, int]:
     return (study.placement(cell).host != "ray_train", -flops, -cell.num_spectra, cell.width, cell.seed)
 
 
-def _space(search: Search, cell: Cell) -> dict[str, BaseDistribution]:
+def _space(search: Search, cell: Cell) -> dict[str, FloatDistribution]:
     centre = search.centre(cell.width)
     return {"lr": FloatDistribution(centre / search.span, centre * search.span, log=True)}
+
+
+def _open_views(study: Study, journal: Path, rows: dict[Cell, dict[int, Row]]) -> dict[Cell, optuna.Study]:
+    """All cells' studies; a journal that cannot be read (a line torn by a full disk) is set aside and rebuilt."""
+
+    def open_all() -> dict[Cell, optuna.Study]:
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        return {cell: _open_view(study, storage, cell, known) for cell, known in rows.items()}
+
+    try:
+        return open_all()
+    except (ValueError, KeyError):
+        journal.replace(journal.with_name(journal.name + ".damaged"))
+        return open_all()
 
 
 def _open_view(study: Study, storage: JournalStorage, cell: Cell, rows: dict[int, Row]) -> optuna.Study:
@@ -172,7 +185,8 @@ def _open_view(study: Study, storage: JournalStorage, cell: Cell, rows: dict[int
     if not view.user_attrs:
         view.set_user_attr("cell", {"width": cell.width, "num_spectra": cell.num_spectra, "seed": cell.seed})
     for number, row in sorted(rows.items()):
-        _mark_running(view, number, row.lr, _space(study.search, cell))
+        if _find(view, number) is None:
+            _mark_running(view, number, row.lr, _space(study.search, cell))
         _tell(view, number, row)
     return view
 
@@ -183,11 +197,16 @@ def _find(view: optuna.Study, number: int) -> optuna.trial.FrozenTrial | None:
     return found[-1] if found else None
 
 
-def _mark_running(view: optuna.Study, number: int, lr: float, space: dict[str, BaseDistribution]) -> None:
+def _mark_running(view: optuna.Study, number: int, lr: float, space: dict[str, FloatDistribution]) -> None:
+    """Show the trial as running, unless it is shown already; one that failed is shown once more. One journal entry."""
     present = _find(view, number)
     if present is None or present.state == TrialState.FAIL:
-        view.enqueue_trial({"lr": lr}, user_attrs={"number": number})
-        view.ask(fixed_distributions=space)
+        distributions: dict[str, BaseDistribution] = dict(space)
+        view.add_trial(
+            optuna.create_trial(
+                state=TrialState.RUNNING, params={"lr": lr}, distributions=distributions, user_attrs={"number": number}
+            )
+        )
 
 
 def _tell(view: optuna.Study, number: int, row: Row) -> None:

@@ -207,9 +207,10 @@ class TrialFolder:
         return None if content is None else Row.from_json(content.decode(), f"{self.store.uri}/{self.path}/row.json")
 
     def write_row(self, row: Row) -> None:
-        """The act that finishes the trial; the state to resume from is dropped after it."""
+        """The act that finishes the trial. The state to resume from is dropped after it, unless it failed and may be retried."""
         self.store.write(f"{self.path}/row.json", row.to_json().encode())
-        self.store.delete(f"{self.path}/state.pt")
+        if row.status != "failed":
+            self.store.delete(f"{self.path}/state.pt")
 
     def write_model(self, content: bytes) -> None:
         """The best weights."""
@@ -244,4 +245,5 @@ class TrialFolder:
 
     def delete_row(self) -> None:
         """Forget a failed trial's row, so that it is tried again."""
+        self.store.delete(f"{self.path}/error.txt")
         self.store.delete(f"{self.path}/row.json")

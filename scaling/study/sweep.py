@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.data.dataset import evaluation_pin
+from scaling.data.dataset import Standardisation, evaluation_pin
 from scaling.data.manifest import MANIFEST, Manifest
 from scaling.errors import UserError
 from scaling.study.declaration import Cell, Study
@@ -84,9 +84,10 @@ class Sweep:
         )
 
     def fingerprint(self, cell: Cell) -> str:
-        """Hash of all that determines the cell's results: its declaration, its spectra and those it is scored on."""
+        """Hash of all that determines the cell's results: its declaration, spectra, normalisation and evaluation."""
         digest = Manifest.load(self.shards).digest("train", cell.num_spectra)
-        return self.study.fingerprint(cell, f"{digest} {self.eval_pin}")
+        normalisation = Standardisation.of(self.shards, self.study.data.rules).digest()
+        return self.study.fingerprint(cell, f"{digest} {normalisation} {self.eval_pin}")
 
     def rows(self) -> list[Row]:
         """The rows of this study's cells.

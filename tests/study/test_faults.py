@@ -34,9 +34,9 @@ def write_study(path, shards, samples):
     return path
 
 
-def start(study, store, cache):
+def start(study, store, cache, cwd=None):
     arguments = [sys.executable, "-m", "scaling", "run", str(study), "--store", str(store), "--cache", str(cache)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
 
 
 def descendants(pid, name):
@@ -92,8 +92,9 @@ def test_an_altered_shard_fails_its_trials_with_its_name_and_can_be_retried(tmp_
     shard, other = damaged / "train" / "part-00000.parquet", damaged / "train" / "part-00001.parquet"
     whole = shard.read_bytes()
     shard.write_bytes(other.read_bytes())  # a valid file with other spectra: only its checksum tells
-    study_file = write_study(tmp_path / "mine.py", damaged, samples=640)
-    driver = start(study_file, tmp_path / "store", tmp_path / "cache")
+    # Paths relative to where the command is run: workers run in folders of their own.
+    write_study(tmp_path / "mine.py", "damaged", samples=640)
+    driver = start("mine.py", "store", "cache", cwd=tmp_path)
     _, errors = driver.communicate(timeout=200)
     assert driver.returncode == 1
     assert "part-00000.parquet" in errors
@@ -103,10 +104,19 @@ def test_an_altered_shard_fails_its_trials_with_its_name_and_can_be_retried(tmp_
     assert "part-00000.parquet" in row.error
 
     shard.write_bytes(whole)
-    arguments = [sys.executable, "-m", "scaling", "run", str(study_file), "--store", str(tmp_path / "store")]
-    done = subprocess.run(
-        [*arguments, "--cache", str(tmp_path / "cache"), "--retry-failed"], capture_output=True, text=True, timeout=200
-    )
+    arguments = [
+        sys.executable,
+        "-m",
+        "scaling",
+        "run",
+        "mine.py",
+        "--store",
+        "store",
+        "--cache",
+        "cache",
+        "--retry-failed",
+    ]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (row,) = StudyFolder(Store(str(tmp_path / "store")), "mine").rows()
     assert row.status == "done"

@@ -4,6 +4,7 @@ import pytest
 
 from scaling.study.declaration import Cell, Placement, Search
 from scaling.study.search import CellSearch, open_rounds, suggest_lr
+from scaling.study.store import Store, StudyFolder
 from tests.study.example import example_row, example_study
 
 SEARCH = Search(trials=6, factors=(0.5, 1.0), span=4.0, round_size=2)
@@ -149,3 +150,41 @@ def test_ray_train_trials_go_first_and_nothing_overtakes_them(tmp_path):
     search.on_trial_complete("a")
     second = search.suggest("c")["trial"]
     assert (second.cell, second.number) == (first.cell, 1)
+
+
+def test_a_journal_torn_by_a_full_disk_is_rebuilt_from_the_rows(tmp_path):
+    study, store = example_study(), {}
+    drive(make_search(study, store, tmp_path / "journal"))
+    torn = (tmp_path / "journal").read_bytes()[:-20]
+    (tmp_path / "journal").write_bytes(torn + b"\n")
+    views = make_search(study, store, tmp_path / "journal").views
+    assert sum(len(view.get_trials()) for view in views.values()) == len(store)
+    assert (tmp_path / "journal.damaged").exists()
+
+
+def test_a_failed_trial_is_shown_once_however_often_the_study_is_opened(tmp_path):
+    study, store = example_study(), {}
+    search = make_search(study, store, tmp_path / "journal")
+    trial = search.suggest("a")["trial"]
+    search.on_trial_complete("a", error=True)
+    for _ in range(3):
+        view = make_search(study, store, tmp_path / "journal").views[trial.cell]
+        assert [entry.state.name for entry in view.get_trials()] == ["FAIL"]
+
+
+def test_a_factor_at_the_edge_of_the_span_stays_within_it(tmp_path):
+    study = example_study(search=Search(trials=5, factors=(1 / 3, 1.0, 3.0), span=3.0))
+    store: dict = {}
+    assert drive(make_search(study, store, tmp_path / "journal")) == len(study.cells()) * 5
+
+
+def test_a_failed_row_keeps_the_state_to_go_on_from(tmp_path):
+    trial = StudyFolder(Store(str(tmp_path)), "mine").trial("t")
+    trial.write_state(b"state")
+    trial.write_error("lost")
+    trial.write_row(example_row(status="failed"))
+    trial.delete_row()
+    assert trial.read_state() == b"state"
+    assert trial.read_error() is None
+    trial.write_row(example_row())
+    assert trial.read_state() is None
