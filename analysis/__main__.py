@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError) as error:
+        print(f"{error.filename}: {error.strerror}; give another path, or mend this one", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

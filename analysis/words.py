@@ -83,9 +83,11 @@ def shares(budget: ErrorBudget) -> str:
 
     spread = float((table["share_high"] - table["share_low"]).max())
     closing = "; the intervals are wide, so the cells do not yet tell the parts apart" if spread > 0.5 else ""
+    if budget.note:
+        closing += "; another form describes the cells better, so take this split as a guide only"
     return (
-        f"Of its error there, the law gives {share('data')} to too little data, {share('capacity')} to too small a model "
-        f"and {share('irreducible')} to a floor that neither removes{closing}."
+        f"Of its error there, Chinchilla's form gives {share('data')} to too little data, {share('capacity')} to too small "
+        f"a model and {share('irreducible')} to a floor that neither removes at this recipe and training length{closing}."
     )
 
 

@@ -23,6 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"scaling: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError) as error:
+        print(f"scaling: {error.filename}: {error.strerror}; give another path, or mend this one", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("scaling: interrupted; the same command continues from here", file=sys.stderr)
         return 1

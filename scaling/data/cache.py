@@ -30,6 +30,7 @@ from scaling.errors import UserError
 NOISE_BLOCK_ROWS = 4096
 """Rows whose noise is drawn together: part of what a noise seed means."""
 PARAMS = "params.parquet"
+FILES = ("flux.npy", "error.npy", PARAMS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +121,8 @@ def _ensure_map(manifest: Manifest, split: str, num_rows: int, cache_root: Path)
 def _complete_map(base: Path, num_shards: int) -> Path | None:
     """The shortest map of at least ``num_shards`` shards."""
     folders = sorted(folder for folder in base.glob("[0-9]*") if folder.is_dir() and folder.name.isdigit())
-    return next((folder for folder in folders if int(folder.name) >= num_shards), None)
+    whole = (folder for folder in folders if all((folder / name).is_file() for name in FILES))  # /tmp may be tidied
+    return next((folder for folder in whole if int(folder.name) >= num_shards), None)
 
 
 def _lock(base: Path) -> AbstractContextManager[object]:
@@ -131,9 +133,9 @@ def _lock(base: Path) -> AbstractContextManager[object]:
 def _expand(manifest: Manifest, shards: list[Shard], folder: Path) -> None:
     """Write the map of some shards beside ``folder`` and rename it, checking every shard against the manifest."""
     shape = (sum(shard.rows for shard in shards), manifest.pixels)
-    _require_room(folder.parent, 2 * 4 * shape[0] * shape[1])
-    for leftover in folder.parent.glob(".*.tmp"):
+    for leftover in (folder, *folder.parent.glob(".*.tmp")):
         shutil.rmtree(leftover, ignore_errors=True)
+    _require_room(folder.parent, 2 * 4 * shape[0] * shape[1])
     temporary = temporary_name(folder)
     temporary.mkdir()
     try:
@@ -150,7 +152,9 @@ def _expand(manifest: Manifest, shards: list[Shard], folder: Path) -> None:
                     params.append(table.drop_columns([FLUX, ERROR]).replace_schema_metadata())
                 if checksum.hexdigest() != shard.checksum:
                     path = manifest.dest / shard.file
-                    raise UserError(f"{path} differs from the manifest's checksum: remove the shards and convert again")
+                    raise UserError(
+                        f"{path} differs from the manifest's checksum: remove this shard and manifest.json, and run `scaling shard` again"
+                    )
         pq.write_table(pa.concat_tables(params), temporary / PARAMS)
         os.replace(temporary, folder)
     finally:

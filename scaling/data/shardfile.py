@@ -87,7 +87,9 @@ def row_groups(path: Path) -> Iterator[pa.Table]:
                 yield file.read_row_group(group)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: this shard cannot be read ({reason}): run `scaling shard` again") from error
+        raise UserError(
+            f"{path}: this shard cannot be read ({reason}): remove it and manifest.json, and run `scaling shard` again"
+        ) from error
 
 
 def _tensor_array(values: Float[ndarray, "row pixel"]) -> pa.ExtensionArray:
