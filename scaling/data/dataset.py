@@ -20,7 +20,7 @@ from scaling.data.seeds import stable_seed
 from scaling.errors import UserError
 
 Noise = Literal["fixed", "fresh"]
-NOISE_BLOCK_ROWS = 4096
+READ_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,8 +208,8 @@ def _place(array: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
     if device.type != "cuda" or array.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
         return array
     resident = torch.empty(array.shape, dtype=torch.float32, device=device)
-    for start in range(0, len(array), NOISE_BLOCK_ROWS):
-        block = np.array(array[start : start + NOISE_BLOCK_ROWS])
+    for start in range(0, len(array), READ_ROWS):
+        block = np.array(array[start : start + READ_ROWS])
         resident[start : start + len(block)] = torch.from_numpy(block)
     return resident
 
@@ -246,8 +246,8 @@ class EvaluationSplit:
         labels = standardisation.normalise_labels(read_labels(mapped.params, rules.label, f"{shards}, {split}"))
         generator = torch.Generator().manual_seed(rules.eval_seed)
         flux = torch.empty(len(labels), mapped.flux.shape[1])
-        for start in range(0, len(labels), NOISE_BLOCK_ROWS):
-            rows = slice(start, start + NOISE_BLOCK_ROWS)
+        for start in range(0, len(labels), READ_ROWS):
+            rows = slice(start, start + READ_ROWS)
             clean, error = torch.from_numpy(np.array(mapped.flux[rows])), torch.from_numpy(np.array(mapped.error[rows]))
             noise = torch.randn(clean.shape, generator=generator)
             flux[rows] = clean.clamp(min=0.0).addcmul(noise, error, value=rules.noise_level)

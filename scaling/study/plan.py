@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from scaling.errors import UserError
 from scaling.model import ladder
 from scaling.study.declaration import Cell, Placement, Study
+from scaling.training.recipe import samples_seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +57,7 @@ def make_plan(study: Study, *, tflops: float, mfu: float) -> Plan:
     for cell in study.cells():
         config, recipe = study.ladder.rung(cell.width), study.recipe
         steps = recipe.budget.steps(cell.num_spectra, recipe.batch_size)
-        per_epoch = math.ceil(cell.num_spectra / recipe.batch_size)
-        whole_epochs, rest = divmod(steps, per_epoch)
-        seen = whole_epochs * cell.num_spectra + min(rest * recipe.batch_size, cell.num_spectra)
+        seen = samples_seen(steps, cell.num_spectra, recipe.batch_size)
         flops = ladder.train_flops(config, seen)
         cells.append(
             CellPlan(

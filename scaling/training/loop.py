@@ -18,7 +18,7 @@ from scaling.data.dataset import DataRules, EvaluationSplit, Standardisation, Tr
 from scaling.data.seeds import stable_seed
 from scaling.model.specvit import ModelConfig, SpecViT
 from scaling.training.metrics import Scores, all_reduce, error_sums, scores
-from scaling.training.recipe import Recipe
+from scaling.training.recipe import Recipe, samples_seen
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 State = dict[str, Any]
@@ -255,9 +255,3 @@ def autocast(device: torch.device, recipe: Recipe) -> torch.autocast:
     """The recipe's mixed precision on this device."""
     dtype = AUTOCAST[recipe.precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
-def samples_seen(steps: int, num_spectra: int, batch_size: int) -> int:
-    """Spectra drawn in `steps` steps, counting short batches as they are."""
-    epochs, rest = divmod(steps, math.ceil(num_spectra / batch_size))
-    return epochs * num_spectra + min(rest * batch_size, num_spectra)

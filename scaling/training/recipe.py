@@ -109,3 +109,9 @@ class Recipe:
         """Numbers of completed steps after which the validation split is scored; `total_steps` is one of them."""
         count = min(self.evaluations, total_steps)
         return frozenset(math.ceil(total_steps * (i + 1) / count) for i in range(count))
+
+
+def samples_seen(steps: int, num_spectra: int, batch_size: int) -> int:
+    """Spectra drawn in `steps` steps, counting short batches as they are."""
+    epochs, rest = divmod(steps, math.ceil(num_spectra / batch_size))
+    return epochs * num_spectra + min(rest * batch_size, num_spectra)

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaling.errors import UserError
-from scaling.training.loop import samples_seen
-from scaling.training.recipe import Budget, Recipe
+from scaling.training.recipe import Budget, Recipe, samples_seen
 
 ORIGINAL = Recipe(budget=Budget(epochs=200))
 
