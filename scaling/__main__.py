@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
+
+SPECTRA_WORTH_A_CLUSTER = 50_000
+"""Spectra written beside the longest file from which the seconds that Ray takes to start are made good."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,11 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--pixels", type=int, default=4096, help="4096, or binned to 2048 or 1024")
     sub.add_argument("--mag", type=float, nargs=2, default=(20.5, 22.5), metavar=("BRIGHT", "FAINT"))
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--address", help="Ray cluster to use; one is started on this machine for much work otherwise")
 
     sub = command(
-        "inspect", _inspect, "Say what is in an HDF5 file, a shard set or a store, and what is wrong with it."
+        "inspect",
+        _inspect,
+        "Say what is in HDF5 files, a folder of <split>/dataset.h5, a shard set or a store, and what is wrong with it. "
+        "Exit status 0: no problem found; 1: problems found; 2: nothing that is known.",
     )
-    sub.add_argument("path", metavar="PATH")
+    sub.add_argument("paths", nargs="+", metavar="PATH")
     sub.add_argument("--json", type=Path, metavar="OUT")
 
     sub = command("shard", _shard, "Convert HDF5 files to Parquet shards; running it again continues.")
@@ -61,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--val", type=Path, nargs="+", required=True, metavar="SRC")
     sub.add_argument("--test", type=Path, nargs="+", required=True, metavar="SRC")
     sub.add_argument("--rows-per-shard", type=int, default=4096)
-    sub.add_argument("--verify", action="store_true", help="afterwards read all shards and check them")
+    sub.add_argument("--order", choices=("auto", "source", "shuffled"), default="auto", help="of the training spectra")
+    sub.add_argument("--order-seed", type=int, default=0, metavar="SEED")
+    sub.add_argument("--verify", action="store_true", help="afterwards compare all shards with their sources")
     sub.add_argument("--address", help="Ray cluster to use; one is started on this machine otherwise")
 
     sub = command("plan", _plan, "Print a study's cells, parameters, FLOPs and hours; runs nothing.")
@@ -74,7 +84,16 @@ def _parser() -> argparse.ArgumentParser:
     _study_and_store(sub)
     sub.add_argument("--address", help="Ray cluster to use; one is started on this machine otherwise")
     sub.add_argument("--cache", type=Path, metavar="DIR", help="folder for the nodes' memory maps")
+    sub.add_argument(
+        "--cache-limit", type=float, metavar="GB", help="what the maps of a node may take; also $SCALING_CACHE_LIMIT"
+    )
     sub.add_argument("--retry-failed", action="store_true", help="try trials again whose row says failed")
+
+    sub = command("cache", _cache, "List the splits in this node's cache of memory maps, or evict them.")
+    sub.add_argument("--cache", type=Path, metavar="DIR", help="its folder (default: as for `scaling run`)")
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--evict", action="store_true", help="remove all splits that no process uses")
+    which.add_argument("--limit", type=float, metavar="GB", help="remove the least recently used until it is no larger")
 
     sub = command("status", _status, "Say how far a study is.")
     _study_and_store(sub)
@@ -127,7 +146,9 @@ def _write_json(path: Path | None, value: Any) -> None:
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    from scaling.data.simulate import Simulation, write_simulation
+    from scaling.data.simulate import Simulation, pending_files, write_simulation
+    from scaling.study.cluster import ray_cluster
+    from scaling.study.prepare import milestones
 
     simulation = Simulation(
         train=options.train,
@@ -138,7 +159,12 @@ def _simulate(options: argparse.Namespace) -> int:
         mag_range=tuple(options.mag),
         seed=options.seed,
     )
-    for split, paths in write_simulation(options.dest, simulation).items():
+    pending = pending_files(options.dest, simulation)
+    rows = sorted(file.rows for file in pending)
+    parallel = len(pending) > 1 and (bool(options.address) or sum(rows[:-1]) >= SPECTRA_WORTH_A_CLUSTER)
+    with ray_cluster(options.address) if parallel else contextlib.nullcontext():
+        written = write_simulation(options.dest, simulation, milestones("spectra", _say), parallel)
+    for split, paths in written.items():
         print(f"{split}: {simulation.rows(split):,} spectra in {', '.join(map(str, paths))}")
     return 0
 
@@ -146,14 +172,15 @@ def _simulate(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from scaling.study.inspect import inspect
 
-    text, found = inspect(options.path)
-    print(text)
-    _write_json(options.json, found)
-    return 0
+    found = inspect(options.paths)
+    print(found.text)
+    _write_json(options.json, found.data)
+    return 1 if found.problems else 0
 
 
 def _shard(options: argparse.Namespace) -> int:
-    from scaling.data.shards import convert, verify
+    from scaling.data.shards import convert
+    from scaling.data.verify import describe_order, verify
     from scaling.study.cluster import ray_cluster
     from scaling.study.prepare import milestones
 
@@ -164,12 +191,17 @@ def _shard(options: argparse.Namespace) -> int:
             val=options.val,
             test=options.test,
             rows_per_shard=options.rows_per_shard,
+            order=options.order,
+            order_seed=options.order_seed,
             on_progress=milestones("shards", _say),
         )
     for split in ("train", "val", "test"):
         print(f"{split}: {manifest.num_rows(split):,} spectra in {len(manifest.shards(split))} shards")
-    if options.verify and (problems := verify(options.dest)):
-        raise UserError("; ".join(problems))
+    print(f"order of train: {describe_order(manifest)}")
+    for problem in manifest.problems:
+        print(f"scaling: warning: {options.dest}: {problem}", file=sys.stderr)
+    if options.verify and (problems := verify(options.dest, sources=True)):
+        raise UserError(f"{options.dest}: {'; '.join(problems)}")
     return 0
 
 
@@ -186,16 +218,32 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from scaling.data.cache import default_cache_root
+    from scaling.data.cache import CACHE_LIMIT, default_cache_root
     from scaling.study.run import run_study
 
     study = _load_study(options.study)
     cache = options.cache or default_cache_root()
+    if options.cache_limit is not None:
+        os.environ[CACHE_LIMIT] = str(options.cache_limit)  # the workers read it too
     rows = run_study(study, options.store, address=options.address, cache=cache, retry=options.retry_failed, say=_say)
     bad = [row for row in rows if row.status == "failed"]
     for row in bad:
         print(f"scaling: trial {row.trial} failed: {row.error}", file=sys.stderr)
     return 1 if bad or len(rows) < len(study.cells()) * study.search.trials else 0
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from scaling.data.cache import default_cache_root
+    from scaling.data.evict import GB, describe_cache, evict
+
+    root = options.cache or default_cache_root()
+    if options.limit is not None and not options.limit >= 0:
+        raise UserError(f"--limit is {options.limit:g}: give a number of GB, 0 or more")
+    if options.evict or options.limit is not None:
+        removed = evict(root, None if options.evict else int(options.limit * GB))
+        print(f"removed {len(removed)} splits, {sum(split.num_bytes for split in removed) / GB:.3f} GB")
+    print(describe_cache(root))
+    return 0
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -215,7 +263,7 @@ def _collect(options: argparse.Namespace) -> int:
 
     study = _load_study(options.study)
     folder = StudyFolder(Store(options.store), study.name)
-    print(f"{len(collect(study, folder))} rows in {folder.store.uri}/{folder.table_path}")
+    print(f"{len(collect(study, folder))} rows in {folder.store.locate(folder.table_path)}")
     return 0
 
 

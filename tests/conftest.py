@@ -35,11 +35,7 @@ def shards(tmp_path_factory):
     simulation = Simulation(train=300, val=64, test=96, pixels=1024, seed=5, mag_range=(17.5, 19.5))
     files = write_simulation(root / "hdf5", simulation)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            module,
-            "_write_shards",
-            lambda dest, plan, _: [module.write_shard(task, dest, plan.schema) for task in plan.tasks],
-        )
+        patch.setattr(module, "map_on_ray", lambda function, items, *_: [function(item) for item in items])
         module.convert(root / "shards", **files, rows_per_shard=128)
     return root / "shards"
 

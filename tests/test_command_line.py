@@ -82,6 +82,12 @@ def test_inspect_says_what_a_shard_set_and_its_sources_are(capsys, shards):
         (("trials=1", "trials=0"), ["trials=0"]),
         (("STUDY =", "MINE ="), ["STUDY"]),
         (('question="?"', 'question="?'), ["mine.py"]),
+        (('val=Path("b.h5")', 'val="b.h5"'), ["Sources.val", "Path('b.h5')"]),
+        (('train=(Path("a.h5"),)', 'train=Path("a.h5")'), ["Sources.train", "tuple"]),
+        (('train=(Path("a.h5"),)', 'train=(Path("a.h5"), Path("z.h5"))'), ["2 files declared", "1 files"]),
+        (('test=Path("c.h5")', 'test=Path("c.h5"), order="shuffled"'), ["order = 'shuffled'", "'source'"]),
+        (('test=Path("c.h5")', 'test=Path("c.h5"), order="sorted"'), ["order='sorted'", "auto, source, shuffled"]),
+        (("num_spectra=(64, 128)", "num_spectra=(64, 128), access='disk'"), ["Data.access", "streamed"]),
     ],
 )
 def test_a_study_that_cannot_run_is_refused_before_ray_starts(capsys, tmp_path, study_file, change, words):
@@ -103,7 +109,7 @@ def test_missing_sources_name_the_first_missing_file(capsys, tmp_path, study_fil
 def test_a_study_that_does_not_fit_the_cluster_names_the_cell(capsys, tmp_path, study_file, ray_cluster):
     study = study_file(("search=Search(trials=1)", "search=Search(trials=1), placements=(Placement(gpus=4),)"))
     error = mistake(capsys, "run", study, "--store", tmp_path / "store", "--cache", tmp_path / "cache")
-    assert "needs 4 GPU" in error
+    assert "needs 1 x 1 CPU and 4 GPU" in error
     assert "w0004-d00000064-s42" in error
 
 
@@ -174,3 +180,19 @@ def test_wrong_numbers_on_the_command_line(capsys, tmp_path):
     assert "mfu" in mistake(capsys, "plan", "experiments.demo", "--mfu", 20)
     assert "999" in mistake(capsys, "simulate", tmp_path / "out", "--pixels", 999)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("address", "words"), [("nonsense", "HOST:PORT"), ("127.0.0.1:{port}", "nothing answers")])
+def test_an_address_without_a_cluster_is_refused_at_once(capsys, tmp_path, study_file, free_port, address, words):
+    address = address.format(port=free_port)
+    error = mistake(capsys, "run", study_file(), "--store", tmp_path, "--cache", tmp_path, "--address", address)
+    assert address in error
+    assert words in error
+
+
+def test_source_files_of_another_size_are_refused(capsys, tmp_path, study_file):
+    (tmp_path / "a.h5").write_bytes(b"other")
+    study = study_file(('Path("a.h5")', f'Path("{tmp_path}/a.h5")'))
+    error = mistake(capsys, "run", study, "--store", tmp_path / "store", "--cache", tmp_path / "cache")
+    assert "a.h5 declared" in error
+    assert "was made from" in error

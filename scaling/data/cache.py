@@ -1,199 +1,166 @@
 """A node's local memory map of the shards it needs: expanded once, mapped by every trial on the node.
 
-``ROOT/<digest of split>/<shards>/`` holds ``flux.npy``, ``error.npy`` and ``params.parquet`` of the first shards of a split,
-and one ``noisy-….npy`` for each fixed noise draw. A folder or file gets its name when it is complete, under a lock; a
-longer map serves every shorter prefix.
+The files only grow: more rows are appended beyond a watermark, which moves when they are checked and on the disk. So a
+shorter map in use stays valid, and after a kill the next process goes on from the watermark. ``cachefolder`` says what
+lies where, ``cachebuild`` appends, ``evict`` keeps the whole below a size.
 """
 
+from __future__ import annotations
+
+import math
+import mmap
 import os
-import shutil
 import tempfile
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from filelock import FileLock
 from jaxtyping import Float32
 from numpy import ndarray
 
-from scaling.data.manifest import Manifest, Shard, temporary_name
-from scaling.data.seeds import stable_seed
-from scaling.data.shardfile import ERROR, FLUX, Checksum, column_values, row_groups
+from scaling.data.cachebuild import CacheBuild
+from scaling.data.cachefolder import LOCK, array_path, hold, part_path
+from scaling.data.manifest import Manifest
+from scaling.data.noise import FixedNoise
+from scaling.data.shardfile import ERROR, FLUX
 from scaling.errors import UserError
 
-NOISE_BLOCK_ROWS = 4096
-"""Rows whose noise is drawn together: part of what a noise seed means."""
-PARAMS = "params.parquet"
-FILES = ("flux.npy", "error.npy", PARAMS)
+CACHE_LIMIT = "SCALING_CACHE_LIMIT"
+MAP_NORESERVE = 0x4000
+"""Linux's; Python has no name for it yet."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class MappedSplit:
-    """The first rows of a split, mapped read-only from local disk.
+    """The first rows of a split, mapped from local disk: (rows, pixels) float32, pages shared by all who map them.
+
+    The arrays are private and writable in name only, so that PyTorch takes them without a copy or a warning: **nobody
+    writes to them**; a write would cost memory in this process and never reach the file. The arrays stay valid as long as
+    they live; while this object lives, and until ``close``, the split is not evicted either.
 
     Attributes:
-        flux: Noise-free flux, (rows, pixels) float32.
-        error: One standard deviation of each pixel's noise, (rows, pixels) float32.
-        params: ``row_id`` and the parameter columns, one row a spectrum.
+        flux: Noise-free flux; None where fixed noise was asked for.
+        error: One standard deviation of each pixel's noise; None where fixed noise was asked for.
+        noisy: Flux with fixed noise; None without.
+        num_rows: Rows mapped.
     """
 
-    flux: Float32[ndarray, "row pixel"]
-    error: Float32[ndarray, "row pixel"]
-    params: pd.DataFrame
+    flux: Float32[ndarray, "row pixel"] | None
+    error: Float32[ndarray, "row pixel"] | None
+    noisy: Float32[ndarray, "row pixel"] | None
+    num_rows: int
+    _parts: list[Path] = field(repr=False)
+    _release: weakref.finalize = field(init=False, repr=False)
+
+    def params(self, columns: list[str]) -> pd.DataFrame:
+        """Parameter columns of these rows (or ``row_id``), before ``close``.
+
+        Raises:
+            UserError: There is no such column.
+        """
+        known = pq.read_schema(self._parts[0]).names
+        if missing := [name for name in columns if name not in known]:
+            raise UserError(f"no parameter column {missing[0]!r}: the shards have {', '.join(sorted(known))}")
+        tables = [pq.read_table(part, columns=columns, partitioning=None) for part in self._parts]
+        return pa.concat_tables(tables).slice(0, self.num_rows).to_pandas()
+
+    def close(self) -> None:
+        """Let the split be evicted; as when this object is no longer referred to."""
+        self._release()
 
 
 def default_cache_root() -> Path:
-    """``$SCALING_CACHE``, or a folder of the system's temporary folder."""
-    return Path(os.environ.get("SCALING_CACHE") or Path(tempfile.gettempdir()) / "spectral-scaling-cache")
+    """``$SCALING_CACHE``, or this user's folder in the system's temporary folder."""
+    named = os.environ.get("SCALING_CACHE")
+    return Path(named) if named else Path(tempfile.gettempdir()) / f"spectral-scaling-cache-{os.getuid()}"
 
 
-def map_split(shards_dir: Path, split: str, num_rows: int, cache_root: Path | None = None) -> MappedSplit:
-    """Map the first ``num_rows`` rows of a split, expanding their shards first where this node has not yet.
+def cache_limit() -> int | None:
+    """``$SCALING_CACHE_LIMIT``, the largest size of a node's cache given in GB, in bytes; None where it is not set.
+
+    Raises:
+        UserError: It is not a positive number.
+    """
+    text = os.environ.get(CACHE_LIMIT)
+    if not text:
+        return None
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = math.nan
+    if not limit > 0:
+        raise UserError(f"{CACHE_LIMIT} is {text!r}: give a number of GB above 0, such as 200, or unset it")
+    return int(limit * 1e9)
+
+
+def map_split(
+    shards_dir: Path,
+    split: str,
+    num_rows: int,
+    cache_root: Path | None = None,
+    *,
+    noise: FixedNoise | None = None,
+    limit: int | None = None,
+) -> MappedSplit:
+    """Map the first ``num_rows`` rows of a split, appending what this node's cache lacks of them first.
+
+    Any number of processes may ask for the same rows at once: one builds, the others wait and map its files. Without
+    noise the flux and the error are stored and mapped; with noise the noisy flux only.
 
     Args:
         shards_dir: The shard set.
         split: ``train``, ``val`` or ``test``.
         num_rows: Rows wanted.
-        cache_root: Where the maps are, on a disk of this node; ``default_cache_root()`` if not given.
+        cache_root: The cache, on a disk of this node; ``default_cache_root()`` if not given.
+        noise: One draw a spectrum.
+        limit: The cache's largest size in bytes; ``cache_limit()`` if not given. To stay below it, the least recently
+            used splits that nobody uses are evicted.
 
     Raises:
-        UserError: The split is shorter, a shard is damaged, or the disk has no room.
+        UserError: The split is shorter, a shard is damaged, or the disk or the limit has no room.
     """
-    folder = _ensure_map(Manifest.load(shards_dir), split, num_rows, cache_root or default_cache_root())
-    return MappedSplit(
-        flux=np.load(folder / "flux.npy", mmap_mode="r")[:num_rows],
-        error=np.load(folder / "error.npy", mmap_mode="r")[:num_rows],
-        params=pd.read_parquet(folder / PARAMS).iloc[:num_rows],
-    )
-
-
-def map_noisy(
-    shards_dir: Path, split: str, num_rows: int, cache_root: Path | None = None, *, seed: int, level: float
-) -> Float32[ndarray, "row pixel"]:
-    """Map the first ``num_rows`` spectra with one fixed noise draw each: max(flux, 0) + level · error · N(0, 1).
-
-    The draw of a row is a function of (seed, split, row), by PyTorch's generator on the CPU.
-
-    Args:
-        shards_dir: The shard set.
-        split: ``train``, ``val`` or ``test``.
-        num_rows: Rows wanted.
-        cache_root: Where the maps are, on a disk of this node; ``default_cache_root()`` if not given.
-        seed: Of the noise.
-        level: Multiplies the error; 1 is the spectra's own noise.
-
-    Returns:
-        (num_rows, pixels) float32, read-only.
-
-    Raises:
-        UserError: As ``map_split``.
-    """
-    folder = _ensure_map(Manifest.load(shards_dir), split, num_rows, cache_root or default_cache_root())
-    path = folder / f"noisy-{seed}-{float(level)!r}.npy"
-    if not path.exists():
-        with _lock(folder.parent):
-            if not path.exists():
-                _write_noisy(folder, path, split, seed, level)
-    return np.load(path, mmap_mode="r")[:num_rows]
-
-
-def _ensure_map(manifest: Manifest, split: str, num_rows: int, cache_root: Path) -> Path:
-    """The folder of a complete map of at least ``num_rows`` rows."""
+    manifest = Manifest.load(shards_dir)
     shards = manifest.leading_shards(split, num_rows)
-    base = cache_root / f"{split}-{manifest.digest(split, manifest.num_rows(split))}"
-    if folder := _complete_map(base, len(shards)):
-        return folder
-    base.mkdir(parents=True, exist_ok=True)
-    folder = base / f"{len(shards):06d}"
-    with _lock(base):
-        if existing := _complete_map(base, len(shards)):
-            return existing
-        _expand(manifest, shards, folder)
-    return folder
-
-
-def _complete_map(base: Path, num_shards: int) -> Path | None:
-    """The shortest map of at least ``num_shards`` shards."""
-    folders = sorted(folder for folder in base.glob("[0-9]*") if folder.is_dir() and folder.name.isdigit())
-    whole = (folder for folder in folders if all((folder / name).is_file() for name in FILES))  # /tmp may be tidied
-    return next((folder for folder in whole if int(folder.name) >= num_shards), None)
-
-
-def _lock(base: Path) -> AbstractContextManager[object]:
-    """One writer at a time of a split's maps, over all processes of the node; released if its holder dies."""
-    return FileLock(base / "lock")
-
-
-def _expand(manifest: Manifest, shards: list[Shard], folder: Path) -> None:
-    """Write the map of some shards beside ``folder`` and rename it, checking every shard against the manifest."""
-    shape = (sum(shard.rows for shard in shards), manifest.pixels)
-    for leftover in (folder, *folder.parent.glob(".*.tmp")):
-        shutil.rmtree(leftover, ignore_errors=True)
-    _require_room(folder.parent, 2 * 4 * shape[0] * shape[1])
-    temporary = temporary_name(folder)
-    temporary.mkdir()
+    limit = cache_limit() if limit is None else limit
+    folder = (cache_root or default_cache_root()) / f"{split}-{manifest.digest(split, manifest.num_rows(split))}"
+    arrays = (FLUX, ERROR) if noise is None else (f"noisy-{noise.seed}-{float(noise.level)!r}",)
+    held = hold(folder)
     try:
-        params = []
-        with open(temporary / "flux.npy", "wb") as flux_file, open(temporary / "error.npy", "wb") as error_file:
-            _write_header(flux_file, shape)
-            _write_header(error_file, shape)
-            for shard in shards:
-                checksum = Checksum()
-                for table in row_groups(manifest.dest / shard.file):
-                    checksum.update(table)
-                    flux_file.write(column_values(table, FLUX).data)
-                    error_file.write(column_values(table, ERROR).data)
-                    params.append(table.drop_columns([FLUX, ERROR]).replace_schema_metadata())
-                if checksum.hexdigest() != shard.checksum:
-                    path = manifest.dest / shard.file
-                    raise UserError(
-                        f"{path} differs from the manifest's checksum: remove this shard and manifest.json, and run `scaling shard` again"
-                    )
-        pq.write_table(pa.concat_tables(params), temporary / PARAMS)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        build = CacheBuild(manifest=manifest, split=split, shards=shards, folder=folder, arrays=arrays, noise=noise)
+        if not build.is_complete():
+            with FileLock(folder / LOCK):
+                if not build.is_complete():
+                    build.run(limit)
+        maps = {array: _map(array_path(folder, array), num_rows, manifest.pixels) for array in arrays}
+    except BaseException:
+        os.close(held)
+        raise
+    mapped = MappedSplit(
+        flux=maps.get(FLUX),
+        error=maps.get(ERROR),
+        noisy=None if noise is None else maps[arrays[0]],
+        num_rows=num_rows,
+        _parts=[part_path(folder, index) for index in range(len(shards))],
+    )
+    object.__setattr__(mapped, "_release", weakref.finalize(mapped, os.close, held))
+    return mapped
 
 
-def _write_noisy(folder: Path, path: Path, split: str, seed: int, level: float) -> None:
-    """Write the noisy spectra of a whole map beside ``path`` and rename them."""
-    flux, error = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("flux", "error"))
-    _require_room(folder, flux.nbytes)
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
-    temporary = temporary_name(path)
-    try:
-        with open(temporary, "wb") as file:
-            _write_header(file, flux.shape)
-            for block, start in enumerate(range(0, len(flux), NOISE_BLOCK_ROWS)):
-                rows = slice(start, min(start + NOISE_BLOCK_ROWS, len(flux)))
-                generator = torch.Generator().manual_seed(stable_seed("fixed noise", seed, split, block))
-                # A whole block always: how PyTorch draws its last few numbers depends on how many are asked for.
-                draw = torch.randn(NOISE_BLOCK_ROWS, flux.shape[1], generator=generator).numpy()
-                noisy = draw[: rows.stop - start] * error[rows]
-                noisy *= np.float32(level)
-                noisy += np.maximum(flux[rows], 0.0)
-                file.write(noisy.data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _map(path: Path, rows: int, pixels: int) -> Float32[ndarray, "row pixel"]:
+    """A file's leading rows, copy-on-write.
 
-
-def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
-    """Begin a float32 ``.npy`` file whose data follow by plain writes, which fail cleanly on a full disk."""
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)})
-
-
-def _require_room(folder: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes:
-        raise UserError(
-            f"{folder}: a memory map of {num_bytes / 1e9:.1f} GB is needed and {free / 1e9:.1f} GB is free: "
-            "set SCALING_CACHE to a folder on a larger disk"
+    Not ``np.memmap``: its private maps reserve memory for being written to, so that Linux refuses one larger than RAM.
+    """
+    with open(path, "rb") as file:
+        pages = mmap.mmap(
+            file.fileno(),
+            rows * pixels * 4,
+            flags=mmap.MAP_PRIVATE | MAP_NORESERVE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
         )
+    return np.frombuffer(pages, dtype="<f4").reshape(rows, pixels)

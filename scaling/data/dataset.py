@@ -1,4 +1,4 @@
-"""The first D spectra of a study as device batches: standardised noisy flux and normalised labels."""
+"""How spectra become inputs and targets: the rules, the statistics they are normalised with, the evaluation splits."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from scaling.data.cache import map_noisy, map_split
+from scaling.data.cache import map_split
 from scaling.data.manifest import Manifest
-from scaling.data.seeds import stable_seed
 from scaling.errors import UserError
 
 Noise = Literal["fixed", "fresh"]
@@ -140,87 +138,6 @@ def read_labels(params: pd.DataFrame, label: str, where: str) -> np.ndarray:
     return values
 
 
-class TrainingBatches:
-    """Batches of the first `num_spectra` training spectra, a pure function of the step number.
-
-    The order of epoch e is a permutation drawn from (seed, e); worker `rank` of `world` takes every world-th row of
-    each global batch. So the global batches do not depend on the number of workers, and the step is all there is to
-    resume from. On a GPU the spectra are resident where they fit into half of its free memory; otherwise rows are
-    gathered from the node's memory map.
-    """
-
-    def __init__(
-        self,
-        shards: Path,
-        rules: DataRules,
-        num_spectra: int,
-        batch_size: int,
-        *,
-        seed: int,
-        device: torch.device,
-        cache_root: Path,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        standardisation = Standardisation.of(shards, rules)
-        mapped = map_split(shards, "train", num_spectra, cache_root)
-        labels = read_labels(mapped.params, rules.label, f"{shards}, first {num_spectra} training spectra")
-        self.rules, self.num_spectra, self.batch_size, self.seed = rules, num_spectra, batch_size, seed
-        self.rank, self.world, self.device = rank, world, device
-        self.steps_per_epoch = math.ceil(num_spectra / batch_size)
-        self._labels = torch.from_numpy(standardisation.normalise_labels(labels)).to(device)
-        self._offset = torch.from_numpy(standardisation.flux_offset).to(device)
-        self._scale = torch.from_numpy(standardisation.flux_scale).to(device)
-        if rules.noise == "fixed":
-            noisy = map_noisy(shards, "train", num_spectra, cache_root, seed=rules.noise_seed, level=rules.noise_level)
-            self._flux, self._error = _place(noisy, device), None
-        else:
-            self._flux, self._error = _place(mapped.flux, device), _place(mapped.error, device)
-        self._epoch, self._order = -1, np.empty(0, np.int64)
-
-    def rows(self, step: int) -> np.ndarray:
-        """Row numbers of the global batch of a step, in order."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            self._epoch, self._order = epoch, generator.permutation(self.num_spectra)
-        return self._order[index * self.batch_size : (index + 1) * self.batch_size]
-
-    def batch(self, step: int) -> tuple[Float[Tensor, "batch pixel"], Float[Tensor, " batch"]]:
-        """This worker's share of a step's global batch: standardised noisy flux and normalised labels, on the device.
-
-        The share can be empty, in the short last batch of an epoch.
-        """
-        rows = self.rows(step)
-        mine = torch.from_numpy(rows[self.rank :: self.world].copy())
-        flux = _gather(self._flux, mine, self.device)
-        if self._error is not None:
-            # The noise of the whole global batch is drawn everywhere, so that it does not depend on the workers.
-            generator = torch.Generator(self.device).manual_seed(stable_seed("fresh", self.seed, step))
-            noise = torch.randn(len(rows), flux.shape[1], generator=generator, device=self.device)
-            error = _gather(self._error, mine, self.device)
-            flux = flux.clamp(min=0.0).addcmul(noise[self.rank :: self.world], error, value=self.rules.noise_level)
-        return (flux - self._offset) / self._scale, self._labels[mine.to(self.device)]
-
-
-def _place(array: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
-    """On the device where it fits into half of the free memory, else (and on the CPU) the memory map itself."""
-    if device.type != "cuda" or array.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
-        return array
-    resident = torch.empty(array.shape, dtype=torch.float32, device=device)
-    for start in range(0, len(array), READ_ROWS):
-        block = np.array(array[start : start + READ_ROWS])
-        resident[start : start + len(block)] = torch.from_numpy(block)
-    return resident
-
-
-def _gather(source: np.ndarray | Tensor, rows: Tensor, device: torch.device) -> Tensor:
-    if isinstance(source, Tensor):
-        return source[rows.to(device)]
-    gathered = torch.from_numpy(source[rows.numpy()])
-    return gathered.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else gathered
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSplit:
     """A worker's share of a noisy split, on the device: flux (row, pixel) standardised, labels (row,) normalised."""
@@ -243,14 +160,18 @@ class EvaluationSplit:
         """Draw the split's noise once, on the CPU in row order from `eval_seed`, as the original study does."""
         standardisation = Standardisation.of(shards, rules)
         mapped = map_split(shards, split, Manifest.load(shards).num_rows(split), cache_root)
-        labels = standardisation.normalise_labels(read_labels(mapped.params, rules.label, f"{shards}, {split}"))
+        assert mapped.flux is not None
+        assert mapped.error is not None
+        params = mapped.params([rules.label])
+        labels = standardisation.normalise_labels(read_labels(params, rules.label, f"{shards}, {split}"))
         generator = torch.Generator().manual_seed(rules.eval_seed)
         flux = torch.empty(len(labels), mapped.flux.shape[1])
         for start in range(0, len(labels), READ_ROWS):
             rows = slice(start, start + READ_ROWS)
-            clean, error = torch.from_numpy(np.array(mapped.flux[rows])), torch.from_numpy(np.array(mapped.error[rows]))
+            clean, error = torch.from_numpy(mapped.flux[rows]), torch.from_numpy(mapped.error[rows])
             noise = torch.randn(clean.shape, generator=generator)
             flux[rows] = clean.clamp(min=0.0).addcmul(noise, error, value=rules.noise_level)
+        mapped.close()
         flux = (flux - torch.from_numpy(standardisation.flux_offset)) / torch.from_numpy(standardisation.flux_scale)
         mine = slice(rank, None, world)
         return cls(flux=flux[mine].to(device), labels=torch.from_numpy(labels[mine].copy()).to(device))

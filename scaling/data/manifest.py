@@ -7,6 +7,8 @@ import json
 import math
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +20,7 @@ from numpy import ndarray
 
 from scaling.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.parquet"
@@ -77,11 +79,15 @@ class Manifest:
         splits: The shards of ``train``, ``val`` and ``test``, in row order.
         sources: The files each split was converted from, in row order.
         labels: Statistics of every numeric column over the training split.
-        snr: Percentile → SNR over the training split.
+        snr: Percentile → SNR over evenly spaced spectra of the training split.
+        snr_rows: How many spectra that is over.
         snr_definition: What is meant by SNR.
         filled_edges: First or last pixels whose NaN error was filled from the neighbour, over all splits.
         rows_per_shard: Rows of every shard of a split but the last.
-        order: The study order: ``source`` is the order of the source files.
+        order: The study order of the training split: its ``kind`` (``source``, as in the source files, or ``shuffled``),
+            ``seed`` (None in source order), what was ``asked`` (``auto`` or a kind), and the source order's ``drift``
+            as ``scaling.data.order.Drift`` has it.
+        problems: What makes results on these shards doubtful, one sentence each.
         format_version: Of this layout.
     """
 
@@ -91,10 +97,12 @@ class Manifest:
     sources: dict[str, list[Source]]
     labels: dict[str, LabelStatistics]
     snr: dict[str, float]
+    snr_rows: int
     snr_definition: str
     filled_edges: int
     rows_per_shard: int
     order: dict[str, Any]
+    problems: list[str]
     format_version: int = FORMAT_VERSION
 
     @property
@@ -177,11 +185,23 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON under a temporary name, then rename."""
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """A temporary name to write a file under; it gets its own name when it is written and on the disk, or is removed.
+
+    Without the ``fsync`` a node that loses power could leave the name and not the content.
+    """
     temporary = temporary_name(path)
     try:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON under a temporary name, then rename."""
+    with published(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

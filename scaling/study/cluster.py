@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 
 from scaling.errors import UserError
@@ -19,6 +20,9 @@ ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
+
+PASSED_ON = ("SCALING_CACHE", "SCALING_CACHE_LIMIT")
+"""Settings of this process that its workers take over."""
 
 
 @contextlib.contextmanager
@@ -36,6 +40,8 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     if not address and not job:
         # Ray listens on all interfaces of the host: never without a token (Ray keeps it in the user's home folder).
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address and not address.startswith("ray://"):
+        _require_listener(address)
     import ray
 
     if ray.is_initialized():
@@ -44,7 +50,9 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     try:
         ray.init(
             address=address or ("auto" if job else "local"),
-            runtime_env={"env_vars": ENVIRONMENT},
+            runtime_env={
+                "env_vars": ENVIRONMENT | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+            },
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -57,3 +65,18 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Refuse an address where nothing listens: Ray itself would try for minutes."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--address {address}: give HOST:PORT, as `ray start --head` prints it (the port is 6379)")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--address {address}: nothing answers there ({error}); start Ray with `ray start --head`"
+        ) from error

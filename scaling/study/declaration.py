@@ -8,9 +8,11 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from scaling.data.batches import Access
 from scaling.data.dataset import DataRules
+from scaling.data.order import Order
 from scaling.data.simulate import Simulation
 from scaling.errors import UserError
 from scaling.model.ladder import Ladder
@@ -33,21 +35,60 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """HDF5 files of a real study, and the shard set made from them once."""
+    """HDF5 files of a real study, and the shard set made from them once.
+
+    `order` is the study order of the training spectra: "auto" shuffles them where their order in the files drifts, so
+    that the first D are a fair sample of all; "source" keeps it, "shuffled" always shuffles, from `order_seed`.
+    """
 
     shards: Path
     train: tuple[Path, ...]
     val: Path
     test: Path
+    order: Order = "auto"
+    order_seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            UserError: naming the field, its value and the remedy.
+        """
+        if not isinstance(self.train, tuple) or not self.train:
+            raise UserError(f"Sources.train = {self.train!r}: give a tuple of one or more files, as (Path('a.h5'),)")
+        named = [("shards", self.shards), ("val", self.val), ("test", self.test), *(("train", p) for p in self.train)]
+        for name, path in named:
+            if not isinstance(path, Path):
+                raise UserError(f"Sources.{name}: {path!r} is not a pathlib.Path; give Path({str(path)!r})")
+        if self.order not in get_args(Order) or self.order_seed < 0:
+            allowed = ", ".join(get_args(Order))
+            raise UserError(
+                f"Sources(order={self.order!r}, order_seed={self.order_seed}): order must be one of {allowed}, the seed 0 or more"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """Where the spectra come from, the rungs of D, and how spectra become inputs."""
+    """Where the spectra come from, the rungs of D, and how spectra become inputs.
+
+    `access` says how trials read them: "resident" on the device, "mapped" from the node's cache, or "streamed" from the
+    shards, in an order shuffled within windows (`scaling.data.stream`). "auto" chooses by size: on a GPU resident
+    where the spectra fit into the trial's share, else mapped, and streamed where a node's disk cannot hold them.
+    """
 
     source: Simulation | Sources
     num_spectra: tuple[int, ...]
     rules: DataRules = field(default_factory=DataRules)
+    access: Access = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the access.
+
+        Raises:
+            UserError: it is none of the four.
+        """
+        if self.access not in get_args(Access):
+            raise UserError(f"Data.access = {self.access!r}: must be one of {', '.join(get_args(Access))}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +16,74 @@ from scaling.study.progress import Progress
 from scaling.study.store import Store, StudyFolder
 
 
-def inspect(path: str) -> tuple[str, dict[str, Any]]:
-    """Describe an HDF5 file, a shard set, a store or one study of a store; as text and as JSON values.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What was inspected: in words, as JSON values, and what is wrong with it (the words and the values say that too)."""
+
+    text: str
+    data: dict[str, Any]
+    problems: list[str]
+
+
+def inspect(paths: list[str]) -> Finding:
+    """Describe HDF5 files, folders of such files, shard sets, stores, or single studies of a store.
+
+    Files, from several folders too, are described together: what differs between them, and spectra that are in two splits.
 
     Raises:
         UserError: if there is nothing, or nothing known.
     """
-    from scaling.data.describe import describe
     from scaling.data.manifest import MANIFEST
-    from scaling.data.shards import describe_shards
 
-    local = None if "://" in path else Path(path)
-    if local is not None and not local.exists():
-        raise UserError(f"{path}: no such file or folder")
-    if local is not None and local.is_file():
-        description = describe(local)
-        return description.to_text(), dataclasses.asdict(description)
-    if local is not None and ((local / MANIFEST).is_file() or (local / "conversion.json").is_file()):
-        text = describe_shards(local)
-        return text, {"path": path, "text": text}
-    return _inspect_store(path)
+    findings, files = [], []
+    for path in paths:
+        local = None if "://" in path else Path(path)
+        if local is not None and not local.exists():
+            raise UserError(f"{path}: no such file or folder")
+        if local is not None and ((local / MANIFEST).is_file() or (local / "conversion.json").is_file()):
+            findings.append(_inspect_shards(local))
+        elif local is not None and (below := [local] if local.is_file() else _spectra_below(local)):
+            files += [file for file in below if file not in files]
+        else:
+            findings.append(_inspect_store(path))
+    if files:
+        findings.insert(0, _inspect_files(files))
+    if len(findings) == 1:
+        return findings[0]
+    return Finding(
+        text="\n".join(finding.text for finding in findings),
+        data={"inspected": [finding.data for finding in findings]},
+        problems=[problem for finding in findings for problem in finding.problems],
+    )
+
+
+def _spectra_below(folder: Path) -> list[Path]:
+    """The files of a folder of splits, `<split>/dataset.h5`, or of one split."""
+    return sorted([*folder.glob("dataset.h5"), *folder.glob("*/dataset.h5")])
+
+
+def _inspect_files(files: list[Path]) -> Finding:
+    from scaling.data.describe import describe, describe_set
+
+    found = describe(files[0]) if len(files) == 1 else describe_set(files)
+    return Finding(
+        text=found.to_text(), data=dataclasses.asdict(found) | {"problems": found.problems}, problems=found.problems
+    )
+
+
+def _inspect_shards(folder: Path) -> Finding:
+    from scaling.data.manifest import MANIFEST
+    from scaling.data.verify import describe_shards, verify
+
+    text = describe_shards(folder)
+    data = json.loads((folder / MANIFEST).read_text()) | {"path": str(folder)}
+    del data["wave"]
+    known, damage = data["problems"], verify(folder)
+    lines = [f"  PROBLEM: {problem}" for problem in damage]  # the text has those that are known
+    problems = known + damage
+    if not problems:
+        lines = ["  no problems found"]
+    return Finding(text="\n".join([text, *lines]), data=data | {"problems": problems}, problems=problems)
 
 
 def study_status(folder: StudyFolder, study: Study) -> tuple[str, dict[str, Any]]:
@@ -50,37 +100,54 @@ def study_status(folder: StudyFolder, study: Study) -> tuple[str, dict[str, Any]
     return "\n".join(lines), {"trials": total, "rows": len(mine), "states": dict(states), "unfinished": list(under_way)}
 
 
-def _inspect_store(uri: str) -> tuple[str, dict[str, Any]]:
+def _inspect_store(uri: str) -> Finding:
     store = Store(uri)
     names = [name for name in store.folders() if StudyFolder(store, name).read_declaration() is not None]
     if not names:  # perhaps the folder of one study
-        parent, _, name = store.uri.rstrip("/").rpartition("/")
-        store, names = Store(parent or "/"), [name]
+        store, name = _parent(store)
+        names = [name]
         if StudyFolder(store, name).read_declaration() is None:
             raise UserError(
-                f"{uri}: neither an HDF5 file, a shard set (manifest.json), nor a store with studies (study.json)"
+                f"{uri}: neither an HDF5 file, a folder of <split>/dataset.h5, a shard set (manifest.json), "
+                "nor a store with studies (study.json)"
             )
-    lines, found = [f"store {store.uri}"], {}
-    for name in names:
-        folder = StudyFolder(store, name)
-        rows = folder.rows()
-        states = Counter(row.status for row in rows)
+    studies = {name: _inspect_study(StudyFolder(store, name)) for name in names}
+    return Finding(
+        text="\n".join([f"store {store.uri}", *(study.text for study in studies.values())]),
+        data={name: study.data for name, study in studies.items()},
+        problems=[f"study {name}: {problem}" for name, study in studies.items() for problem in study.problems],
+    )
+
+
+def _parent(store: Store) -> tuple[Store, str]:
+    """The store that holds a folder, and the folder's name; options of a URI stay at its end."""
+    base, mark, options = store.uri.partition("?") if "://" in store.uri else (store.uri, "", "")
+    parent, _, name = base.rstrip("/").rpartition("/")
+    return Store(f"{parent or '/'}{mark}{options}"), name
+
+
+def _inspect_study(folder: StudyFolder) -> Finding:
+    rows, unfinished = folder.rows(), folder.unfinished()
+    states = Counter(row.status for row in rows)
+    counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"
+    lines, problems = [f"  study {folder.name}: {len(rows)} rows ({counted})"], []
+    data: dict[str, Any] = {"rows": len(rows), "states": dict(states), "unfinished": list(unfinished)}
+    if rows:
+        params, spectra = {row.num_params for row in rows}, {row.num_spectra for row in rows}
         lines.append(
-            f"  study {name}: {len(rows)} rows ({', '.join(f'{n} {s}' for s, n in sorted(states.items())) or 'none'})"
+            f"    N {human(min(params))} to {human(max(params))}, D {human(min(spectra))} to {human(max(spectra))}"
         )
-        found[name] = {"rows": len(rows), "states": dict(states), "unfinished": list(folder.unfinished())}
-        if rows:
-            params, spectra = {row.num_params for row in rows}, {row.num_spectra for row in rows}
-            best = min((row.test_mae_dex for row in rows if row.status == "done"), default=None)
+        done = [row for row in rows if row.status == "done"]
+        if done:  # the test set chooses nothing: its error is that of the trial which validation chose
+            best = min(done, key=lambda row: row.val_mae_dex)
             lines.append(
-                f"    N {human(min(params))} to {human(max(params))}, D {human(min(spectra))} to {human(max(spectra))}"
-                + (f", best test MAE {best:.4f} dex" if best is not None else "")
+                f"    best trial {best.trial}: val MAE {best.val_mae_dex:.4f} dex, test MAE {best.test_mae_dex:.4f} dex"
             )
-            pins = {row.eval_pin for row in rows}
-            if len(pins) > 1:
-                lines.append(
-                    f"    PROBLEM: rows were scored on {len(pins)} different evaluation sets and must not be compared"
-                )
-        lines += [f"    begun, not finished: {key} ({last})" for key, last in folder.unfinished().items()]
-        lines.append(f"    report: {'yes' if store.read(f'{name}/report/index.html') else 'not yet'}")
-    return "\n".join(lines), found
+            data["best"] = {name: getattr(best, name) for name in ("trial", "val_mae_dex", "test_mae_dex")}
+        pins = {row.eval_pin for row in rows}
+        if len(pins) > 1:
+            problems.append(f"rows were scored on {len(pins)} different evaluation sets and must not be compared")
+    lines += [f"    PROBLEM: {problem}" for problem in problems]
+    lines += [f"    begun, not finished: {key} ({last})" for key, last in unfinished.items()]
+    lines.append(f"    report: {'yes' if folder.store.read(f'{folder.name}/report/index.html') else 'not yet'}")
+    return Finding(text="\n".join(lines), data=data | {"problems": problems}, problems=problems)

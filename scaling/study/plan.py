@@ -75,23 +75,6 @@ def make_plan(study: Study, *, tflops: float, mfu: float) -> Plan:
     return Plan(study=study, cells=tuple(cells), tflops=tflops, mfu=mfu)
 
 
-def check_cluster(study: Study, resources: dict[str, float]) -> None:
-    """Compare what trials occupy with what a cluster has.
-
-    Raises:
-        UserError: naming the cell that cannot ever run, what it needs and what there is.
-    """
-    for cell in study.cells():
-        placement = study.placement(cell)
-        for name, each in (("CPU", placement.cpus), ("GPU", placement.gpus)):
-            needed, there = each * placement.workers, resources.get(name, 0.0)
-            if needed > there:
-                raise UserError(
-                    f"cell {cell.key} needs {needed:g} {name} ({placement.workers} workers of {each:g}); the cluster has "
-                    f"{there:g}: change Study.placements, or connect to a larger cluster with --address"
-                )
-
-
 def describe(plan: Plan) -> str:
     """The plan as text: a line for each rung of size, then the totals."""
     study, search = plan.study, plan.study.search

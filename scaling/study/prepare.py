@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from scaling.data.manifest import MANIFEST
+from scaling.data.manifest import MANIFEST, Manifest, Source
 from scaling.data.shards import convert
 from scaling.data.simulate import Simulation, write_simulation
 from scaling.errors import UserError
-from scaling.study.declaration import Study, stable
+from scaling.study.declaration import Sources, Study, stable
 from scaling.study.store import Store
 
 
@@ -35,27 +36,67 @@ def prepare_data(study: Study, store: Store, progress: Callable[[str], None]) ->
     shards, source = shards_path(study, store), study.data.source
     if is_prepared(study, store):
         return shards
+    order: dict[str, Any] = {}
     if isinstance(source, Simulation):
         progress(f"simulating {source.train:,} + {source.val:,} + {source.test:,} spectra of {source.pixels} pixels")
-        files = write_simulation(store.simulated(_digest(source)) / "hdf5", source)
+        files = write_simulation(store.simulated(_digest(source)) / "hdf5", source, parallel=True)
     else:
         files = {"train": list(source.train), "val": [source.val], "test": [source.test]}
         missing = [path for paths in files.values() for path in paths if not path.is_file()]
         if missing:
             raise UserError(f"{missing[0]}: no such file, named in study {study.name}; correct Study.data.source")
+        order = {"order": source.order, "order_seed": source.order_seed}
     progress(f"converting {sum(map(len, files.values()))} HDF5 files to Parquet shards in {shards}")
-    convert(
-        shards, train=files["train"], val=files["val"], test=files["test"], on_progress=milestones("shards", progress)
+    manifest = convert(
+        shards,
+        train=files["train"],
+        val=files["val"],
+        test=files["test"],
+        on_progress=milestones("shards", progress),
+        **order,
     )
+    for problem in manifest.problems:
+        progress(f"WARNING: {problem}")
     return shards
 
 
+def check_sources(study: Study, manifest: Manifest) -> None:
+    """Compare a study's declared source files with those its shard set was made from, by number and size.
+
+    Files that are gone, as they may be once they are converted, are not compared.
+
+    Raises:
+        UserError: the shard set is of other files, or in another order.
+    """
+    source = study.data.source
+    if not isinstance(source, Sources):
+        return
+    declared = {"train": source.train, "val": (source.val,), "test": (source.test,)}
+    for split, paths in declared.items():
+        made_from = manifest.sources[split]
+        pairs = list(zip(paths, made_from, strict=False))
+        odd = [(path, made) for path, made in pairs if path.is_file() and path.stat().st_size != made.size]
+        if len(paths) != len(made_from) or odd:
+            path, made = odd[0] if odd else (f"{len(paths)} files", f"{len(made_from)} files")
+            what = f"{made.path} of {made.size} bytes" if isinstance(made, Source) else made
+            raise UserError(
+                f"Sources.{split}: {path} declared, but {manifest.dest} was made from {what}: name another Sources.shards"
+            )
+    if source.order != "auto" and manifest.order["kind"] != source.order:
+        raise UserError(
+            f"Sources.order = {source.order!r}: {manifest.dest} is in the order {manifest.order['kind']!r}: name another Sources.shards"
+        )
+
+
 def milestones(what: str, progress: Callable[[str], None]) -> Callable[[int, int], None]:
-    """A counter that speaks at each tenth of the way, however many steps there are."""
+    """A counter that speaks once in each tenth of the way, in steps of any size."""
+    said = 0
 
     def count(done: int, total: int) -> None:
-        if done * 10 // total > (done - 1) * 10 // total:
-            progress(f"{what} {done}/{total}")
+        nonlocal said
+        if done * 10 // total > said:
+            said = done * 10 // total
+            progress(f"{what} {done:,}/{total:,}")
 
     return count
 

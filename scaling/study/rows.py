@@ -25,6 +25,7 @@ class Row:
     is their D. `epochs` is samples_seen / num_spectra. `noise` is "fresh" (drawn each epoch) or "fixed" (one draw a
     spectrum). `eval_pin` identifies the validation and test spectra with their noise: rows with different pins must
     not be compared. `held_out` marks cells that the study keeps out of its fit, to score the forecast.
+    `access` says where the trial read its spectra: "resident", "mapped", or "streamed" in an order shuffled within windows.
     Metrics are NaN unless `status` is "done"; `error` then says what happened.
     """
 
@@ -67,6 +68,7 @@ class Row:
     eval_pin: str
     status: Status
     error: str
+    access: str
     host: str
     workers: int
     device: str

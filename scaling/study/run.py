@@ -85,7 +85,7 @@ def write_study_report(study: Study, folder: StudyFolder) -> str:
 
     rows = collect(study, folder)
     if not rows:
-        raise UserError(f"{folder.store.uri}/{folder.name}: no rows yet; run the study first")
+        raise UserError(f"{folder.store.locate(folder.name)}: no rows yet; run the study first")
     with tempfile.TemporaryDirectory(prefix="spectral-scaling-report-") as scratch:
         write_report(to_table(rows).to_pandas(), Path(scratch))
         return folder.publish_report(Path(scratch))

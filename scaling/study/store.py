@@ -7,7 +7,9 @@ STORE/data/<simulation>/hdf5, shards
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import posixpath
 import shutil
 import tempfile
@@ -40,6 +42,11 @@ class Store:
         return (
             None if "://" in self.uri and not self.uri.startswith("file://") else Path(self.uri.removeprefix("file://"))
         )
+
+    def locate(self, path: str) -> str:
+        """The place of a file or folder of the store, as a local path or a URI; options of the store's URI stay at its end."""
+        base, mark, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        return f"{base.rstrip('/')}/{path}{mark}{options}"
 
     def _open(self) -> tuple[fs.FileSystem, str]:
         try:
@@ -127,7 +134,10 @@ class StudyFolder:
     @property
     def journal(self) -> Path:
         """Optuna's journal: in the store where it is local, else on this machine (it is rebuilt from the rows)."""
-        root = self.store.local or Path(tempfile.gettempdir()) / "spectral-scaling-journals"
+        root = self.store.local
+        if root is None:
+            digest = hashlib.sha256(self.store.uri.encode()).hexdigest()[:12]
+            root = Path(tempfile.gettempdir()) / f"spectral-scaling-journals-{os.getuid()}" / digest
         path = root / self.name / "optuna.journal"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -140,7 +150,7 @@ class StudyFolder:
     @property
     def ray_train_storage(self) -> str:
         """Where Ray Train keeps its bookkeeping while a trial runs: nothing that a result depends on."""
-        return f"{self.store.uri}/{self.name}/ray-train"
+        return self.store.locate(f"{self.name}/ray-train")
 
     def clear_ray_train_storage(self) -> None:
         """Remove Ray Train's bookkeeping of a finished sweep."""
@@ -191,7 +201,7 @@ class StudyFolder:
             if file.is_file():
                 self.store.write(f"{self.name}/report/{file.relative_to(folder).as_posix()}", file.read_bytes())
         shutil.rmtree(folder)
-        return f"{self.store.uri}/{self.name}/report/index.html"
+        return self.store.locate(f"{self.name}/report/index.html")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +214,7 @@ class TrialFolder:
     def read_row(self) -> Row | None:
         """The trial's row, if it is finished."""
         content = self.store.read(f"{self.path}/row.json")
-        return None if content is None else Row.from_json(content.decode(), f"{self.store.uri}/{self.path}/row.json")
+        return None if content is None else Row.from_json(content.decode(), self.store.locate(f"{self.path}/row.json"))
 
     def write_row(self, row: Row) -> None:
         """The act that finishes the trial. The state to resume from is dropped after it, unless it failed and may be retried."""

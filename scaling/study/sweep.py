@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scaling.data.batches import Access
+from scaling.data.cache import cache_limit
 from scaling.data.dataset import Standardisation, evaluation_pin
-from scaling.data.manifest import MANIFEST, Manifest
+from scaling.data.manifest import MANIFEST, SPLITS, Manifest
+from scaling.data.shardfile import is_as_listed
 from scaling.errors import UserError
 from scaling.study.declaration import Cell, Study
-from scaling.study.plan import check_cluster
+from scaling.study.nodes import check_placements, choose_access, survey
+from scaling.study.prepare import check_sources
 from scaling.study.progress import Progress
 from scaling.study.rows import Row
 from scaling.study.store import StudyFolder
@@ -32,15 +37,18 @@ class Sweep:
     cache_root: Path
     eval_pin: str
     code_commit: str
+    access: dict[int, Access] = field(default_factory=dict)
 
     @classmethod
     def prepare(cls, study: Study, folder: StudyFolder, shards: Path, cache_root: Path) -> Sweep:
         """Check the declaration against the data.
 
         Raises:
-            UserError: if D exceeds the data, pixels differ, or the label is unknown or NaN.
+            UserError: if the shards are of other files or damaged, D exceeds the data, pixels differ, or the label is
+                unknown or NaN.
         """
         manifest = Manifest.load(shards)
+        check_sources(study, manifest)
         largest, rules = study.data.num_spectra[-1], study.data.rules
         if largest > manifest.num_rows("train"):
             raise UserError(
@@ -51,9 +59,10 @@ class Sweep:
             raise UserError(f"Ladder.num_pixels = {study.ladder.num_pixels}: {shards} has {manifest.pixels} pixels")
         if rules.label not in manifest.labels:
             raise UserError(f"DataRules.label = {rules.label!r}: {shards} has {', '.join(sorted(manifest.labels))}")
-        files = [shards / shard.file for split in manifest.splits for shard in manifest.shards(split)]
-        if lost := next((file for file in files if not file.is_file()), None):
-            raise UserError(f"{lost}: this shard is missing; remove {shards / MANIFEST} and run `scaling shard` again")
+        if lost := next((s for split in SPLITS for s in manifest.shards(split) if not is_as_listed(shards, s)), None):
+            raise UserError(
+                f"{shards / lost.file}: this shard is missing or not the one in {MANIFEST}; run the same `scaling shard` command again"
+            )
         missing = manifest.labels[rules.label].nan
         if missing:
             raise UserError(
@@ -78,6 +87,7 @@ class Sweep:
             cell=cell,
             number=number,
             lr=lr,
+            access=self.access[cell.num_spectra],
             fingerprint=self.fingerprint(cell),
             eval_pin=self.eval_pin,
             code_commit=self.code_commit,
@@ -101,7 +111,7 @@ class Sweep:
         for row in mine:
             if row.fingerprint != fingerprints[row.cell]:
                 raise UserError(
-                    f"{self.folder.store.uri}/{self.study.name}: trial {row.trial} was run under another declaration or other data "
+                    f"{self.folder.store.locate(self.study.name)}: trial {row.trial} was run under another declaration or other data "
                     "(see study.json there); give the changed study another name, or use another store"
                 )
         return mine
@@ -123,7 +133,13 @@ def run_sweep(sweep: Sweep, progress: Callable[[str], None]) -> list[Row]:
 
     from scaling.study.search import CellSearch
 
-    check_cluster(sweep.study, ray.cluster_resources())
+    nodes = survey(sweep.shards, sweep.cache_root)
+    check_placements(sweep.study, nodes)
+    sweep = dataclasses.replace(
+        sweep, access=choose_access(sweep.study, Manifest.load(sweep.shards), nodes, cache_limit())
+    )
+    if streamed := [n for n, access in sweep.access.items() if access == "streamed"]:
+        progress(f"{', '.join(f'{n:,}' for n in streamed)} spectra are streamed from the shards; no node keeps a copy")
     rows = sweep.rows()
     tracker = Progress(sweep.study, rows, ray.cluster_resources(), progress)
     search = CellSearch(

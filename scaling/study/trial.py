@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from scaling.data.batches import Access
 from scaling.data.manifest import Manifest
 from scaling.model import ladder
 from scaling.model.checkpoint import model_bytes
@@ -39,6 +40,7 @@ class Trial:
     cell: Cell
     number: int
     lr: float
+    access: Access
     fingerprint: str
     eval_pin: str
     code_commit: str
@@ -64,6 +66,7 @@ class Trial:
             recipe=self.study.recipe,
             lr=self.lr,
             seed=self.cell.seed,
+            access=self.access,
         )
 
     def run(self, forward: Callable[[dict[str, float]], None], ray_train_callback: Callable[[], Any] | None) -> None:
@@ -73,7 +76,7 @@ class Trial:
         placement = self.study.placement(self.cell)
         job = Job(
             name=f"{self.study.name}-{self.key}",
-            identity=f"{self.fingerprint} {self.lr!r}",
+            identity=f"{self.fingerprint} {self.lr!r}" + (" streamed" if self.access == "streamed" else ""),
             task=self.task(),
             folder=self.output,
             finish=functools.partial(_finish, self, time.time()),
@@ -153,6 +156,7 @@ def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: str, wall
         eval_pin=trial.eval_pin,
         status=outcome.status if outcome else "failed",
         error=error,
+        access=outcome.access if outcome else trial.access,
         host=placement.host,
         workers=placement.workers,
         device=device,

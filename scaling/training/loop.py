@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scaling.data.dataset import DataRules, EvaluationSplit, Standardisation, TrainingBatches
+from scaling.data.batches import Access, training_batches
+from scaling.data.dataset import DataRules, EvaluationSplit, Standardisation
 from scaling.data.seeds import stable_seed
 from scaling.model.specvit import ModelConfig, SpecViT
 from scaling.training.metrics import Scores, all_reduce, error_sums, scores
@@ -26,7 +28,10 @@ State = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """Everything that determines one trial's result."""
+    """Everything that determines one trial's result.
+
+    Of `access` only "streamed" does, whose order is another one.
+    """
 
     shards: Path
     cache_root: Path
@@ -36,12 +41,14 @@ class Task:
     recipe: Recipe
     lr: float
     seed: int
+    access: Access = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """What the loop sees of its host.
 
+    `device_share` is the fraction of the device that this trial may take; others may run beside it.
     `report` takes the metrics of an evaluation and the state to resume from, on every worker; the host keeps rank
     0's. `load` gives back the last state, or None.
     """
@@ -51,6 +58,7 @@ class Context:
     device: torch.device
     report: Callable[[dict[str, float], State], None]
     load: Callable[[], State | None]
+    device_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +75,7 @@ class Outcome:
     samples_seen: int
     skipped_steps: int
     train_seconds: float
+    access: str
     weights: dict[str, Tensor]
     standardisation: Standardisation
 
@@ -87,9 +96,17 @@ def train(task: Task, context: Context) -> Outcome:
 
     The best weights by validation MAE are scored on the test split. A loss or validation error that is not finite
     ends the trial as "diverged". On the CPU the same task gives the same bits, whether interrupted or not.
+
+    Raises:
+        UserError: if the data cannot be used, such as a damaged shard; one worker may raise it while others wait.
     """
-    recipe = task.recipe
     stepper = _Stepper(task, context)
+    with contextlib.closing(stepper.batches):
+        return _train(task, context, stepper)
+
+
+def _train(task: Task, context: Context, stepper: _Stepper) -> Outcome:
+    recipe = task.recipe
     progress = stepper.resume(context.load())
     dex = stepper.standardisation.label_scale
     val = stepper.evaluation_split("val")
@@ -146,6 +163,7 @@ def _conclude(
         samples_seen=samples_seen(progress.step, task.num_spectra, recipe.batch_size),
         skipped_steps=0 if diverged else skipped,
         train_seconds=progress.train_seconds,
+        access=stepper.batches.access,
         weights=progress.best_weights,
         standardisation=stepper.standardisation,
     )
@@ -164,8 +182,15 @@ class _Stepper:
             "world": context.world,
         }
         self.standardisation = Standardisation.of(task.shards, task.rules)
-        self.batches = TrainingBatches(
-            task.shards, task.rules, task.num_spectra, recipe.batch_size, seed=task.seed, **self._where
+        self.batches = training_batches(
+            task.shards,
+            task.rules,
+            task.num_spectra,
+            recipe.batch_size,
+            seed=task.seed,
+            access=task.access,
+            device_share=context.device_share,
+            **self._where,
         )
         torch.manual_seed(stable_seed("weights", task.seed))
         self.model = SpecViT(task.model).to(device)
@@ -216,7 +241,7 @@ class _Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = task.lr * factor
         flux, labels = self.batches.batch(step)
-        global_rows = len(self.batches.rows(step))
+        global_rows = self.batches.global_rows(step)
         with autocast(context.device, recipe):
             # A worker whose share of a short batch is empty still takes part in the gradient's all-reduce.
             predicted = self.parallel(flux if len(flux) else flux.new_zeros(1, task.model.num_pixels))[: len(labels), 0]

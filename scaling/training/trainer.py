@@ -15,6 +15,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from scaling.errors import UserError
 from scaling.training.loop import Context, Outcome, State, Task, train
 
 Metrics = dict[str, float]
@@ -96,6 +97,7 @@ def run_under_ray_train(job: Job, storage: str, forward: Callable[[], Any] | Non
         forward: makes a Ray Train callback that forwards the metrics, e.g. to Tune.
 
     Raises:
+        UserError: as a worker raised it, at once: trying again would not help.
         RuntimeError: with the cause, if the trial fails for good.
     """
     from ray import train as ray_train
@@ -112,10 +114,31 @@ def run_under_ray_train(job: Job, storage: str, forward: Callable[[], Any] | Non
             name=job.name,
             storage_path=storage,
             failure_config=ray_train.FailureConfig(max_failures=3),
-            callbacks=[forward()] if forward else None,
+            callbacks=[_stop_at_mistakes(), *([forward()] if forward else [])],
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ray_train.ControllerError as error:
+        if isinstance(error.controller_failure, UserError):
+            raise error.controller_failure from None
+        raise
+
+
+def _stop_at_mistakes() -> Any:
+    """A Ray Train callback that ends a run, on all its workers, at a worker's `UserError`.
+
+    Ray Train starts the workers again whatever one of them raised; only what a callback raises ends a run at once.
+    """
+    from ray.train import UserCallback
+
+    class StopAtMistakes(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                if isinstance(error, UserError):
+                    raise error
+
+    return StopAtMistakes()
 
 
 def _ray_train_worker(config: dict[str, Any]) -> None:
@@ -137,9 +160,15 @@ def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int,
     torch.set_num_threads(max(1, int(job.cpus)) if device.type == "cpu" else torch.get_num_threads())
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     recorder = Recorder(job, forward, keeps=rank == 0)
-    outcome = train(
-        job.task, Context(rank=rank, world=world, device=device, report=recorder.report, load=recorder.load)
+    context = Context(
+        rank=rank,
+        world=world,
+        device=device,
+        report=recorder.report,
+        load=recorder.load,
+        device_share=min(1.0, job.gpus) if device.type == "cuda" else 1.0,
     )
+    outcome = train(job.task, context)
     if rank == 0:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         job.finish(outcome, name)

@@ -1,22 +1,17 @@
 import shutil
+import time
+import warnings
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from scaling.data.describe import describe
-from scaling.data.hdf5 import (
-    ERROR,
-    FLUX,
-    PARAMS,
-    WAVE,
-    WAVE_PER_SPECTRUM,
-    check_rows,
-    fill_edges,
-    open_spectra,
-    spectrum_snr,
-)
+from scaling.data.hdf5 import ERROR, FLUX, MASK, PARAMS, WAVE, WAVE_PER_SPECTRUM, open_spectra
+from scaling.data.rows import check_rows, fill_edges
 from scaling.data.simulate import COLUMNS, Simulation, write_simulation
 from scaling.errors import UserError
 
@@ -35,6 +30,35 @@ def file(source, tmp_path):
     return Path(shutil.copy(source, tmp_path / "dataset.h5"))
 
 
+LAYOUTS = {
+    "contiguous": {},
+    "64 rows": {"chunks": (64, 1024)},
+    "all rows": {"chunks": (100, 1024)},
+    "more than all rows": {"chunks": (4096, 1024), "maxshape": (None, 1024)},
+    "gzip": {"chunks": (64, 1024), "compression": "gzip", "compression_opts": 1},
+    "lzf, and cut across": {"chunks": (30, 500), "compression": "lzf"},
+    "float32": {"dtype": "f4"},
+    "big-endian": {"dtype": ">f8"},
+}
+
+
+def store_as(raw, **layout):
+    """Store flux and error of a file in another way."""
+    for name in (FLUX, ERROR):
+        values = raw[name][:]
+        del raw[name]
+        raw.create_dataset(name, data=values, **layout)
+
+
+def as_fixed(path):
+    """Write a file's parameters as `to_hdf` does by default."""
+    params = pd.read_hdf(path)
+    with h5py.File(path, "a") as raw:
+        del raw[PARAMS]
+    with warnings.catch_warnings(action="ignore"):  # pandas warns that it pickles text
+        params.to_hdf(path, key=PARAMS)
+
+
 def edit(path, change):
     with h5py.File(path, "a") as opened:
         change(opened)
@@ -50,6 +74,84 @@ def test_reading_rounds_once_to_float32(file):
         assert spectra.read_params(10, 30)["id"].tolist() == list(range(10, 30))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_way_of_storage_reads_alike(source, file, layout):
+    edit(file, lambda raw: store_as(raw, **layout))
+    with open_spectra(source) as plain, open_spectra(file) as stored:
+        assert stored.chunk_rows == layout.get("chunks", (1,))[0]
+        expected, found = plain.read(3, 97), stored.read(3, 97)
+        assert np.array_equal(found, expected)
+        assert np.array_equal(stored.wave, plain.wave)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_pieces_are_the_rows_in_order_and_the_callers_to_keep(source, data):
+    start = data.draw(st.integers(0, 100))
+    stop = data.draw(st.integers(start, 100))
+    rows = data.draw(st.integers(1, 120))
+    with open_spectra(source) as spectra:
+        pieces = list(spectra.pieces(start, stop, rows))
+        assert [first for first, _, _ in pieces] == list(range(start, stop, rows))
+        assert all(flux.dtype == error.dtype == np.float32 for _, flux, error in pieces)
+        flux, error = spectra.read(start, stop)
+        if pieces:
+            assert np.array_equal(np.concatenate([piece for _, piece, _ in pieces]), flux)
+            assert np.array_equal(np.concatenate([piece for _, _, piece in pieces]), error)
+        assert len(flux) == len(error) == stop - start
+
+
+def test_a_compressed_chunk_is_decoded_once(file):
+    """Reading in ten pieces costs about what reading at once does, although all rows are in one compressed chunk."""
+    edit(file, lambda raw: store_as(raw, chunks=(2048, 1024), maxshape=(None, 1024), compression="gzip"))
+
+    def seconds(rows):
+        with open_spectra(file) as spectra:
+            begin = time.process_time()
+            list(spectra.pieces(0, 100, rows))
+            return time.process_time() - begin
+
+    assert min(seconds(10) for _ in range(3)) < 3 * min(seconds(100) for _ in range(3))
+
+
+def test_both_of_pandas_formats_are_read(source, file):
+    as_fixed(file)
+    with open_spectra(source) as table, open_spectra(file) as fixed:
+        pd.testing.assert_frame_equal(fixed.params, table.params)
+        pd.testing.assert_frame_equal(fixed.read_params(10, 30), table.read_params(10, 30))
+    before = fingerprint(file)
+    edit(file, lambda raw: raw[f"{PARAMS}/block0_values"].__setitem__((99, 0), 0.123))
+    assert fingerprint(file) != before
+    edit(file, shorten(f"{PARAMS}/axis1", np.s_[:90]))
+    with pytest.raises(UserError, match=r"axis1 is \(90,\)"):
+        open_spectra(file)
+
+
+def test_other_arrays_do_not_matter(source, file):
+    edit(file, lambda raw: raw.__setitem__("dataset/arrays/noisy/value", np.full((100, 1024), np.nan)))
+    with open_spectra(source) as plain, open_spectra(file) as other:
+        assert np.array_equal(other.read(0, 100), plain.read(0, 100))
+    edit(file, lambda raw: raw.__delitem__(MASK))
+    open_spectra(file).read(0, 1)
+
+
+def test_a_chunk_that_cannot_be_read_names_its_rows(file):
+    edit(file, lambda raw: store_as(raw, chunks=(50, 1024), compression="gzip", fletcher32=True))
+    damage_chunk(file, row=50)
+    with open_spectra(file) as spectra:
+        spectra.read(0, 50)
+        with pytest.raises(UserError, match="rows 40 to 79 cannot be read"):
+            list(spectra.pieces(0, 100, 40))
+
+
+def damage_chunk(path, row):
+    with h5py.File(path) as raw:
+        where = raw[FLUX].id.get_chunk_info_by_coord((row, 0))
+    with path.open("r+b") as raw:
+        raw.seek(where.byte_offset + where.size // 2)
+        raw.write(b"\0" * 64)
+
+
 def test_edges_are_filled_from_the_neighbour(file):
     def damage(raw):
         raw[ERROR][3, 0] = raw[ERROR][4, -1] = np.nan
@@ -61,7 +163,6 @@ def test_edges_are_filled_from_the_neighbour(file):
         assert error[4, -1] == error[4, -2]
         assert spectra.filled_edges == 2
         check_rows(flux, error, file)
-    assert describe(file).filled_edges == 2
 
 
 def test_only_the_outermost_pixels_are_filled():
@@ -88,7 +189,6 @@ def test_unusable_rows_are_named(file, name, cell, value, message):
     edit(file, damage)
     with open_spectra(file) as spectra, pytest.raises(UserError, match=f"{file}.*{message}"):
         check_rows(*spectra.read(0, 100), file)
-    assert len(describe(file).problems) == 1
 
 
 def shorten(name, cut):
@@ -134,11 +234,12 @@ def test_what_is_not_a_file_of_spectra_is_refused(file, tmp_path):
         open_spectra(file)
 
 
-def test_the_fingerprint_follows_the_content(file, source, tmp_path):
-    def fingerprint(path):
-        with open_spectra(path) as spectra:
-            return spectra.fingerprint()
+def fingerprint(path):
+    with open_spectra(path) as spectra:
+        return spectra.fingerprint()
 
+
+def test_the_fingerprint_follows_the_content(file, source):
     assert fingerprint(file) == fingerprint(source)
 
     def damage(raw):
@@ -148,30 +249,10 @@ def test_the_fingerprint_follows_the_content(file, source, tmp_path):
     assert fingerprint(file) != fingerprint(source)
 
 
-def test_description(source):
-    found = describe(source)
-    assert (found.rows, found.pixels, found.checked_rows, found.problems) == (100, 1024, 100, [])
-    columns = {column.name: column for column in found.columns}
-    assert list(columns) == list(COLUMNS)
-    assert columns["L_H"].nan == 100
-    assert columns["L_H"].min is columns["interp_param"].min is None
-    assert columns["id"].max == 99
-    with open_spectra(source) as spectra:
-        snr = spectrum_snr(*spectra.read(0, 100))
-        np.testing.assert_allclose(snr, spectra.params["snr"], rtol=1e-5)
-    assert found.snr["50"] == pytest.approx(np.median(snr))
-    assert "no problems found" in found.to_text()
-
-
-def test_a_large_file_is_sampled_to_its_last_row(file):
-    def damage(raw):
-        raw[FLUX][99] = 0.0
-
-    edit(file, damage)
-    found = describe(file, max_rows=32)
-    assert found.checked_rows == 32
-    assert len(found.problems) == 1
-    assert "PROBLEM: flux is 0 in every pixel" in found.to_text()
+def test_the_fingerprint_does_not_depend_on_how_much_is_read_together(source, monkeypatch):
+    before = fingerprint(source)
+    monkeypatch.setattr("scaling.data.hdf5.TABLE_ROWS", 7)
+    assert fingerprint(source) == before
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real writer's file is not here")
@@ -184,4 +265,3 @@ def test_a_file_of_the_real_writer():
         np.testing.assert_allclose(error, np.round(0.08 + 0.02 * np.cos(pixels / 80 + rows), 3), atol=1e-3)
         assert list(spectra.params.columns) == list(COLUMNS)
         assert spectra.wave[[0, -1]] == pytest.approx([7100.2136, 8849.7864], abs=1e-3)
-    assert describe(REAL).problems == []

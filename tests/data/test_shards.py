@@ -1,6 +1,7 @@
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -9,13 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scaling.data.hdf5 import ERROR, FLUX, open_spectra, spectrum_snr
-from scaling.data.manifest import MANIFEST, Manifest
-from scaling.data.shardfile import Checksum, column_values
-from scaling.data.shards import convert, describe_shards, verify
+from scaling.data import shards as shards_module
+from scaling.data import sources as sources_module
+from scaling.data.hdf5 import ERROR, FLUX, open_spectra
+from scaling.data.manifest import MANIFEST, STATISTICS, Manifest
+from scaling.data.rows import spectrum_snr
+from scaling.data.shardfile import Checksum, params_table
+from scaling.data.shards import convert
 from scaling.data.simulate import COLUMNS, Simulation, write_simulation
-from scaling.data.statistics import PixelMoments
+from scaling.data.statistics import ColumnMoments, PixelMoments
+from scaling.data.verify import describe_shards, verify
 from scaling.errors import UserError
+from tests.data.converting import contents, damage, mtimes, read_sources, read_split, run_here
 
 ROWS_PER_SHARD = 64
 SIMULATION = Simulation(train=300, val=70, test=64, pixels=1024, train_files=2)
@@ -38,35 +44,27 @@ def shards(sources, tmp_path_factory, ray_cluster):
 
 
 @pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(shards_module, "map_on_ray", run_here)
+
+
+@pytest.fixture
 def copy(shards, tmp_path):
     """A shard set that a test may damage."""
     return shutil.copytree(shards, tmp_path / "shards")
-
-
-def read_sources(paths):
-    parts = []
-    for path in paths:
-        with open_spectra(path) as spectra:
-            parts.append((*spectra.read(0, spectra.num_rows), spectra.params))
-    flux, error, params = zip(*parts, strict=True)
-    return np.concatenate(flux), np.concatenate(error), pd.concat(params, ignore_index=True)
-
-
-def mtimes(dest):
-    return {path: path.stat().st_mtime_ns for path in sorted(dest.rglob("*.parquet"))}
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_shards_hold_the_sources_bit_for_bit(shards, sources, split):
     manifest = Manifest.load(shards)
-    tables = [pq.read_table(shards / shard.file) for shard in manifest.shards(split)]
-    assert [table.num_rows for table in tables] == [shard.rows for shard in manifest.shards(split)]
-    assert [table.num_rows for table in tables[:-1]] == [ROWS_PER_SHARD] * (len(tables) - 1)
+    rows = [pq.read_metadata(shards / shard.file).num_rows for shard in manifest.shards(split)]
+    assert rows == [shard.rows for shard in manifest.shards(split)]
+    assert rows[:-1] == [ROWS_PER_SHARD] * (len(rows) - 1)
     flux, error, params = read_sources(sources[split])
-    assert np.array_equal(np.concatenate([column_values(table, "flux") for table in tables]), flux)
-    assert np.array_equal(np.concatenate([column_values(table, "error") for table in tables]), error)
-    frame = pd.concat([table.drop_columns(["flux", "error"]).to_pandas() for table in tables], ignore_index=True)
+    found_flux, found_error, frame = read_split(shards, split)
+    assert np.array_equal(found_flux, flux)
+    assert np.array_equal(found_error, error)
     assert frame.pop("row_id").tolist() == list(range(len(params)))
     pd.testing.assert_frame_equal(frame, params, check_exact=True)
 
@@ -87,7 +85,13 @@ def test_the_manifest_describes_the_training_split(shards, sources):
     manifest = Manifest.load(shards)
     flux, error, params = read_sources(sources["train"])
     assert (manifest.pixels, manifest.filled_edges, manifest.rows_per_shard) == (1024, 1, ROWS_PER_SHARD)
-    assert manifest.order == {"kind": "source", "seed": None}
+    assert {name: manifest.order[name] for name in ("kind", "seed", "asked")} == {
+        "kind": "source",
+        "seed": None,
+        "asked": "auto",
+    }
+    assert manifest.order["drift"]["passed"]
+    assert manifest.problems == []
     assert [source.path for source in manifest.sources["train"]] == [str(path) for path in sources["train"]]
     with open_spectra(sources["val"][0]) as spectra:
         assert np.array_equal(manifest.wave, spectra.wave)
@@ -101,12 +105,13 @@ def test_the_manifest_describes_the_training_split(shards, sources):
     assert "interp_param" not in manifest.labels
     expected = np.percentile(spectrum_snr(flux, error).astype(float), [5, 25, 50, 75, 95])
     assert list(manifest.snr.values()) == expected.tolist()
+    assert manifest.snr_rows == 300
 
     statistics = pd.read_parquet(shards / "statistics.parquet")
     clipped = np.maximum(flux, 0).astype(np.float64)
-    np.testing.assert_allclose(statistics["flux_mean"], clipped.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(statistics["flux_std"], clipped.std(axis=0), rtol=1e-9)
-    np.testing.assert_allclose(statistics["error_rms"], np.sqrt((error.astype(float) ** 2).mean(axis=0)), rtol=1e-12)
+    np.testing.assert_allclose(statistics["flux_mean"], clipped.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(statistics["flux_std"], clipped.std(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(statistics["error_rms"], np.sqrt((error.astype(float) ** 2).mean(axis=0)), rtol=1e-6)
     assert np.array_equal(statistics["wave"], manifest.wave)
     assert "300 spectra in 5 shards" in describe_shards(shards)
 
@@ -138,22 +143,100 @@ def test_running_again_does_nothing(shards, sources):
     assert manifest.num_rows("train") == 300
 
 
-@pytest.mark.ray
-def test_an_interrupted_conversion_redoes_what_is_missing(copy, sources):
+def test_an_interrupted_conversion_redoes_what_is_missing(copy, sources, here):
     published = (copy / MANIFEST).read_text()
     before = mtimes(copy / "train")
-    missing, torn = copy / "train" / "part-00001.parquet", copy / "train" / "part-00003.parquet"
+    missing, torn, altered = (copy / "train" / f"part-{number:05d}.parquet" for number in (1, 3, 4))
     missing.unlink()
     torn.write_bytes(torn.read_bytes()[:5000])
+    damage(altered)
     (copy / MANIFEST).unlink()
+    (copy / STATISTICS).unlink()
     (copy / "train" / ".part-00001.parquet.killed.tmp").write_text("half")
     progress = []
     convert(copy, **sources, rows_per_shard=ROWS_PER_SHARD, on_progress=lambda *at: progress.append(at))
     after = mtimes(copy / "train")
-    assert {path for path in before if before[path] != after[path]} == {missing, torn}
+    assert {path for path in before if before[path] != after[path]} == {missing, torn, altered}
     assert (copy / MANIFEST).read_text() == published
     assert progress == [(done, 8) for done in range(1, 9)]
     assert list(copy.rglob("*.tmp")) == []
+    assert verify(copy, sources=True) == []
+
+
+def test_a_finished_set_is_repaired(copy, sources, here):
+    whole = contents(copy)
+    missing, torn = copy / "train" / "part-00001.parquet", copy / "val" / "part-00000.parquet"
+    other = copy / "train" / "part-00003.parquet"
+    missing.unlink()
+    torn.write_bytes(torn.read_bytes()[:5000])
+    shutil.copy(copy / "train" / "part-00002.parquet", other)
+    (copy / STATISTICS).unlink()
+    convert(copy, **sources, rows_per_shard=ROWS_PER_SHARD)
+    assert contents(copy) == whole
+
+
+def test_a_repair_from_changed_sources_is_refused(copy, sources, here, tmp_path):
+    changed = shutil.copy(sources["val"][0], tmp_path / "changed.h5")
+    with h5py.File(changed, "a") as file:
+        file[FLUX][20, 7] += 1.0  # a row that the fingerprint does not cover
+    shard = copy / "val" / "part-00000.parquet"
+    shard.unlink()
+    with pytest.raises(UserError, match=r"val/part-00000\.parquet: .*changed\.h5 no longer hold"):
+        convert(copy, **sources | {"val": [changed]}, rows_per_shard=ROWS_PER_SHARD)
+    assert not shard.exists()
+    assert list(copy.rglob("*.tmp")) == []
+
+
+def test_spectra_in_two_splits_are_a_problem(sources, here, tmp_path):
+    leaky = shutil.copy(sources["val"][0], tmp_path / "leaky.h5")
+    with h5py.File(leaky, "a") as file, h5py.File(sources["train"][1]) as train:
+        for name in (FLUX, ERROR):
+            file[name][5], file[name][9] = train[name][7], train[name][8]
+            file[name][11] = file[name][10]
+    manifest = convert(tmp_path / "out", **sources | {"val": [leaky]})
+    assert manifest.problems == [
+        "1 spectrum of val repeat another of the same split",
+        "2 spectra of val are also in train, first: val row 5 = train row 157",
+    ]
+    assert manifest.problems[1] in describe_shards(tmp_path / "out")
+    assert Manifest.load(tmp_path / "out").problems == manifest.problems
+
+
+def with_params(path, change):
+    """Rewrite the parameter table of a file."""
+    params = change(pd.read_hdf(path))
+    with h5py.File(path, "a") as file:
+        del file["dataset/params"]
+    params.to_hdf(path, key="dataset/params", format="table")
+
+
+def test_text_is_kept_as_text_and_other_kinds_are_refused(sources, here, tmp_path):
+    names = ["G", "K", "M"]
+
+    def add(params, column):
+        return params.assign(kind=column)
+
+    files = {split: [shutil.copy(paths[0], tmp_path / f"{split}.h5")] for split, paths in sources.items()}
+    for (path,) in files.values():
+        with_params(path, lambda table: add(table, pd.Categorical.from_codes(np.arange(len(table)) % 3, names)))
+    convert(tmp_path / "out", **files)
+    frame = read_split(tmp_path / "out", "val")[2]
+    assert frame["kind"].tolist() == [names[row % 3] for row in range(len(frame))]
+    with_params(files["val"][0], lambda table: add(table, pd.Timestamp("2026-01-01")))
+    with pytest.raises(UserError, match=r"val\.h5: parameter column 'kind' is datetime64.*convert or drop it"):
+        convert(tmp_path / "other", **files)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("values", [[b"G", b"K"], ["G", "K"], ["G", None]])
+def test_text_columns(values):
+    schema = pa.schema({"kind": pa.string()})
+    column = pd.Series(values, dtype=object, name="kind")
+    assert sources_module._kind(Path("x.h5"), column) == pa.string()
+    expected = [value.decode() if isinstance(value, bytes) else value for value in values]
+    assert params_table(column.to_frame(), schema, Path("x.h5"))["kind"].to_pylist() == expected
+    with pytest.raises(UserError, match=r"x\.h5: parameter table: .*one kind of value"):
+        params_table(pd.DataFrame({"kind": ["G", 2]}, dtype=object), schema, Path("x.h5"))
 
 
 @pytest.mark.ray
@@ -204,21 +287,6 @@ def test_sources_must_match(sources, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.ray
-def test_verification_finds_damage(shards, copy):
-    assert verify(shards) == []
-    (copy / "train" / "part-00000.parquet").unlink()
-    shutil.copy(copy / "train" / "part-00002.parquet", copy / "train" / "part-00001.parquet")
-    (copy / "val" / "part-00001.parquet").write_text("no")
-    shutil.copy(copy / "test" / "part-00000.parquet", copy / "test" / "part-00009.parquet")
-    assert [problem.removeprefix(f"{copy}/").split(":")[0] for problem in verify(copy)] == [
-        "train/part-00000.parquet is missing",
-        "train/part-00001.parquet differs from the manifest's checksum",
-        "val/part-00001.parquet",
-        "test/part-00009.parquet is not in the manifest",
-    ]
-
-
 @pytest.mark.parametrize("cuts", [(3,), (1, 4), (2, 3, 5)])
 def test_checksums_and_moments_do_not_depend_on_the_cut(cuts):
     rng = np.random.default_rng(0)
@@ -235,10 +303,19 @@ def test_checksums_and_moments_do_not_depend_on_the_cut(cuts):
     first, *rest = (PixelMoments.of(flux[a:b], error[a:b]) for a, b in itertools.pairwise(edges))
     total = sum(rest, start=first)
     expected = PixelMoments.of(flux, error)
-    np.testing.assert_allclose(total.flux_m2, expected.flux_m2)
-    np.testing.assert_allclose(total.flux_mean, expected.flux_mean)
-    np.testing.assert_allclose(total.error_squares, expected.error_squares)
+    for name in ("flux_m2", "flux_mean", "error_squares"):
+        np.testing.assert_allclose(getattr(total, name), getattr(expected, name), rtol=1e-5, atol=1e-7)
     assert total.rows == 7
+
+    values = rng.normal(size=(7, 3))
+    values[:4, 1], values[:, 2], values[2, 0] = np.nan, np.nan, np.inf
+    first, *rest = (ColumnMoments.of(values[a:b]) for a, b in itertools.pairwise(edges))
+    found = sum(rest, start=first).statistics(["a", "b", "c"])
+    for at, column in enumerate(found.values()):
+        known = values[np.isfinite(values[:, at]), at]
+        expected = [known.mean(), known.std(), known.min(), known.max()] if len(known) else [np.nan] * 4
+        np.testing.assert_allclose([column.mean, column.std, column.min, column.max], expected, rtol=1e-12)
+        assert column.nan == 7 - len(known)
 
 
 def test_manifests_that_cannot_be_read(tmp_path):
@@ -248,5 +325,5 @@ def test_manifests_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         Manifest.load(tmp_path)
     (tmp_path / MANIFEST).write_text('{"format_version": 99}')
-    with pytest.raises(UserError, match="format version 99, expected 1"):
+    with pytest.raises(UserError, match="format version 99, expected 2"):
         Manifest.load(tmp_path)

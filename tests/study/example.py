@@ -65,6 +65,7 @@ def example_row(**changes: Any) -> Row:
         "eval_pin": "pin",
         "status": "done",
         "error": "",
+        "access": "mapped",
         "host": "process",
         "workers": 1,
         "device": "cpu",

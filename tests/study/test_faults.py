@@ -1,5 +1,6 @@
 """Any process may be killed, and data may be damaged: what happens to the study's rows."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -8,16 +9,18 @@ import sys
 import textwrap
 import time
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from scaling.__main__ import _load_study
+from scaling.data.shardfile import CHECKSUM, parquet_options
 from scaling.study.store import Store, StudyFolder
 from scaling.study.sweep import Sweep
 from scaling.training.loop import Context, train
 
 
-def write_study(path, shards, samples):
+def write_study(path, shards, samples, workers=1):
     text = f"""
         from pathlib import Path
         from scaling.study.declaration import *
@@ -28,7 +31,7 @@ def write_study(path, shards, samples):
                 num_spectra=(256,), rules=DataRules(noise="fixed")),
             ladder=Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0), widths=(8,),
             recipe=Recipe(budget=Budget(samples={samples}), batch_size=32, precision="fp32", evaluations=20),
-            search=Search(trials=1))
+            search=Search(trials=1), placements=(Placement(workers={workers}),))
     """
     path.write_text(textwrap.dedent(text))
     return path
@@ -72,7 +75,7 @@ def test_a_killed_trial_process_is_replaced_and_goes_on_from_its_checkpoint(tmp_
     study = _load_study(str(study_file))
     folder = StudyFolder(Store(str(tmp_path / "store")), "mine")
     (row,) = folder.rows()
-    sweep = Sweep.prepare(study, folder, shards, tmp_path / "cache")
+    sweep = dataclasses.replace(Sweep.prepare(study, folder, shards, tmp_path / "cache"), access={256: "auto"})
     (cell,) = study.cells()
     context = Context(
         rank=0, world=1, device=torch.device("cpu"), report=lambda metrics, state: None, load=lambda: None
@@ -86,14 +89,19 @@ def test_a_killed_trial_process_is_replaced_and_goes_on_from_its_checkpoint(tmp_
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_an_altered_shard_fails_its_trials_with_its_name_and_can_be_retried(tmp_path, shards):
+@pytest.mark.parametrize("workers", [1, 2], ids=["own process", "Ray Train"])
+def test_an_altered_shard_fails_its_trials_with_its_name_and_can_be_retried(tmp_path, shards, workers):
     damaged = tmp_path / "damaged"
     shutil.copytree(shards, damaged)
     shard, other = damaged / "train" / "part-00000.parquet", damaged / "train" / "part-00001.parquet"
     whole = shard.read_bytes()
-    shard.write_bytes(other.read_bytes())  # a valid file with other spectra: only its checksum tells
+    # A whole file with the checksum of the listed one in its footer and other spectra: only reading it tells.
+    spectra, listed = pq.read_table(other), pq.read_metadata(shard).metadata[CHECKSUM]
+    with pq.ParquetWriter(shard, spectra.schema, **parquet_options(spectra.schema)) as writer:
+        writer.write_table(spectra)
+        writer.add_key_value_metadata({CHECKSUM: listed})
     # Paths relative to where the command is run: workers run in folders of their own.
-    write_study(tmp_path / "mine.py", "damaged", samples=640)
+    write_study(tmp_path / "mine.py", "damaged", samples=640, workers=workers)
     driver = start("mine.py", "store", "cache", cwd=tmp_path)
     _, errors = driver.communicate(timeout=200)
     assert driver.returncode == 1
@@ -102,6 +110,9 @@ def test_an_altered_shard_fails_its_trials_with_its_name_and_can_be_retried(tmp_
     (row,) = StudyFolder(Store(str(tmp_path / "store")), "mine").rows()
     assert row.status == "failed"
     assert "part-00000.parquet" in row.error
+    assert "\n" not in row.error
+    if workers > 1:
+        return
 
     shard.write_bytes(whole)
     arguments = [

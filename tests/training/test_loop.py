@@ -8,8 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from scaling.data.dataset import DataRules, EvaluationSplit, Standardisation, TrainingBatches, evaluation_pin
-from scaling.errors import UserError
+from scaling.data.dataset import DataRules
 from scaling.model.ladder import Ladder
 from scaling.training.loop import Context, Task, train
 from scaling.training.recipe import Budget, Recipe
@@ -152,87 +151,20 @@ def test_workers_give_the_losses_of_one_worker(task, noise, free_port):
     assert test["mae"] == pytest.approx(alone.test.mae, rel=2e-5)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
-@pytest.mark.parametrize("noise", ["fixed", "fresh"])
-def test_workers_share_the_global_batch_of_one(shards, cache_root, world, noise):
-    def batches(rank, world):
-        return TrainingBatches(
-            shards, DataRules(noise=noise), 200, 64, seed=3, device=CPU, cache_root=cache_root, rank=rank, world=world
-        )
-
-    whole = batches(0, 1)
-    parts = [batches(rank, world) for rank in range(world)]
-    for step in (0, 3, 4, 11):
-        flux, labels = whole.batch(step)
-        for rank, part in enumerate(parts):
-            share, share_labels = part.batch(step)
-            assert torch.equal(share, flux[rank::world])
-            assert torch.equal(share_labels, labels[rank::world])
-
-
-def test_an_epoch_visits_every_spectrum_once_and_prefixes_nest(shards, cache_root):
-    def batches(num_spectra):
-        return TrainingBatches(
-            shards, DataRules(noise="fixed"), num_spectra, 64, seed=3, device=CPU, cache_root=cache_root
-        )
-
-    small, large = batches(130), batches(300)
-    for epoch in range(2):
-        visited = np.concatenate([small.rows(step) for step in range(3 * epoch, 3 * epoch + 3)])
-        assert sorted(visited) == list(range(130))
-    assert np.array_equal(small._flux, large._flux[:130])
-
-
-def test_evaluation_noise_is_the_originals(shards, cache_root):
-    """One draw for the split from seed 42 on the CPU, as `torch.manual_seed(42); torch.randn_like(flux)` gives."""
-    from scaling.data.cache import map_split
-
-    rules = DataRules(input_norm="none")
-    mapped = map_split(shards, "test", 96, cache_root)
-    flux, error = torch.from_numpy(np.array(mapped.flux)), torch.from_numpy(np.array(mapped.error))
-    torch.manual_seed(42)
-    expected = flux.clip(min=0) + torch.randn_like(flux) * error
-    found = EvaluationSplit.load(shards, rules, "test", device=CPU, cache_root=cache_root)
-    assert torch.allclose(found.flux, expected, rtol=0, atol=1e-6)
-    share = EvaluationSplit.load(shards, rules, "test", device=CPU, cache_root=cache_root, rank=1, world=3)
-    assert torch.equal(share.flux, found.flux[1::3])
-
-
-@pytest.mark.parametrize("input_norm", ["none", "global", "mean_spectrum", "per_pixel"])
-def test_standardised_inputs_have_the_promised_moments(shards, cache_root, input_norm):
-    rules = DataRules(noise="fixed", input_norm=input_norm)
-    batches = TrainingBatches(shards, rules, 300, 300, seed=1, device=CPU, cache_root=cache_root)
-    flux, labels = batches.batch(0)
-    assert labels.mean() == pytest.approx(0, abs=1e-5)
-    assert labels.std(correction=0) == pytest.approx(1, abs=1e-5)
-    if input_norm != "none":
-        assert flux.mean() == pytest.approx(0, abs=0.02)
-        assert flux.std() == pytest.approx(1, abs=0.02)
-    if input_norm == "per_pixel":
-        assert torch.allclose(flux.std(dim=0), torch.ones(1024), atol=0.25)
-
-
-def test_minmax_labels_lie_in_the_unit_interval(shards):
-    standardisation = Standardisation.of(shards, DataRules(label_norm="minmax"))
-    assert standardisation.normalise_labels(np.array([1.0, 5.0])) == pytest.approx([0.0, 1.0], abs=0.05)
-
-
 def test_scores_do_not_depend_on_the_unit_of_the_loss(task):
     outcome = train(dataclasses.replace(task, rules=DataRules(noise="fixed", label_norm="minmax")), Host().context())
     assert 0.1 < outcome.test.mae < 3
     assert math.isfinite(outcome.test.r2)
 
 
-def test_the_evaluation_pin_follows_what_is_scored(shards):
-    pin = evaluation_pin(shards, DataRules())
-    assert pin == evaluation_pin(shards, DataRules(noise="fixed", input_norm="none"))
-    others = [DataRules(eval_seed=1), DataRules(noise_level=0.5), DataRules(label="T_eff")]
-    assert len({pin, *(evaluation_pin(shards, rules) for rules in others)}) == 4
-
-
-@pytest.mark.parametrize(
-    ("label", "word"), [("nonsense", "nonsense"), ("Fe_H", "Fe_H"), ("redshift", "nothing to learn")]
-)
-def test_an_unusable_label_is_named(shards, label, word):
-    with pytest.raises(UserError, match=word):
-        Standardisation.of(shards, DataRules(label=label))
+@pytest.mark.ray
+def test_a_streamed_trial_that_was_killed_is_one_that_was_not(task, ray_cluster):
+    task = dataclasses.replace(task, access="streamed", rules=DataRules(noise="fresh"))
+    whole, host = Host(), Host(kill_after=2)
+    expected = train(task, whole.context())
+    with pytest.raises(KilledError):
+        train(task, host.context())
+    outcome = train(task, host.context())
+    assert scalars(outcome) == scalars(expected)
+    assert same_weights(outcome, expected)
+    assert not same_weights(outcome, train(dataclasses.replace(task, access="mapped"), Host().context()))

@@ -1,6 +1,7 @@
 """The same trial on both hosts, and with two workers, gives the same losses."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,14 @@ import pytest
 import torch
 
 from scaling.data.dataset import DataRules
+from scaling.errors import UserError
 from scaling.model.ladder import Ladder
 from scaling.training.loop import Outcome, Task
 from scaling.training.recipe import Budget, Recipe
 from scaling.training.trainer import Job, run_in_process, run_under_ray_train
+from tests.data.converting import damage
+
+COLUMNS = ["step", "train_loss", "val_mae_dex", "val_r2", "lr"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,8 @@ class LocalFolder:
         (self.path / "state.pt").write_bytes(content)
 
     def read_state(self) -> bytes | None:
+        with (self.path / "attempts").open("a") as file:
+            file.write(".")
         file = self.path / "state.pt"
         return file.read_bytes() if file.exists() else None
 
@@ -46,7 +53,7 @@ class LocalFolder:
 
 @pytest.fixture
 def make_job(shards, cache_root, tmp_path):
-    def make(name: str, **changes) -> Job:
+    def make(name: str, *, streamed: bool = False, **changes) -> Job:
         folder = LocalFolder(tmp_path / name)
         folder.path.mkdir()
         task = Task(
@@ -65,6 +72,7 @@ def make_job(shards, cache_root, tmp_path):
             ),
             lr=5e-3,
             seed=7,
+            access="streamed" if streamed else "auto",
         )
         return Job(name=name, identity=f"{task.lr}", task=task, folder=folder, finish=folder.finish, **changes)
 
@@ -73,19 +81,39 @@ def make_job(shards, cache_root, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_both_hosts_and_two_workers_give_the_same_losses(make_job, ray_cluster, tmp_path):
-    alone, hosted, two = make_job("process"), make_job("ray-train-1"), make_job("ray-train-2", workers=2)
+def test_both_hosts_give_the_same_losses(make_job, ray_cluster, tmp_path):
+    alone, hosted = make_job("process"), make_job("ray-train-1")
     forwarded = []
     run_in_process(alone, forwarded.append)
     run_under_ray_train(hosted, str(tmp_path / "storage"))
-    run_under_ray_train(two, str(tmp_path / "storage"))
-    columns = ["step", "train_loss", "val_mae_dex", "val_r2", "lr"]
-    expected = alone.folder.curve()[columns]
+    expected = alone.folder.curve()[COLUMNS]
     assert [metrics["val_mae_dex"] for metrics in forwarded] == list(expected["val_mae_dex"])
-    pd.testing.assert_frame_equal(hosted.folder.curve()[columns], expected, check_exact=True)
-    pd.testing.assert_frame_equal(two.folder.curve()[columns], expected, rtol=2e-5)
+    pd.testing.assert_frame_equal(hosted.folder.curve()[COLUMNS], expected, check_exact=True)
     assert hosted.folder.outcome()["test"] == alone.folder.outcome()["test"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_that_stream_give_the_losses_of_one(make_job, ray_cluster, tmp_path):
+    alone, two = make_job("process", streamed=True), make_job("ray-train-2", streamed=True, workers=2)
+    run_in_process(alone, lambda metrics: None)
+    run_under_ray_train(two, str(tmp_path / "storage"))
+    pd.testing.assert_frame_equal(two.folder.curve()[COLUMNS], alone.folder.curve()[COLUMNS], rtol=2e-5)
     assert two.folder.outcome()["test"] == pytest.approx(alone.folder.outcome()["test"], rel=2e-5)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_damaged_shard_ends_all_workers_at_once_with_one_line(make_job, shards, ray_cluster, tmp_path):
+    shutil.copytree(shards, tmp_path / "damaged")
+    damage(tmp_path / "damaged" / "train" / "part-00001.parquet", at=0.3)
+    job = make_job("ray-train-2", streamed=True, workers=2)
+    # Of 200 spectra each worker streams one shard: the other one waits for this one in the gradient's all-reduce.
+    job = dataclasses.replace(job, task=dataclasses.replace(job.task, shards=tmp_path / "damaged"))
+    with pytest.raises(UserError, match=r"part-00001\.parquet: this shard cannot be read") as raised:
+        run_under_ray_train(job, str(tmp_path / "storage"))
+    assert "\n" not in str(raised.value)
+    assert (job.folder.path / "attempts").read_text() == "..", "once by each worker"
 
 
 def test_the_curve_is_kept_for_tensorboard(make_job):

@@ -1,0 +1,188 @@
+"""HDF5 → shards against its limits: plain reading and plain writing of the same rows by as many processes.
+
+    python -m benchmarks.conversion --rows 32768            one size (2.1 GB of flux and error as float64)
+    python -m benchmarks.conversion --rows 32768 262144     two sizes: is memory flat?
+
+In one run, with one process a core and the files in the page cache: (a) h5py reads flux and error chunk by chunk, (b) pyarrow
+writes the same number of shards with the same encoding, (c) ``convert`` on Ray, its start and the workers' imports apart.
+The share is the slower of (a) and (b) divided by (c): 1 would be free checks, statistics and scheduling. Memory is the
+proportional set size (PSS) of the driver and the workers that convert, sampled five times a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import pyarrow.parquet as pq
+
+from scaling.data.hdf5 import ERROR, FLUX
+from scaling.data.shardfile import ROW_GROUP_ROWS, parquet_options
+from scaling.data.shards import convert
+from scaling.data.simulate import Simulation, write_simulation
+from scaling.data.sources import inspect_sources, source_groups
+from scaling.study.cluster import ray_cluster
+
+SHARD_ROWS = 4096
+
+
+def read_chunks(path, ranges):
+    """(a) Read rows as float64, chunk by chunk."""
+    with h5py.File(path) as file:
+        for start, stop in ranges:
+            for name in (FLUX, ERROR):
+                file[name][start:stop]
+
+
+def prepare_write(paths, start, rows):
+    """Hold the row groups of one shard in this process, for ``write_shards``."""
+    global _held
+    schema = inspect_sources(paths).schema
+    _held = schema, [table for table, _ in source_groups(((paths["train"][0], start, start + rows),), 0, schema)]
+    return len(_held[1])
+
+
+def write_shards(folder, count):
+    """(b) Write the held row groups as so many shards."""
+    schema, tables = _held
+    for number in range(count):
+        with pq.ParquetWriter(folder / f"{os.getpid()}-{number}.parquet", schema, **parquet_options(schema)) as writer:
+            for table in tables:
+                writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+
+
+def on_all(pools, function, arguments):
+    """Seconds that one call in each process takes."""
+    start = time.perf_counter()
+    for call in [pool.submit(function, *given) for pool, given in zip(pools, arguments, strict=True)]:
+        call.result()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def peak_memory():
+    """Yields a dictionary that has the peaks in MB when the block ends: of all processes together, and of one worker."""
+    import psutil  # Ray brings it
+
+    driver, peaks, done = psutil.Process(), {"total_mb": 0.0, "worker_mb": 0.0}, threading.Event()
+
+    def pss(process):
+        try:
+            if process is driver or any("ray::Map" in word for word in process.cmdline()):
+                return process.memory_full_info().pss / 1e6
+        except psutil.Error:
+            pass
+        return 0.0
+
+    def watch():
+        while not done.wait(0.2):
+            workers = [pss(process) for process in driver.children(recursive=True)]
+            peaks["total_mb"] = max(peaks["total_mb"], pss(driver) + sum(workers))
+            peaks["worker_mb"] = max(peaks["worker_mb"], *workers, 0.0)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        done.set()
+        thread.join()
+
+
+def measure(root, rows, processes):
+    """Times and memory for one size."""
+    hdf5 = root / f"hdf5-{rows}"
+    paths = write_simulation(hdf5, Simulation(train=rows, val=64, test=64, seed=rows))
+    (path,) = paths["train"]
+    ranges = [(start, min(start + SHARD_ROWS, rows)) for start in range(0, rows, SHARD_ROWS)]
+    context = multiprocessing.get_context("spawn")
+    pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(processes)]
+    try:
+        on_all(pools, read_chunks, [(path, ranges[at::processes]) for at in range(processes)])  # into the page cache
+        read = on_all(pools, read_chunks, [(path, ranges[at::processes]) for at in range(processes)])
+        on_all(
+            pools,
+            prepare_write,
+            [(paths, 0, min(rows, SHARD_ROWS)) for at in [0] * processes],
+        )
+        (root / "plain").mkdir(exist_ok=True)
+        write = on_all(pools, write_shards, [(root / "plain", len(ranges[at::processes])) for at in range(processes)])
+    finally:
+        for pool in pools:
+            pool.shutdown()
+        shutil.rmtree(root / "plain", ignore_errors=True)
+    seconds = {}
+    for order in ("source", "shuffled"):
+        dest = root / f"shards-{rows}-{order}"
+        shutil.rmtree(dest, ignore_errors=True)
+        with peak_memory() as peaks:
+            start = time.perf_counter()
+            convert(dest, **paths, rows_per_shard=SHARD_ROWS, order=order)
+            seconds[order] = time.perf_counter() - start
+        if order == "source":
+            memory = peaks
+        shutil.rmtree(dest)
+    return {
+        "rows": rows,
+        "processes": processes,
+        "source_gb": path.stat().st_size / 1e9,
+        "read_s": read,
+        "write_s": write,
+        "convert_s": seconds["source"],
+        "convert_shuffled_s": seconds["shuffled"],
+        "share": max(read, write) / seconds["source"],
+        "peak_total_mb": memory["total_mb"],
+        "peak_worker_mb": memory["worker_mb"],
+    }
+
+
+def main():
+    """Measure, print a table, and write it as JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[32768])
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="simulate into this folder, or use what is there")
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    root = options.keep or Path(tempfile.mkdtemp(prefix="conversion-"))
+    try:
+        with ray_cluster():
+            # Shards long enough that every worker has started and imported before anything is timed.
+            warm = write_simulation(
+                root / "warm", Simulation(train=8192 * options.processes, val=1, test=1, pixels=1024)
+            )
+            shutil.rmtree(root / "warm-shards", ignore_errors=True)
+            convert(root / "warm-shards", **warm, rows_per_shard=2048)
+            shutil.rmtree(root / "warm-shards")
+            found = [measure(root, rows, options.processes) for rows in options.rows]
+    finally:
+        if options.keep is None:
+            shutil.rmtree(root)
+    print(
+        f"{'rows':>8}{'(a) read':>10}{'(b) write':>11}{'(c) convert':>13}{'share':>8}{'shuffled':>10}{'peak MB':>9}{'a worker':>9}"
+    )
+    for row in found:
+        times = f"{row['read_s']:>9.2f}s{row['write_s']:>10.2f}s{row['convert_s']:>12.2f}s{row['share']:>8.2f}"
+        print(
+            f"{row['rows']:>8}{times}{row['convert_shuffled_s']:>9.2f}s{row['peak_total_mb']:>9.0f}{row['peak_worker_mb']:>9.0f}"
+        )
+    if len(found) > 1:
+        first, last = found[0], found[-1]
+        more, memory = last["rows"] / first["rows"], last["peak_total_mb"] / first["peak_total_mb"]
+        print(f"{more:.1f} × the rows: {memory:.2f} × the memory")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Rows of flux and error: their signal to noise, and whether they can be trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from scaling.errors import UserError
+
+SNR_PERCENTILES = (5, 25, 50, 75, 95)
+SNR_DEFINITION = "95th percentile over pixels of flux / error, as float32"
+
+
+def spectrum_snr(flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"]) -> Float[ndarray, " row"]:
+    """Signal to noise of each spectrum: the 95th percentile of flux / error over its pixels.
+
+    The order statistic nearest to the percentile, in float32: a partition of the pixels, without interpolation.
+    """
+    ratio = (flux / error).astype(np.float32, copy=False)
+    rank = round(0.95 * (ratio.shape[1] - 1))
+    ratio.partition(rank, axis=1)
+    return ratio[:, rank].copy()
+
+
+def snr_percentiles(snr: Float[ndarray, " row"]) -> dict[str, float]:
+    """The 5th, 25th, 50th, 75th and 95th percentile of the spectra's SNR, by name."""
+    values = np.percentile(snr.astype(np.float64), SNR_PERCENTILES)
+    return {str(name): float(value) for name, value in zip(SNR_PERCENTILES, values, strict=True)}
+
+
+def fill_edges(error: Float[ndarray, "row pixel"]) -> int:
+    """Replace, in place, a NaN error in the first or last pixel by its neighbour's, as the original study does.
+
+    Returns:
+        The number of pixels filled.
+    """
+    filled = 0
+    for edge, neighbour in ((0, 1), (-1, -2)):
+        missing = np.isnan(error[:, edge])
+        error[missing, edge] = error[missing, neighbour]
+        filled += int(missing.sum())
+    return filled
+
+
+def bad_rows(flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"]) -> dict[str, Bool[ndarray, " row"]]:
+    """Which rows cannot be trained on, for each kind of fault, in words.
+
+    Args:
+        flux: Flux, (rows, pixels).
+        error: Error with its edges filled, (rows, pixels).
+    """
+    unwritten = ~flux.any(axis=1)
+    return {
+        "flux is 0 in every pixel (never written)": unwritten,
+        "flux is not finite": ~np.isfinite(flux).all(axis=1),
+        "error is not finite (beyond the edge pixels)": ~np.isfinite(error).all(axis=1),
+        "error is 0 or negative": (error <= 0).any(axis=1) & ~unwritten,
+    }
+
+
+def row_problems(
+    flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"], first_row: int = 0
+) -> list[str]:
+    """What makes rows unusable, one sentence a kind, with the first such row and their number.
+
+    Args:
+        flux: Flux, (rows, pixels).
+        error: Error with its edges filled, (rows, pixels).
+        first_row: The first row's position in its file.
+    """
+    last_row = first_row + len(flux) - 1
+    return [
+        f"{kind} in row {first_row + int(bad.argmax())}, {int(bad.sum())} such among rows {first_row} to {last_row}"
+        for kind, bad in bad_rows(flux, error).items()
+        if bad.any()
+    ]
+
+
+def check_rows(
+    flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"], path: Path, first_row: int = 0
+) -> None:
+    """Refuse rows that cannot be trained on.
+
+    Args:
+        flux: Flux, (rows, pixels).
+        error: Error with its edges filled, (rows, pixels).
+        path: The file they are from.
+        first_row: The first row's position in it.
+
+    Raises:
+        UserError: A row was never written, or a flux or error is not finite, or an error is not positive.
+    """
+    if problems := row_problems(flux, error, first_row):
+        raise UserError(f"{path}: {problems[0]}: mend or drop these rows in the source file")
