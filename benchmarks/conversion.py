@@ -3,10 +3,11 @@
     python -m benchmarks.conversion --rows 32768            one size (2.1 GB of flux and error as float64)
     python -m benchmarks.conversion --rows 32768 262144     two sizes: is memory flat?
 
-In one run, with one process a core and the files in the page cache: (a) h5py reads flux and error chunk by chunk, (b) pyarrow
-writes the same number of shards with the same encoding, (c) ``convert`` on Ray, its start and the workers' imports apart.
-The share is the slower of (a) and (b) divided by (c): 1 would be free checks, statistics and scheduling. Memory is the
-proportional set size (PSS) of the driver and the workers that convert, sampled five times a second.
+In turn, with one process a core and the files in the page cache: (a) h5py reads flux and error chunk by chunk, (b) pyarrow
+writes the same number of shards with the same encoding, to the disk as ``convert`` does (fsync), (c) ``convert`` on Ray, its
+start and the workers' imports apart. The share is the slower of (a) and (b) divided by (c): 1 would be free checks, statistics
+and scheduling; the median over the rounds. Memory is the proportional set size (PSS) of the driver and the workers that
+convert, sampled twice a second.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import statistics
 import tempfile
 import threading
 import time
@@ -56,9 +58,12 @@ def write_shards(folder, count):
     """(b) Write the held row groups as so many shards."""
     schema, tables = _held
     for number in range(count):
-        with pq.ParquetWriter(folder / f"{os.getpid()}-{number}.parquet", schema, **parquet_options(schema)) as writer:
+        path = folder / f"{os.getpid()}-{number}.parquet"
+        with pq.ParquetWriter(path, schema, **parquet_options(schema)) as writer:
             for table in tables:
                 writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def on_all(pools, function, arguments):
@@ -85,7 +90,7 @@ def peak_memory():
         return 0.0
 
     def watch():
-        while not done.wait(0.2):
+        while not done.wait(0.5):
             workers = [pss(process) for process in driver.children(recursive=True)]
             peaks["total_mb"] = max(peaks["total_mb"], pss(driver) + sum(workers))
             peaks["worker_mb"] = max(peaks["worker_mb"], *workers, 0.0)
@@ -99,57 +104,56 @@ def peak_memory():
         thread.join()
 
 
-def measure(root, rows, processes):
-    """Times and memory for one size."""
-    hdf5 = root / f"hdf5-{rows}"
-    paths = write_simulation(hdf5, Simulation(train=rows, val=64, test=64, seed=rows))
+def measure(root, rows, processes, rounds):
+    """Times and memory for one size, medians over the rounds."""
+    paths = write_simulation(root / f"hdf5-{rows}", Simulation(train=rows, val=64, test=64, seed=rows))
     (path,) = paths["train"]
     ranges = [(start, min(start + SHARD_ROWS, rows)) for start in range(0, rows, SHARD_ROWS)]
+    shares = [ranges[at::processes] for at in range(processes)]
     context = multiprocessing.get_context("spawn")
     pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(processes)]
+    found = []
     try:
-        on_all(pools, read_chunks, [(path, ranges[at::processes]) for at in range(processes)])  # into the page cache
-        read = on_all(pools, read_chunks, [(path, ranges[at::processes]) for at in range(processes)])
-        on_all(
-            pools,
-            prepare_write,
-            [(paths, 0, min(rows, SHARD_ROWS)) for at in [0] * processes],
-        )
-        (root / "plain").mkdir(exist_ok=True)
-        write = on_all(pools, write_shards, [(root / "plain", len(ranges[at::processes])) for at in range(processes)])
+        on_all(pools, read_chunks, [(path, share) for share in shares])  # into the page cache
+        for _ in range(rounds):
+            read = on_all(pools, read_chunks, [(path, share) for share in shares])
+            on_all(pools, prepare_write, [(paths, 0, min(rows, SHARD_ROWS)) for _ in shares])
+            (root / "plain").mkdir()
+            write = on_all(pools, write_shards, [(root / "plain", len(share)) for share in shares])
+            on_all(pools, forget_held, [() for _ in shares])
+            shutil.rmtree(root / "plain")
+            with peak_memory() as memory:
+                convert_s = convert_once(root, paths, "source")
+            shuffled_s = convert_once(root, paths, "shuffled")
+            found.append({"read_s": read, "write_s": write, "convert_s": convert_s, "convert_shuffled_s": shuffled_s})
+            found[-1] |= {"share": max(read, write) / convert_s} | memory
     finally:
         for pool in pools:
             pool.shutdown()
-        shutil.rmtree(root / "plain", ignore_errors=True)
-    seconds = {}
-    for order in ("source", "shuffled"):
-        dest = root / f"shards-{rows}-{order}"
-        shutil.rmtree(dest, ignore_errors=True)
-        with peak_memory() as peaks:
-            start = time.perf_counter()
-            convert(dest, **paths, rows_per_shard=SHARD_ROWS, order=order)
-            seconds[order] = time.perf_counter() - start
-        if order == "source":
-            memory = peaks
-        shutil.rmtree(dest)
-    return {
-        "rows": rows,
-        "processes": processes,
-        "source_gb": path.stat().st_size / 1e9,
-        "read_s": read,
-        "write_s": write,
-        "convert_s": seconds["source"],
-        "convert_shuffled_s": seconds["shuffled"],
-        "share": max(read, write) / seconds["source"],
-        "peak_total_mb": memory["total_mb"],
-        "peak_worker_mb": memory["worker_mb"],
-    }
+    middle = {name: statistics.median(one[name] for one in found) for name in found[0]}
+    return {"rows": rows, "processes": processes, "source_gb": path.stat().st_size / 1e9, "rounds": found} | middle
+
+
+def forget_held():
+    """Let go of what ``prepare_write`` holds."""
+    globals().pop("_held")
+
+
+def convert_once(root, paths, order):
+    """Seconds that a conversion takes."""
+    dest = root / f"shards-{order}"
+    start = time.perf_counter()
+    convert(dest, **paths, rows_per_shard=SHARD_ROWS, order=order)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(dest)
+    return seconds
 
 
 def main():
     """Measure, print a table, and write it as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[32768])
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--keep", type=Path, metavar="DIR", help="simulate into this folder, or use what is there")
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -164,7 +168,7 @@ def main():
             shutil.rmtree(root / "warm-shards", ignore_errors=True)
             convert(root / "warm-shards", **warm, rows_per_shard=2048)
             shutil.rmtree(root / "warm-shards")
-            found = [measure(root, rows, options.processes) for rows in options.rows]
+            found = [measure(root, rows, options.processes, options.rounds) for rows in options.rows]
     finally:
         if options.keep is None:
             shutil.rmtree(root)
@@ -174,11 +178,11 @@ def main():
     for row in found:
         times = f"{row['read_s']:>9.2f}s{row['write_s']:>10.2f}s{row['convert_s']:>12.2f}s{row['share']:>8.2f}"
         print(
-            f"{row['rows']:>8}{times}{row['convert_shuffled_s']:>9.2f}s{row['peak_total_mb']:>9.0f}{row['peak_worker_mb']:>9.0f}"
+            f"{row['rows']:>8}{times}{row['convert_shuffled_s']:>9.2f}s{row['total_mb']:>9.0f}{row['worker_mb']:>9.0f}"
         )
     if len(found) > 1:
         first, last = found[0], found[-1]
-        more, memory = last["rows"] / first["rows"], last["peak_total_mb"] / first["peak_total_mb"]
+        more, memory = last["rows"] / first["rows"], last["total_mb"] / first["total_mb"]
         print(f"{more:.1f} × the rows: {memory:.2f} × the memory")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -81,7 +81,7 @@ def training_batches(
         rank: This worker's number.
         world: The number of workers.
         access: Where the spectra are held: "resident" on the device, "mapped" from the node's cache, "streamed" from the
-            shards through Ray Data. "auto" is resident on a GPU whose trial's share can hold them, else mapped. Resident
+            shards by Ray tasks. "auto" is resident on a GPU whose trial's share can hold them, else mapped. Resident
             and mapped give the same batches; streamed ones have another order, so workers and attempts must agree.
         device_share: The fraction of the device that this trial may take.
 

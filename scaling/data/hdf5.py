@@ -33,7 +33,9 @@ FINGERPRINT_ROWS = 16
 WAVE_TOLERANCE = 1e-6
 """Å; grids closer than this are the same."""
 PIECE_ROWS = 512
-"""Rows read together: 16 MiB of float64 at 4096 pixels."""
+"""Rows given together: 16 MiB of float64 at 4096 pixels."""
+BLOCK_ROWS = 128
+"""Rows read and rounded together: few enough to be still in the processor's cache when they are rounded."""
 PIECES_AHEAD = 2
 """Pieces that the disk is asked for before they are read."""
 TABLE_ROWS = 65536
@@ -110,7 +112,7 @@ class SpectraFile:
         Raises:
             UserError: Rows cannot be read.
         """
-        buffer = np.empty((min(rows, stop - start), self.num_pixels))
+        buffer = np.empty((min(BLOCK_ROWS, stop - start), self.num_pixels))
         asked = start
         for first in range(start, stop, rows):
             last = min(first + rows, stop)
@@ -141,15 +143,19 @@ class SpectraFile:
     def _read_float32(
         self, array: h5py.Dataset, start: int, stop: int, buffer: Float[ndarray, "space pixel"]
     ) -> Float[ndarray, "row pixel"]:
-        source = buffer[: stop - start]
-        try:
-            array.read_direct(source, np.s_[start:stop])
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"{self.path}: rows {start} to {stop - 1} cannot be read ({error}): copy the file again"
-            ) from error
-        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which `check_rows` reports
-            return source.astype(np.float32)
+        rounded = np.empty((stop - start, self.num_pixels), np.float32)
+        for first in range(start, stop, len(buffer)):
+            last = min(first + len(buffer), stop)
+            block = buffer[: last - first]
+            try:
+                array.read_direct(block, np.s_[first:last])
+            except (OSError, RuntimeError) as error:
+                raise UserError(
+                    f"{self.path}: rows {first} to {last - 1} cannot be read ({error}): copy the file again"
+                ) from error
+            with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which `check_rows` reports
+                rounded[first - start : last - start] = block
+        return rounded
 
     def read_params(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
         """Rows ``start`` to ``stop`` of the parameter table, indexed from 0.

@@ -1,4 +1,4 @@
-"""HDF5 → Parquet shards through Ray Data, with a manifest that is published last.
+"""HDF5 → Parquet shards, by Ray tasks, with a manifest that is published last.
 
 A shard's name and content follow from the sources and the settings alone, it gets its name when it is complete, and one
 that is already there is kept: so a conversion may be killed anywhere and run again, and workers may die, and every row is
@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,22 @@ class Conversion:
     def shuffled(self) -> bool:
         """Whether the training split is."""
         return bool(self.order["kind"] == "shuffled")
+
+
+@dataclass(slots=True)
+class _Written:
+    """What is known of the shards written so far; their training statistics are added up, and not kept of each."""
+
+    filled_edges: int = 0
+    summaries: list[ShardSummary] = field(default_factory=list)
+    training: TrainingStatistics | None = None
+
+    def add(self, summary: ShardSummary) -> None:
+        """Count the next shard in."""
+        self.filled_edges += summary.filled_edges
+        if found := summary.training:
+            self.training = found if self.training is None else self.training + found
+        self.summaries.append(replace(summary, training=None))
 
 
 def convert(
@@ -94,10 +110,10 @@ def convert(
         (dest / split).mkdir(exist_ok=True)
     if (dest / MANIFEST).exists():
         return _repair(conversion, Manifest.load(dest), on_progress)
-    summaries, filled_edges = _write_shards(conversion, on_progress)
+    written = _write_shards(conversion, on_progress)
     _remove_leftovers(dest)
     with full_disk_as_mistake(dest, lambda: 0):
-        manifest = _summarise(conversion, summaries, filled_edges, rows_per_shard)
+        manifest = _summarise(conversion, written, rows_per_shard)
         manifest.save()
     _remove_runs(dest)
     return manifest
@@ -125,13 +141,11 @@ def _claim(dest: Path, identity: dict[str, Any], sources: Sources) -> dict[str, 
     return order
 
 
-def _summarise(
-    conversion: Conversion, summaries: list[ShardSummary], filled_edges: int, rows_per_shard: int
-) -> Manifest:
+def _summarise(conversion: Conversion, written: _Written, rows_per_shard: int) -> Manifest:
     """Write the pixel statistics and make the manifest."""
-    sources, dest = conversion.sources, conversion.dest
-    splits = {split: [item for item in summaries if item.shard.file.startswith(f"{split}/")] for split in SPLITS}
-    training = _training_statistics(splits["train"])
+    sources, dest, training = conversion.sources, conversion.dest, written.training
+    splits = {split: [s for s in written.summaries if s.shard.file.startswith(f"{split}/")] for split in SPLITS}
+    assert training is not None
     write_pixel_statistics(dest / STATISTICS, sources.wave, training.pixels)
     drift = conversion.order["drift"]
     problems = repeated_spectra({split: np.concatenate([s.hashes for s in found]) for split, found in splits.items()})
@@ -149,15 +163,11 @@ def _summarise(
         snr=snr_percentiles(training.snr),
         snr_rows=len(training.snr),
         snr_definition=SNR_DEFINITION,
-        filled_edges=filled_edges,
+        filled_edges=written.filled_edges,
         rows_per_shard=rows_per_shard,
         order=conversion.order,
         problems=problems,
     )
-
-
-def _training_statistics(summaries: list[ShardSummary]) -> TrainingStatistics:
-    return functools.reduce(TrainingStatistics.__add__, (item.training for item in summaries if item.training))
 
 
 def _repair(conversion: Conversion, manifest: Manifest, on_progress: Progress | None) -> Manifest:
@@ -173,8 +183,9 @@ def _repair(conversion: Conversion, manifest: Manifest, on_progress: Progress | 
         _remove_runs(dest)
     if not (dest / STATISTICS).exists():
         training = [task for task in conversion.tasks if task.snr_every is not None]
-        summaries, _ = _write_shards(conversion, on_progress, training, expected)
-        write_pixel_statistics(dest / STATISTICS, manifest.wave, _training_statistics(summaries).pixels)
+        statistics = _write_shards(conversion, on_progress, training, expected).training
+        assert statistics is not None
+        write_pixel_statistics(dest / STATISTICS, manifest.wave, statistics.pixels)
     return manifest
 
 
@@ -183,8 +194,8 @@ def _write_shards(
     on_progress: Progress | None,
     tasks: list[ShardTask] | None = None,
     expected: dict[str, str] | None = None,
-) -> tuple[list[ShardSummary], int]:
-    """Write the shards, or some of them, and before them what a shuffle needs; also counts the filled edge pixels.
+) -> _Written:
+    """Write the shards, or some of them, and before them what a shuffle needs.
 
     A whole set's runs are always written whole: they count the pixels that were filled.
     """
@@ -210,8 +221,10 @@ def _write_shards(
     )
     with full_disk_as_mistake(dest, lambda: _bytes_needed(conversion, chosen, runs)):
         filled = sum(map_on_ray(functools.partial(write_run, schema=sources.schema), runs, count))
-        summaries: list[ShardSummary] = map_on_ray(write, chosen, count)
-    return summaries, filled + sum(summary.filled_edges for summary in summaries)
+        written = _Written(filled_edges=filled)
+        for summary in map_on_ray(write, chosen, count):
+            written.add(summary)
+    return written
 
 
 def _write_one(

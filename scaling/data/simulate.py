@@ -100,7 +100,8 @@ def write_simulation(
 
     if parallel and len(pending) > 1:
         longest_first = sorted(pending, key=lambda file: -file.rows)  # for a short tail
-        map_on_ray(functools.partial(_write_file, simulation), longest_first, count_files)
+        for _ in map_on_ray(functools.partial(_write_file, simulation), longest_first, count_files):
+            pass
     else:
         for file in pending:
             _write_file(simulation, file, count_rows)

@@ -15,7 +15,7 @@ from numpy import ndarray
 from scaling.data.manifest import LabelStatistics, published
 from scaling.data.rows import spectrum_snr
 
-BLOCK_ROWS = 64
+BLOCK_ROWS = 128
 """Rows summed in float32, six times as fast as in float64; the blocks are added up in float64."""
 
 

@@ -1,11 +1,9 @@
-"""Training spectra streamed from the shards through Ray Data, for a prefix that no node's disk can hold. `stream_order` has
-the order.
+"""Training spectra streamed from the shards by Ray tasks, for a prefix that no node's disk can hold. `stream_order` has the
+order.
 
-What a worker holds: in Ray's object store the windows it is drawing from, at most two of each of its streams, and the
-ones ahead, at most 16 however slowly it trains. They are read as Ray datasets of `WINDOWS_PER_DATASET` windows, each begun
-when the one before begins to be drawn from. One long dataset would not do: while Ray Data holds back what its consumer
-is not ready for, its scheduling loop spins, and takes the interpreter from the training it feeds.
-A window has 4,096 spectra: 64 MiB with fixed noise and 4,096 pixels, twice that with fresh.
+A task reads a window of 4,096 spectra: 64 MiB with fixed noise and 4,096 pixels, twice that with fresh. A worker holds, in
+Ray's object store, those it is drawing from, at most two of each of its streams, and a few that are read ahead. Plain tasks,
+not a Ray dataset: its scheduling runs in the process that trains, and took a fifth of that process's time.
 
 Parquet's page checksums are verified as a row group is read, and row numbers compared: that is the guarantee for streamed
 spectra. The manifest's checksums, which need whole shards, are compared by `scaling shard --verify` and by the node cache.
@@ -13,12 +11,6 @@ spectra. The manifest's checksums, which need whole shards, are compared by `sca
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import itertools
-import logging
-import queue
-import threading
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +25,6 @@ from scaling.data.noise import FixedNoise
 from scaling.data.shardfile import ERROR, FLUX, ROW_ID, column_values, row_groups
 from scaling.data.stream_order import STREAMS, Group, StreamOrder, Window
 from scaling.errors import UserError
-
-WINDOWS_PER_DATASET = 8
-NO_PROBLEM = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +41,11 @@ class Spectra:
         return Spectra(self.flux[start:stop], error, self.label[start:stop])
 
 
-def load_window(
-    batch: dict[str, ndarray], *, order: StreamOrder, pixels: int, label: str, noise: FixedNoise | None
-) -> dict[str, ndarray]:
-    """The Ray task: read, noise and shuffle the window that the one row of `batch` names.
+def load_window(window: Window, order: StreamOrder, pixels: int, label: str, noise: FixedNoise | None) -> Spectra | str:
+    """The Ray task: read, noise and shuffle a window.
 
-    A user's mistake is returned in the column `problem`, not raised: Ray would wrap it in tracebacks.
+    A user's mistake is returned in words, not raised: Ray would wrap it in tracebacks.
     """
-    window = Window(*(int(batch[name][0]) for name in Window._fields))
     groups, places = order.window_groups(window)
     flux = np.empty((len(places), pixels), np.float32)
     error = None if noise else np.empty_like(flux)
@@ -77,14 +63,8 @@ def load_window(
                 error[where] = sigma
             at += group.rows
     except UserError as mistake:
-        flux, error, labels = flux[:1], None if error is None else error[:1], labels[:1]
-        return _columns(flux, error, labels, str(mistake))
-    return _columns(flux, error, labels, NO_PROBLEM)
-
-
-def _columns(flux: ndarray, error: ndarray | None, labels: ndarray, problem: str) -> dict[str, ndarray]:
-    columns = {"flux": flux, "label": labels, "problem": np.full(len(labels), problem)}
-    return columns if error is None else columns | {"error": error}
+        return str(mistake)
+    return Spectra(flux, error, labels)
 
 
 def _read_group(path: Path, group: Group, label: str) -> tuple[ndarray, ndarray, ndarray]:
@@ -130,12 +110,13 @@ class SpectrumStream:
             noise: Fixed noise, drawn where a window is read; None leaves flux and error apart.
             rank: This worker's number.
             world: The number of workers.
-            readers: Tasks that read side by side. They claim no CPU: those belong to trials already.
+            readers: Windows read ahead, each by a task on this node. They claim no CPU: those belong to trials already.
 
         Raises:
             UserError: There are more workers than streams, or Ray is not there.
         """
-        import ray
+        import ray  # slow to import, and needed for streams only
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         if world > STREAMS:
             raise UserError(
@@ -146,8 +127,10 @@ class SpectrumStream:
                 "streamed spectra are read by Ray tasks, and Ray is not there: connect to Ray, or use 'mapped'"
             )
         self.order, self.streams, self._readers = order, range(rank, STREAMS, world), readers
-        self._load = functools.partial(load_window, order=order, pixels=manifest.pixels, label=label, noise=noise)
-        self._next_step, self._feeds = -1, deque[_Feed]()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self._read = ray.remote(load_window).options(num_cpus=0, scheduling_strategy=here)
+        self._settings = ray.put(order), manifest.pixels, label, noise
+        self._next_step, self._ahead = -1, deque[tuple[Window, Any]]()
 
     def take(self, step: int) -> list[Spectra]:
         """This worker's rows of a step's batch, in order, in several pieces; valid until the next call.
@@ -178,93 +161,33 @@ class SpectrumStream:
         return pieces
 
     def close(self) -> None:
-        """Stop reading."""
-        for feed in self._feeds:
-            feed.close()
-        while self._feeds:
-            self._feeds.popleft().join()
+        """Let go of what was read; tasks under way end by themselves."""
+        self._ahead.clear()
         self._held: dict[int, deque[tuple[Window, Spectra]]] = {stream: deque() for stream in self.streams}
         self._next_step = -1
 
     def _start(self, step: int) -> None:
         self.close()
         self._plan = self.order.windows_from(step, self.streams)
-        self._begin_feed()
+        for _ in range(self._readers):
+            self._ask()
 
-    def _begin_feed(self) -> None:
-        windows = list(itertools.islice(self._plan, WINDOWS_PER_DATASET))
-        self._feeds.append(_Feed(windows, self._load, self._readers))
+    def _ask(self) -> None:
+        """Have the next window of the plan read."""
+        window = next(self._plan)
+        self._ahead.append((window, self._read.remote(window, *self._settings)))
 
     def _receive(self) -> None:
-        """Take the next window from the tasks and give it to its stream."""
-        feed = self._feeds[0]
-        window, spectra = feed.get()
-        self._held[window.stream].append((window, spectra))
-        if len(self._feeds) == 1:
-            self._begin_feed()
-        if not feed.left:
-            self._feeds.popleft()
-
-
-class _Feed:
-    """A Ray dataset of a few windows, run to its end from a thread while nobody waits for it."""
-
-    def __init__(self, windows: list[Window], load: Any, readers: int) -> None:
-        self._windows = deque(windows)
-        self._arrived: queue.Queue[dict[str, ndarray] | Exception] = queue.Queue()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(load, readers), daemon=True, name="window-feed")
-        self._thread.start()
-
-    @property
-    def left(self) -> int:
-        """Windows not handed out yet."""
-        return len(self._windows)
-
-    def get(self) -> tuple[Window, Spectra]:
-        """The next window.
+        """Take the next window from the tasks and give it to its stream.
 
         Raises:
             UserError: It could not be read.
         """
-        arrived, window = self._arrived.get(), self._windows.popleft()
-        if isinstance(arrived, Exception):
-            raise arrived
-        if problem := str(arrived["problem"][0]):
-            raise UserError(problem)
-        spectra = Spectra(arrived["flux"], arrived.get("error"), arrived["label"])
-        assert len(spectra.label) == window.rows, "Ray Data gave a window out of turn"
-        return window, spectra
+        import ray
 
-    def close(self) -> None:
-        """Let the thread end, and the tasks with it."""
-        self._closed.set()
-
-    def join(self) -> None:
-        """Wait until they have ended."""
-        self._thread.join(timeout=30)
-
-    def _run(self, load: Any, readers: int) -> None:
-        try:
-            dataset = _dataset(list(self._windows), load, readers)
-            batches = iter(dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1))
-            with contextlib.closing(batches):
-                for batch in batches:
-                    self._arrived.put(batch)
-                    if self._closed.is_set():
-                        return
-        except Exception as error:  # whatever ended the dataset is the consumer's to raise
-            self._arrived.put(error)
-
-
-def _dataset(windows: list[Window], load: Any, readers: int) -> Any:
-    """One block a window, in order."""
-    import ray.data  # slow to import, and needed only here
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    dataset = ray.data.from_items([window._asdict() for window in windows], override_num_blocks=len(windows))
-    context = dataset.context
-    context.enable_progress_bars = False
-    context.target_max_block_size = None  # a window is one block, whatever its size
-    context.execution_options.preserve_order = True
-    return dataset.map_batches(load, batch_size=None, num_cpus=0, concurrency=readers)
+        window, task = self._ahead.popleft()
+        self._ask()
+        spectra = ray.get(task)
+        if isinstance(spectra, str):
+            raise UserError(spectra)
+        self._held[window.stream].append((window, spectra))

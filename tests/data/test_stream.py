@@ -1,9 +1,10 @@
 """The streamed order is a function of (seed, epoch) alone; what arrives are its rows, whoever asks and wherever they begin."""
 
 import dataclasses
-import functools
 import itertools
+import os
 import shutil
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +17,7 @@ from scaling.data.manifest import Manifest, Shard
 from scaling.data.noise import FixedNoise
 from scaling.data.shards import convert
 from scaling.data.simulate import Simulation, write_simulation
-from scaling.data.stream import WINDOWS_PER_DATASET, SpectrumStream, load_window
+from scaling.data.stream import Spectra, SpectrumStream, load_window
 from scaling.data.stream_order import STREAMS, StreamOrder
 from scaling.errors import UserError
 from tests.data.converting import damage, read_split, run_here
@@ -159,23 +160,42 @@ def test_a_trial_that_holds_every_cpu_is_served(small, ray_cluster):
 
 @pytest.mark.ray
 def test_few_windows_are_read_ahead_of_a_trial_that_is_slow(small, tmp_path, ray_cluster):
-    def load(batch, folder):
-        (folder / "-".join(str(batch[name][0]) for name in ("epoch", "stream", "number"))).touch()
-        rows = int(batch["rows"][0])
-        return {"flux": np.zeros((rows, 1024), np.float32), "label": np.zeros(rows), "problem": np.full(rows, "")}
+    @ray.remote(num_cpus=0)
+    def read(window, *_):
+        (tmp_path / "-".join(map(str, (window.epoch, window.stream, window.number)))).touch()
+        return Spectra(np.zeros((window.rows, 1024), np.float32), None, np.zeros(window.rows))
 
     def loaded():
         return len(list(tmp_path.iterdir()))
 
-    batches = stream(small, StreamOrder(small, NUM_SPECTRA, BATCH, seed=5))
-    batches._load = functools.partial(load, folder=tmp_path)
+    order = StreamOrder(small, NUM_SPECTRA, BATCH, seed=5)
+    batches = SpectrumStream(small, order, label="log_g", noise=NOISE, rank=0, world=1, readers=3)
+    batches._read = read
     batches.take(0)  # from a window of each of the streams
     deadline = time.monotonic() + 30
-    while loaded() < STREAMS + WINDOWS_PER_DATASET and time.monotonic() < deadline:
+    while loaded() < STREAMS + 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1)
-    assert loaded() == STREAMS + WINDOWS_PER_DATASET
+    assert loaded() == STREAMS + 3
     batches.close()
+
+
+@pytest.mark.ray
+def test_a_reader_that_is_killed_is_replaced(small, tmp_path, ray_cluster):
+    @ray.remote(num_cpus=0)
+    def read(window, *settings):
+        mark = tmp_path / f"{window.epoch}-{window.stream}-{window.number}"
+        if window.stream == 3 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load_window(window, *settings)
+
+    order = StreamOrder(small, NUM_SPECTRA, BATCH, seed=5)
+    undisturbed, batches = stream(small, order), stream(small, order)
+    batches._read = read
+    for step in range(3):
+        assert np.array_equal(joined(batches.take(step)), joined(undisturbed.take(step)))
+    assert list(tmp_path.iterdir())
 
 
 @pytest.mark.ray
@@ -191,11 +211,6 @@ def test_a_damaged_shard_is_a_users_mistake_of_one_line(small, tmp_path, ray_clu
     batches.close()
 
 
-def problem(manifest, order, window):
-    batch = {name: np.array([value]) for name, value in window._asdict().items()}
-    return load_window(batch, order=order, pixels=1024, label="log_g", noise=None)["problem"][0]
-
-
 def test_another_shard_in_its_place_is_noticed(small, tmp_path):
     dest = tmp_path / "shards"
     shutil.copytree(small.dest, dest)
@@ -203,7 +218,8 @@ def test_another_shard_in_its_place_is_noticed(small, tmp_path):
     manifest = Manifest.load(dest)
     order = StreamOrder(manifest, 48, 48, seed=5)
     windows = [window for _, window in zip(range(3), order.windows_from(0, range(STREAMS)), strict=False)]
-    (found,) = filter(None, [problem(manifest, order, window) for window in windows])
+    read = [load_window(window, order, 1024, "log_g", None) for window in windows]
+    (found,) = [outcome for outcome in read if isinstance(outcome, str)]
     assert "part-00002.parquet: row group 0 does not hold rows 32 to 47" in found
 
 
