@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -162,8 +162,8 @@ class MappedBatches:
                 )
             if self._read_ahead.useful and (step + 1) % self.steps_per_epoch:
                 self._read_ahead.ask_for(self.rows(step + 1)[self.rank :: self.world])
-        places = slice(self.rank, None, self.world)
-        return self._inputs(flux, *error, step=step, global_rows=len(rows), places=places), self._labels[there]
+        draw = _Draw(step, len(rows), slice(self.rank, None, self.world))
+        return self._inputs(draw, flux, *error), self._labels[there]
 
     def close(self) -> None:
         """Let go of the memory map."""
@@ -214,10 +214,12 @@ class StreamedBatches:
         flux = self._flux.join([piece.flux for piece in pieces])
         error = [piece.error for piece in pieces if piece.error is not None]
         labels = self._inputs.labels(np.concatenate([np.empty(0), *(piece.label for piece in pieces)]))
+        if not error:
+            return self._inputs(None, flux), labels
         edges = np.cumsum([0] + [stop - start for start, stop in self.order.shares(step)])
         places = torch.cat([torch.arange(edges[stream], edges[stream + 1]) for stream in self._stream.streams])
-        noisy = [self._error.join(error)] if error else []
-        return self._inputs(flux, *noisy, step=step, global_rows=int(edges[-1]), places=places), labels
+        draw = _Draw(step, int(edges[-1]), places)
+        return self._inputs(draw, flux, self._error.join(error)), labels
 
     def close(self) -> None:
         """Stop reading."""
@@ -227,6 +229,14 @@ class StreamedBatches:
 def fixed_noise(rules: DataRules) -> FixedNoise | None:
     """The noise that each spectrum has once and for all; None where it is drawn anew at every visit."""
     return FixedNoise(rules.noise_seed, rules.noise_level) if rules.noise == "fixed" else None
+
+
+class _Draw(NamedTuple):
+    """Which of a step's fresh noise a worker needs: that of these places in a global batch of so many rows."""
+
+    step: int
+    global_rows: int
+    places: slice | Tensor
 
 
 class _Inputs:
@@ -244,19 +254,16 @@ class _Inputs:
 
     def __call__(
         self,
+        draw: _Draw | None,
         flux: Float[Tensor, "row pixel"],
         error: Float[Tensor, "row pixel"] | None = None,
-        *,
-        step: int,
-        global_rows: int,
-        places: slice | Tensor,
     ) -> Float[Tensor, "row pixel"]:
-        """Standardised flux; with an error, after fresh noise for these `places` of the step's global batch."""
-        if error is not None:
+        """Standardised flux; with an error, after fresh noise."""
+        if error is not None and draw is not None:
             # The noise of the whole global batch is drawn everywhere, so that it does not depend on the workers.
-            generator = torch.Generator(self.device).manual_seed(stable_seed("fresh", self.seed, step))
-            noise = torch.randn(global_rows, flux.shape[1], generator=generator, device=self.device)
-            flux = flux.clamp(min=0.0).addcmul(noise[places], error, value=self.rules.noise_level)
+            generator = torch.Generator(self.device).manual_seed(stable_seed("fresh", self.seed, draw.step))
+            noise = torch.randn(draw.global_rows, flux.shape[1], generator=generator, device=self.device)
+            flux = flux.clamp(min=0.0).addcmul(noise[draw.places], error, value=self.rules.noise_level)
         return (flux - self._offset) / self._scale
 
 

@@ -2,8 +2,8 @@
 order.
 
 A task reads a window of 4,096 spectra: 64 MiB with fixed noise and 4,096 pixels, twice that with fresh. A worker holds, in
-Ray's object store, those it is drawing from, at most two of each of its streams, and a few that are read ahead. Plain tasks,
-not a Ray dataset: its scheduling runs in the process that trains, and took a fifth of that process's time.
+Ray's object store, those it is drawing from, at most two of each of its streams, and `WINDOWS_AHEAD` that are read ahead.
+Plain tasks, not a Ray dataset, whose scheduling would run in the process that trains.
 
 Parquet's page checksums are verified as a row group is read, and row numbers compared: that is the guarantee for streamed
 spectra. The manifest's checksums, which need whole shards, are compared by `scaling shard --verify` and by the node cache.
@@ -25,6 +25,9 @@ from scaling.data.noise import FixedNoise
 from scaling.data.shardfile import ERROR, FLUX, ROW_ID, column_values, row_groups
 from scaling.data.stream_order import STREAMS, Group, StreamOrder, Window
 from scaling.errors import UserError
+
+WINDOWS_AHEAD = STREAMS + 2
+"""An epoch begins with a window of each stream: these are there when the one before ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ class SpectrumStream:
             noise: Fixed noise, drawn where a window is read; None leaves flux and error apart.
             rank: This worker's number.
             world: The number of workers.
-            readers: Windows read ahead, each by a task on this node. They claim no CPU: those belong to trials already.
+            readers: Tasks that read side by side, on this node. They claim no CPU: those belong to trials already.
 
         Raises:
             UserError: There are more workers than streams, or Ray is not there.
@@ -130,7 +133,8 @@ class SpectrumStream:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._read = ray.remote(load_window).options(num_cpus=0, scheduling_strategy=here)
         self._settings = ray.put(order), manifest.pixels, label, noise
-        self._next_step, self._ahead = -1, deque[tuple[Window, Any]]()
+        self._next_step = -1
+        self.close()
 
     def take(self, step: int) -> list[Spectra]:
         """This worker's rows of a step's batch, in order, in several pieces; valid until the next call.
@@ -140,6 +144,7 @@ class SpectrumStream:
         """
         if step != self._next_step:
             self._start(step)
+        self._read_ahead()
         epoch, shares = step // self.order.steps_per_epoch, self.order.shares(step)
         pieces = []
         for stream in self.streams:
@@ -162,20 +167,28 @@ class SpectrumStream:
 
     def close(self) -> None:
         """Let go of what was read; tasks under way end by themselves."""
-        self._ahead.clear()
-        self._held: dict[int, deque[tuple[Window, Spectra]]] = {stream: deque() for stream in self.streams}
         self._next_step = -1
+        self._ahead: deque[tuple[Window, Any]] = deque()
+        self._reading: list[Any] = []
+        self._held: dict[int, deque[tuple[Window, Spectra]]] = {stream: deque() for stream in self.streams}
 
     def _start(self, step: int) -> None:
         self.close()
         self._plan = self.order.windows_from(step, self.streams)
-        for _ in range(self._readers):
-            self._ask()
 
-    def _ask(self) -> None:
-        """Have the next window of the plan read."""
-        window = next(self._plan)
-        self._ahead.append((window, self._read.remote(window, *self._settings)))
+    def _read_ahead(self) -> None:
+        """Give every reader that is done the next window of the plan, up to `WINDOWS_AHEAD`."""
+        import ray
+
+        if len(self._ahead) == WINDOWS_AHEAD:
+            return
+        if self._reading:
+            _, self._reading = ray.wait(self._reading, num_returns=len(self._reading), timeout=0)
+        while len(self._ahead) < WINDOWS_AHEAD and len(self._reading) < self._readers:
+            window = next(self._plan)
+            task = self._read.remote(window, *self._settings)
+            self._ahead.append((window, task))
+            self._reading.append(task)
 
     def _receive(self) -> None:
         """Take the next window from the tasks and give it to its stream.
@@ -185,8 +198,11 @@ class SpectrumStream:
         """
         import ray
 
+        self._read_ahead()
         window, task = self._ahead.popleft()
-        self._ask()
+        while task in self._reading:
+            _, self._reading = ray.wait(self._reading, num_returns=1)
+            self._read_ahead()
         spectra = ray.get(task)
         if isinstance(spectra, str):
             raise UserError(spectra)

@@ -71,6 +71,7 @@ class StreamOrder:
                     self._groups.append(Group(number, start // ROW_GROUP_ROWS, first_row + start, rows))
             first_row += shard.rows
         self._epoch, self._streams = -1, [[[self._groups[0]]]]
+        self._rows_epoch, self._rows = -1, [0]
 
     def _windows(self, epoch: int) -> list[list[list[Group]]]:
         """The row groups of every window of every stream.
@@ -90,7 +91,10 @@ class StreamOrder:
 
     def stream_rows(self, epoch: int) -> list[int]:
         """The number of rows of each stream."""
-        return [sum(group.rows for window in stream for group in window) for stream in self._windows(epoch)]
+        if epoch != self._rows_epoch:
+            self._rows = [sum(group.rows for window in stream for group in window) for stream in self._windows(epoch)]
+            self._rows_epoch = epoch
+        return self._rows
 
     def shares(self, step: int) -> list[tuple[int, int]]:
         """The first row of a step in each stream, and the row after its last."""

@@ -17,7 +17,7 @@ from scaling.data.manifest import Manifest, Shard
 from scaling.data.noise import FixedNoise
 from scaling.data.shards import convert
 from scaling.data.simulate import Simulation, write_simulation
-from scaling.data.stream import Spectra, SpectrumStream, load_window
+from scaling.data.stream import WINDOWS_AHEAD, Spectra, SpectrumStream, load_window
 from scaling.data.stream_order import STREAMS, StreamOrder
 from scaling.errors import UserError
 from tests.data.converting import damage, read_split, run_here
@@ -173,10 +173,11 @@ def test_few_windows_are_read_ahead_of_a_trial_that_is_slow(small, tmp_path, ray
     batches._read = read
     batches.take(0)  # from a window of each of the streams
     deadline = time.monotonic() + 30
-    while loaded() < STREAMS + 3 and time.monotonic() < deadline:
+    while loaded() < STREAMS + WINDOWS_AHEAD and time.monotonic() < deadline:
+        batches._read_ahead()  # as each step does
         time.sleep(0.05)
     time.sleep(1)
-    assert loaded() == STREAMS + 3
+    assert loaded() == STREAMS + WINDOWS_AHEAD
     batches.close()
 
 
