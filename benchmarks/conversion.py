@@ -3,11 +3,12 @@
     python -m benchmarks.conversion --rows 32768            one size (2.1 GB of flux and error as float64)
     python -m benchmarks.conversion --rows 32768 262144     two sizes: is memory flat?
 
-In turn, with one process a core and the files in the page cache: (a) h5py reads flux and error chunk by chunk, (b) pyarrow
-writes the same number of shards with the same encoding, to the disk as ``convert`` does (fsync), (c) ``convert`` on Ray, its
-start and the workers' imports apart. The share is the slower of (a) and (b) divided by (c): 1 would be free checks, statistics
-and scheduling; the median over the rounds. Memory is the proportional set size (PSS) of the driver and the workers that
-convert, sampled twice a second.
+In turn, with one process a core and the files in the page cache (``--cold``: not): (a) h5py reads flux and error chunk by
+chunk, (b) pyarrow writes the same number of shards with the same encoding, to the disk as ``convert`` does (fsync), (a + b)
+both at once, by twice the processes, (c) ``convert`` on Ray, its start and the workers' imports apart. The share is the slower
+of (a) and (b) divided by (c), the share of both is (a + b) divided by (c): 1 would be free checks, statistics and scheduling;
+medians over the rounds. Memory is the proportional set size (PSS) of the driver and the workers that convert, sampled twice a
+second.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import statistics
 import tempfile
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,11 +47,11 @@ def read_chunks(path, ranges):
                 file[name][start:stop]
 
 
-def prepare_write(paths, start, rows):
+def prepare_write(paths, start, stop):
     """Hold the row groups of one shard in this process, for ``write_shards``."""
     global _held
     schema = inspect_sources(paths).schema
-    _held = schema, [table for table, _ in source_groups(((paths["train"][0], start, start + rows),), 0, schema)]
+    _held = schema, [table for table, _ in source_groups(((paths["train"][0], start, stop),), 0, schema)]
     return len(_held[1])
 
 
@@ -64,6 +65,13 @@ def write_shards(folder, count):
                 writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
+
+
+def forget(path):
+    """Drop a file's pages from memory."""
+    os.sync()
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def on_all(pools, function, arguments):
@@ -104,34 +112,58 @@ def peak_memory():
         thread.join()
 
 
-def measure(root, rows, processes, rounds):
+def measure(root, rows, processes, rounds, cold):
     """Times and memory for one size, medians over the rounds."""
     paths = write_simulation(root / f"hdf5-{rows}", Simulation(train=rows, val=64, test=64, seed=rows))
     (path,) = paths["train"]
     ranges = [(start, min(start + SHARD_ROWS, rows)) for start in range(0, rows, SHARD_ROWS)]
     shares = [ranges[at::processes] for at in range(processes)]
     context = multiprocessing.get_context("spawn")
-    pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(processes)]
+    readers, writers = ([ProcessPoolExecutor(1, mp_context=context) for _ in shares] for _ in range(2))
+    prepare = forget if cold else lambda path: on_all(readers, read_chunks, [(path, share) for share in shares])
     found = []
     try:
-        on_all(pools, read_chunks, [(path, share) for share in shares])  # into the page cache
-        for _ in range(rounds):
-            read = on_all(pools, read_chunks, [(path, share) for share in shares])
-            on_all(pools, prepare_write, [(paths, 0, min(rows, SHARD_ROWS)) for _ in shares])
-            (root / "plain").mkdir()
-            write = on_all(pools, write_shards, [(root / "plain", len(share)) for share in shares])
-            on_all(pools, forget_held, [() for _ in shares])
-            shutil.rmtree(root / "plain")
+        for number in range(rounds):
+            prepare(path)
+            times = plain_times(readers, writers, path, paths, shares, root / "plain", prepare)
+            prepare(path)
             with peak_memory() as memory:
-                convert_s = convert_once(root, paths, "source")
-            shuffled_s = convert_once(root, paths, "shuffled") if len(found) == 0 else found[0]["convert_shuffled_s"]
-            found.append({"read_s": read, "write_s": write, "convert_s": convert_s, "convert_shuffled_s": shuffled_s})
-            found[-1] |= {"share": max(read, write) / convert_s} | memory
+                times["convert_s"] = convert_once(root, paths, "source")
+            if number == 0:
+                shuffled_s = convert_once(root, paths, "shuffled")
+            slower = max(times["read_s"], times["write_s"])
+            shares_of = {"share": slower / times["convert_s"], "share_of_both": times["both_s"] / times["convert_s"]}
+            found.append(times | {"convert_shuffled_s": shuffled_s} | shares_of | memory)
     finally:
-        for pool in pools:
+        for pool in readers + writers:
             pool.shutdown()
     middle = {name: statistics.median(one[name] for one in found) for name in found[0]}
     return {"rows": rows, "processes": processes, "source_gb": path.stat().st_size / 1e9, "rounds": found} | middle
+
+
+def plain_times(readers, writers, path, paths, shares, folder, prepare):
+    """Seconds of plain reading, plain writing, and both at once."""
+    to_read = [(path, share) for share in shares]
+    to_write = [(folder, len(share)) for share in shares]
+    times = {"read_s": on_all(readers, read_chunks, to_read)}
+    on_all(writers, prepare_write, [(paths, *shares[0][0])] * len(shares))
+    folder.mkdir()
+    times["write_s"] = on_all(writers, write_shards, to_write)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    prepare(path)
+    with ThreadPoolExecutor(2) as pool:
+        start = time.perf_counter()
+        both = [
+            pool.submit(on_all, readers, read_chunks, to_read),
+            pool.submit(on_all, writers, write_shards, to_write),
+        ]
+        for call in both:
+            call.result()
+        times["both_s"] = time.perf_counter() - start
+    on_all(writers, forget_held, [() for _ in shares])
+    shutil.rmtree(folder)
+    return times
 
 
 def forget_held():
@@ -154,6 +186,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[32768])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="drop the source from the page cache before each reading")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--keep", type=Path, metavar="DIR", help="simulate into this folder, or use what is there")
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -168,18 +201,16 @@ def main():
             shutil.rmtree(root / "warm-shards", ignore_errors=True)
             convert(root / "warm-shards", **warm, rows_per_shard=2048)
             shutil.rmtree(root / "warm-shards")
-            found = [measure(root, rows, options.processes, options.rounds) for rows in options.rows]
+            found = [measure(root, rows, options.processes, options.rounds, options.cold) for rows in options.rows]
     finally:
         if options.keep is None:
             shutil.rmtree(root)
-    print(
-        f"{'rows':>8}{'(a) read':>10}{'(b) write':>11}{'(c) convert':>13}{'share':>8}{'shuffled':>10}{'peak MB':>9}{'a worker':>9}"
-    )
+    columns = {"read_s": "(a) read", "write_s": "(b) write", "both_s": "(a + b)", "convert_s": "(c) convert"}
+    columns |= {"share": "share", "share_of_both": "of both", "convert_shuffled_s": "shuffled"}
+    columns |= {"total_mb": "peak MB", "worker_mb": "a worker"}
+    print(f"{'rows':>8}" + "".join(f"{title:>12}" for title in columns.values()))
     for row in found:
-        times = f"{row['read_s']:>9.2f}s{row['write_s']:>10.2f}s{row['convert_s']:>12.2f}s{row['share']:>8.2f}"
-        print(
-            f"{row['rows']:>8}{times}{row['convert_shuffled_s']:>9.2f}s{row['total_mb']:>9.0f}{row['worker_mb']:>9.0f}"
-        )
+        print(f"{row['rows']:>8}" + "".join(f"{row[name]:>12.{0 if name.endswith('mb') else 2}f}" for name in columns))
     if len(found) > 1:
         first, last = found[0], found[-1]
         more, memory = last["rows"] / first["rows"], last["total_mb"] / first["total_mb"]

@@ -7,8 +7,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -200,29 +199,6 @@ def published(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def written_behind(path: Path) -> Iterator[Callable[[], None]]:
-    """Yields a function that sends to the disk what a file holds so far, without waiting for it: so that in the end
-    `published` need not wait for all of it.
-
-    Raises:
-        OSError: The disk took not all of it.
-    """
-    with ThreadPoolExecutor(1) as thread, open(path, "rb") as file:
-        under_way: Future[None] | None = None
-
-        def send() -> None:
-            nonlocal under_way
-            if under_way is None or under_way.done():
-                if under_way:
-                    under_way.result()
-                under_way = thread.submit(os.fsync, file.fileno())
-
-        yield send
-        if under_way:
-            under_way.result()
 
 
 def write_json(path: Path, content: object) -> None:

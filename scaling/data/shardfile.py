@@ -15,7 +15,7 @@ import xxhash
 from jaxtyping import Float32, Int64, UInt64
 from numpy import ndarray
 
-from scaling.data.manifest import Shard, published, written_behind
+from scaling.data.manifest import Shard, published
 from scaling.data.statistics import TrainingStatistics
 from scaling.errors import UserError
 
@@ -256,14 +256,10 @@ def write_shard(
     """
     summariser, filled_edges = _Summariser(task, schema), 0
     with published(dest / task.file) as temporary:
-        with (
-            pq.ParquetWriter(temporary, schema, **parquet_options(schema)) as writer,
-            written_behind(temporary) as write_behind,
-        ):
+        with pq.ParquetWriter(temporary, schema, **parquet_options(schema)) as writer:
             for table, filled in groups:
                 summariser.add(table)
                 writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-                write_behind()
                 filled_edges += filled
             writer.add_key_value_metadata(
                 {CHECKSUM: summariser.checksum().encode(), FILLED_EDGES: str(filled_edges).encode()}
