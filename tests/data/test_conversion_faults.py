@@ -1,7 +1,6 @@
 """What a conversion survives: workers and drivers that are killed, disks that fill up, files that are cut short."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -108,23 +107,6 @@ def test_a_killed_driver_is_continued(sources, undisturbed, ray_cluster, tmp_pat
     after = mtimes(dest)
     assert {path for path in before if before[path] != after[path]} == set()
     assert contents(dest) == undisturbed["source"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mounts a file system of so many bytes; skips where that is not permitted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(num_bytes, *options):
-        command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={num_bytes}", *options]), "tmpfs", str(folder)]
-        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("mounting a small disk is not permitted here")
-        return folder
-
-    yield mount
-    if os.path.ismount(folder):
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.ray

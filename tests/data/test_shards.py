@@ -1,7 +1,5 @@
-import itertools
 import json
 import shutil
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,14 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from scaling.data import shards as shards_module
-from scaling.data import sources as sources_module
 from scaling.data.hdf5 import ERROR, FLUX, open_spectra
 from scaling.data.manifest import MANIFEST, STATISTICS, Manifest
 from scaling.data.rows import spectrum_snr
-from scaling.data.shardfile import Checksum, params_table
 from scaling.data.shards import convert
 from scaling.data.simulate import COLUMNS, Simulation, write_simulation
-from scaling.data.statistics import ColumnMoments, PixelMoments
 from scaling.data.verify import describe_shards, verify
 from scaling.errors import UserError
 from tests.data.converting import contents, damage, mtimes, read_sources, read_split, run_here
@@ -228,17 +223,6 @@ def test_text_is_kept_as_text_and_other_kinds_are_refused(sources, here, tmp_pat
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("values", [[b"G", b"K"], ["G", "K"], ["G", None]])
-def test_text_columns(values):
-    schema = pa.schema({"kind": pa.string()})
-    column = pd.Series(values, dtype=object, name="kind")
-    assert sources_module._kind(Path("x.h5"), column) == pa.string()
-    expected = [value.decode() if isinstance(value, bytes) else value for value in values]
-    assert params_table(column.to_frame(), schema, Path("x.h5"))["kind"].to_pylist() == expected
-    with pytest.raises(UserError, match=r"x\.h5: parameter table: .*one kind of value"):
-        params_table(pd.DataFrame({"kind": ["G", 2]}, dtype=object), schema, Path("x.h5"))
-
-
 @pytest.mark.ray
 def test_other_sources_or_settings_are_not_mixed(copy, sources, tmp_path):
     with pytest.raises(UserError, match="holds shards of other sources or settings"):
@@ -285,37 +269,6 @@ def test_sources_must_match(sources, tmp_path):
     with pytest.raises(UserError, match="only one has the parameter column 'mag'"):
         convert(tmp_path / "out", **sources | {"val": [narrow]})
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("cuts", [(3,), (1, 4), (2, 3, 5)])
-def test_checksums_and_moments_do_not_depend_on_the_cut(cuts):
-    rng = np.random.default_rng(0)
-    numbers, words = rng.normal(size=7), np.array([*"abcdefg"])
-    table = pa.table({"number": numbers, "word": pa.array(words.tolist())})
-    whole, parts = Checksum(), Checksum()
-    whole.update(table)
-    edges = [0, *cuts, 7]
-    for start, stop in itertools.pairwise(edges):
-        parts.update(table.slice(start, stop - start))
-    assert parts.hexdigest() == whole.hexdigest()
-
-    flux, error = rng.normal(size=(2, 7, 5)).astype(np.float32)
-    first, *rest = (PixelMoments.of(flux[a:b], error[a:b]) for a, b in itertools.pairwise(edges))
-    total = sum(rest, start=first)
-    expected = PixelMoments.of(flux, error)
-    for name in ("flux_m2", "flux_mean", "error_squares"):
-        np.testing.assert_allclose(getattr(total, name), getattr(expected, name), rtol=1e-5, atol=1e-7)
-    assert total.rows == 7
-
-    values = rng.normal(size=(7, 3))
-    values[:4, 1], values[:, 2], values[2, 0] = np.nan, np.nan, np.inf
-    first, *rest = (ColumnMoments.of(values[a:b]) for a, b in itertools.pairwise(edges))
-    found = sum(rest, start=first).statistics(["a", "b", "c"])
-    for at, column in enumerate(found.values()):
-        known = values[np.isfinite(values[:, at]), at]
-        expected = [known.mean(), known.std(), known.min(), known.max()] if len(known) else [np.nan] * 4
-        np.testing.assert_allclose([column.mean, column.std, column.min, column.max], expected, rtol=1e-12)
-        assert column.nan == 7 - len(known)
 
 
 def test_manifests_that_cannot_be_read(tmp_path):
