@@ -15,6 +15,7 @@ import torch
 
 from scaling.__main__ import _load_study
 from scaling.data.shardfile import CHECKSUM, parquet_options
+from scaling.errors import UserError
 from scaling.study.store import Store, StudyFolder
 from scaling.study.sweep import Sweep
 from scaling.training.loop import Context, train
@@ -131,3 +132,19 @@ def test_an_altered_shard_fails_its_trials_with_its_name_and_can_be_retried(tmp_
     assert done.returncode == 0, done.stderr
     (row,) = StudyFolder(Store(str(tmp_path / "store")), "mine").rows()
     assert row.status == "done"
+
+
+@pytest.mark.parametrize("fault", ["another in its place", "gone", "torn"])
+def test_a_shard_that_is_not_the_listed_one_ends_a_study_before_it_begins(tmp_path, shards, fault):
+    damaged = shutil.copytree(shards, tmp_path / "damaged")
+    shard, other = damaged / "train" / "part-00001.parquet", damaged / "train" / "part-00000.parquet"
+    if fault == "another in its place":
+        shutil.copy(other, shard)
+    elif fault == "gone":
+        shard.unlink()
+    else:
+        os.truncate(shard, shard.stat().st_size // 2)
+    study = _load_study(str(write_study(tmp_path / "mine.py", damaged, samples=640)))
+    folder = StudyFolder(Store(str(tmp_path / "store")), "mine")
+    with pytest.raises(UserError, match=r"part-00001\.parquet: this shard is missing or not the one in manifest\.json"):
+        Sweep.prepare(study, folder, damaged, tmp_path / "cache")
