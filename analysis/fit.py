@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import OptimizeResult, least_squares
 
 from analysis.laws import LAWS, Array, Law
+from analysis.solve import L1_DELTA, Objective, Problem, Solutions, minimise
+from analysis.table import Points
 from scaling.errors import UserError
 
-Objective = Literal["lsq", "linear"]
 Status = Literal["converged", "bound_hit", "not_identified", "failed"]
 
-_EXPONENTS = np.geomspace(0.02, 3.0, 20)
-_FLOORS = np.array([0.0, 0.5, 0.8, 0.95])  # E as a share of the smallest loss, for forms not linear in E
-_GAMMAS = np.array([0.25, 0.6, 1.0, 2.0])
-_POLISHED = 3  # starts that are followed to their minimum
+DELTA = 1e-3
+"""Huber's delta in log loss, as in Hoffmann et al. 2022 (arXiv 2203.15556, appendix D.2)."""
+
+_KEPT = 6  # distinct rough minima that are followed to their last digit
+_SAME = 1e-6  # minima whose values differ by less than this share are one
 _AT_BOUND = 1e-6
 _SINGULAR = 1e8
+_TOLERANCE = {"lsq": 1e-14, "linear": 1e-14, "huber": 1e-12, "l1": 1e-9}
+_STAGE_TOLERANCE = 1e-9  # stages of the continuation; less exact ones end beside the minimum of "l1"
+_REFIT_TOLERANCE = 1e-7  # a refit need only be exact to a small part of its own scatter
+_AMPLITUDES = ("E", "A", "B", "R", "E0")  # in the unit of the loss; other parameters are of order one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +36,13 @@ class Fit:
         form: name of the law.
         status: "converged"; "bound_hit" (a parameter stands at its bound, named in `message`); "not_identified" (the
             points do not determine the parameters); "failed" (no minimum was found).
-        objective: "lsq" (log residuals) or "linear" (plain residuals).
-        value: the summed objective, sum of w·r² over the points.
+        objective: "lsq" (squares of log residuals), "linear" (squares of plain residuals), "huber" and "l1" (of log
+            residuals).
+        delta: where "huber" turns from squares to absolute values, in log loss.
+        value: the summed objective: Σ w r² for "lsq" and "linear", Σ w·(r²/2 or δ(|r| − δ/2)) for "huber", Σ w |r|
+            for "l1".
         parameters: name to value, full precision; NaN where there are fewer points than parameters.
+        weights: w of each point (n,).
         residuals: log(loss) − log(law) of each point (n,), whatever the objective.
         message: what `status` means here, in words.
     """
@@ -42,8 +50,10 @@ class Fit:
     form: str
     status: Status
     objective: Objective
+    delta: float
     value: float
     parameters: dict[str, float]
+    weights: Array
     residuals: Array
     message: str
 
@@ -52,226 +62,180 @@ class Fit:
         """Whether the law may be used to predict: a minimum was found and it is unique."""
         return self.status in ("converged", "bound_hit")
 
-    def predict(self, N: ArrayLike, D: ArrayLike) -> Array:
-        """The law's error at (N, D), broadcast against each other, in the unit of the fitted loss."""
-        return LAWS[self.form].predict(self.parameters, N, D)
+    @property
+    def law(self) -> Law:
+        """The form that was fitted."""
+        return LAWS[self.form]
+
+    @property
+    def theta(self) -> Array:
+        """The parameters as a vector (p,), in the law's order."""
+        return self.law.vector(self.parameters)
+
+    def predict(self, *variables: ArrayLike) -> Array:
+        """The law's loss at its variables (N and D, or x), broadcast against each other."""
+        return self.law.predict(self.parameters, *variables)
 
 
 def fit(
     law: Law,
-    N: ArrayLike,
-    D: ArrayLike,
-    loss: ArrayLike,
+    points: Points,
     *,
     objective: Objective = "lsq",
+    delta: float = DELTA,
     weights: ArrayLike | None = None,
-    start: Mapping[str, float] | None = None,
 ) -> Fit:
-    """Fit a law by least squares within its bounds.
+    """Fit a law within its bounds, at the global optimum of the objective.
 
-    A grid over the exponents, with the amplitudes solved exactly at each node (variable projection), finds the basins;
-    the best of them are followed to their minimum by a trust-region solver with the analytic Jacobian. N and D are
-    divided by their geometric means meanwhile, which makes amplitudes and exponents nearly independent.
+    Starts from a grid over the exponents, with the amplitudes solved exactly at each node, are followed together by a
+    batched Levenberg–Marquardt method; the distinct minima are then followed to full precision and the best is kept.
+    "huber" and "l1" are reached by shrinking delta from a least-squares solution (a continuation).
 
     Args:
         law: the form.
-        N: parameters of the model, (n,).
-        D: distinct spectra (or tokens), (n,).
-        loss: what is fitted, (n,), positive.
-        objective: "lsq" minimises Σ w (log L − log law)²; "linear" minimises Σ w (L − law)².
-        weights: w, (n,); 1 if not given.
-        start: parameters to start from instead of the grid (bootstrap refits); quicker and only local.
+        points: what is fitted.
+        objective: what is minimised, see `Fit`.
+        delta: of "huber", in log loss.
+        weights: w, (n,), positive; 1 if not given.
 
     Returns:
         The fit; a problem that cannot be fitted gives a status, not an exception.
 
     Raises:
-        UserError: if the objective is unknown, or the points are not positive, finite and of one length.
+        UserError: if the objective is unknown, delta or a weight is not positive, or the points lack a variable.
     """
     if objective not in get_args(Objective):
         raise UserError(f"objective {objective!r} is unknown; use one of {', '.join(get_args(Objective))}")
-    n, d, y, w = _checked(N, D, loss, weights)
-    if len(y) <= len(law.parameters):
-        return Fit(
-            form=law.name,
-            status="not_identified",
-            objective=objective,
-            value=float("nan"),
-            parameters=dict.fromkeys(law.parameters, float("nan")),
-            residuals=np.full(len(y), np.nan),
-            message=f"{len(y)} points cannot determine {len(law.parameters)} parameters",
-        )
-    scale_n, scale_d = np.exp(np.log(n).mean()), np.exp(np.log(d).mean())
-    n, d = n / scale_n, d / scale_d
-    if start is None:
-        starts, tolerance, limit = list(_best_starts(law, n, d, y, w, objective)), 1e-14, 400
-    else:  # a refit need only be exact to its own scatter
-        starts, tolerance, limit = [_rescaled(law, law.vector(start), 1 / scale_n, 1 / scale_d)], 1e-7, 60
-    if len(starts) > 1:  # roughly first: only the best basin is worth its last digits
-        rough = [_polish(law, n, d, y, w, objective, theta, 1e-6, 60) for theta in starts]
-        starts = [min(rough, key=lambda result: result.cost).x]
-    best = _polish(law, n, d, y, w, objective, starts[0], tolerance, limit)
-    status, message = _outcome(law, best, y)
-    predicted = law.value(best.x, n, d)
-    theta = _rescaled(law, best.x, scale_n, scale_d)
+    if not 0 < delta < np.inf:
+        raise UserError(f"delta {delta!r} must be a positive number, such as 1e-3")
+    w = np.ones(len(points)) if weights is None else np.asarray(weights, float)
+    if w.shape != points.loss.shape or not np.all(np.isfinite(w) & (w > 0)):
+        raise UserError(f"weights: expected {len(points)} positive numbers, one a point")
+    logs = points.logs(law.variables)
+    if len(points) <= len(law.parameters) or len(np.unique(logs, axis=1).T) < len(law.parameters):
+        return _undetermined(law, points, objective, delta, w)
+    offsets = logs.mean(axis=1)
+    problem = _problem(law, logs - offsets[:, None], points.loss, w, objective, delta)
+    best = _global_minimum(problem)
+    theta = best.theta[0]
+    status, message = _outcome(problem, best)
+    predicted = law.value(theta, problem.logs)
     return Fit(
         form=law.name,
         status=status,
         objective=objective,
-        value=2.0 * float(best.cost),
-        parameters={name: float(value) for name, value in zip(law.parameters, theta, strict=True)},
-        residuals=np.log(y) - np.log(np.maximum(predicted, np.finfo(float).tiny)),
+        delta=delta,
+        value=float(best.value[0]),
+        parameters={n: float(v) for n, v in zip(law.parameters, law.shifted(theta, offsets), strict=True)},
+        weights=w,
+        residuals=np.log(points.loss) - np.log(np.maximum(predicted, np.finfo(float).tiny)),
         message=message,
     )
 
 
-def _checked(N: ArrayLike, D: ArrayLike, loss: ArrayLike, weights: ArrayLike | None) -> tuple[Array, ...]:
-    arrays = {"N": np.asarray(N, float), "D": np.asarray(D, float), "loss": np.asarray(loss, float)}
-    arrays["weights"] = np.ones_like(arrays["loss"]) if weights is None else np.asarray(weights, float)
-    for name, values in arrays.items():
-        if values.shape != arrays["loss"].shape or values.ndim != 1:
-            raise UserError(f"{name} has shape {values.shape}, loss {arrays['loss'].shape}; give vectors of one length")
-        if not np.all(np.isfinite(values) & (values > 0)):
-            raise UserError(f"{name} has values that are not positive and finite; remove those points")
-    return arrays["N"], arrays["D"], arrays["loss"], arrays["weights"]
+def refit(fitted: Fit, points: Points, *, loss: Array | None = None, weights: Array | None = None) -> Solutions:
+    """Fit many variants of the same points, each from the optimum of the original (a local search).
 
-
-def _rescaled(law: Law, theta: Array, scale_n: float, scale_d: float) -> Array:
-    """Parameters for N·scale_n and D·scale_d, given those for N and D."""
-    index = {name: place for place, name in enumerate(law.parameters)}
-    moved = theta.copy()
-    moved[index["A"]] *= scale_n ** theta[index["alpha"]]
-    moved[index["B"]] *= scale_d ** theta[index["beta"]]
-    return moved
-
-
-def _best_starts(law: Law, n: Array, d: Array, y: Array, w: Array, objective: Objective) -> Iterator[Array]:
-    """The deepest distinct basins of the grid, best first. n, d: rescaled, (n,)."""
-    root_w = np.sqrt(w) / y if objective == "lsq" else np.sqrt(w)  # log residuals are relative ones, to first order
-    found: list[tuple[float, Array]] = []
-    if law.name == "chinchilla":
-        for cost, alpha, beta, (E, A, B) in _profile(n, d, y, root_w, floor=True):
-            found.append((cost, np.array([E, A, alpha, B, beta])))
-    else:
-        for gamma in _GAMMAS:
-            for floor in _FLOORS * y.min():
-                inner = (y - floor) ** (1 / gamma)
-                # d(law)/d(inner) = gamma·inner^(gamma−1): the residual of the inner sum, seen in the loss
-                seen = root_w * gamma * inner ** (gamma - 1)
-                cost, alpha, beta, (A, B) = _profile(n, d, inner, seen, floor=False)[0]
-                found.append((cost, np.array([floor, A, alpha, B, beta, gamma])))
-    found.sort(key=lambda item: item[0])
-    return (theta for _, theta in found[:_POLISHED])
-
-
-def _profile(n: Array, d: Array, y: Array, root_w: Array, *, floor: bool) -> list[tuple[float, float, float, Array]]:
-    """Non-negative linear least squares of y on ([1,] n^−alpha, d^−beta) at every node of the exponents' grid.
-
-    Non-negativity is exact: with at most three columns every set of active columns is solved and the best feasible
-    one taken.
-
-    Returns:
-        (cost, alpha, beta, coefficients) of the grid's local minima, best first; `coefficients` holds (E, A, B) or
-        (A, B).
+    Args:
+        fitted: the fit of `points`.
+        points: where the variants lie.
+        loss: other losses, (k, n) or (n,); those of the points if not given.
+        weights: other weights, (k, n) or (n,); those of the fit if not given. Zero leaves a point out.
     """
-    k = len(_EXPONENTS)
-    rows = np.broadcast_to(root_w, (k, len(y)))
-    columns_n, columns_d = rows * n ** -_EXPONENTS[:, None], rows * d ** -_EXPONENTS[:, None]
-    target = root_w * y
-    gram = np.empty((k, k, 3, 3))
-    gram[..., 0, 0] = root_w @ root_w
-    gram[..., 0, 1] = gram[..., 1, 0] = (columns_n @ root_w)[:, None]
-    gram[..., 0, 2] = gram[..., 2, 0] = (columns_d @ root_w)[None, :]
-    gram[..., 1, 1] = np.sum(columns_n**2, axis=1)[:, None]
-    gram[..., 2, 2] = np.sum(columns_d**2, axis=1)[None, :]
-    gram[..., 1, 2] = gram[..., 2, 1] = columns_n @ columns_d.T
-    moment = np.empty((k, k, 3))
-    moment[..., 0] = root_w @ target
-    moment[..., 1] = (columns_n @ target)[:, None]
-    moment[..., 2] = (columns_d @ target)[None, :]
-
-    cost = np.full((k, k), np.inf)
-    best = np.zeros((k, k, 3))
-    for active in ([1, 2], [0, 1, 2], [0, 1], [0, 2], [1], [2], [0]):
-        if not floor and 0 in active:
-            continue
-        block = gram[..., active, :][..., :, active]
-        ridge = 1e-13 * np.trace(block, axis1=-2, axis2=-1)[..., None, None] * np.eye(len(active))
-        solution = np.linalg.solve(block + ridge, moment[..., active, None])[..., 0]
-        here = target @ target - np.sum(solution * moment[..., active], axis=-1)
-        better = (solution >= 0).all(axis=-1) & (here < cost)
-        cost[better] = here[better]
-        best[better] = 0.0
-        best[np.ix_(range(k), range(k), active)] = np.where(
-            better[..., None], solution, best[np.ix_(range(k), range(k), active)]
-        )
-    padded = np.pad(cost, 1, constant_values=np.inf)
-    around = np.stack([padded[i : i + k, j : j + k] for i in range(3) for j in range(3) if (i, j) != (1, 1)])
-    places = np.argwhere(cost <= around.min(axis=0))
-    chosen = sorted(
-        ((float(cost[i, j]), float(_EXPONENTS[i]), float(_EXPONENTS[j]), best[i, j]) for i, j in places),
-        key=lambda item: item[0],
-    )
-    return [(value, a, b, amplitudes if floor else amplitudes[1:]) for value, a, b, amplitudes in chosen]
+    law = fitted.law
+    logs = points.logs(law.variables)
+    offsets = logs.mean(axis=1)
+    loss = points.loss if loss is None else loss
+    weights = fitted.weights if weights is None else weights
+    count = max(len(each) if each.ndim == 2 else 1 for each in (loss, weights))
+    problem = _problem(law, logs - offsets[:, None], loss, weights, fitted.objective, fitted.delta)
+    start = np.repeat(law.shifted(fitted.theta, -offsets)[None], count, axis=0)
+    found = _followed(problem, start, _REFIT_TOLERANCE)
+    return Solutions(theta=law.shifted(found.theta, offsets), value=found.value, converged=found.converged)
 
 
-def _polish(
-    law: Law, n: Array, d: Array, y: Array, w: Array, objective: Objective, start: Array, tolerance: float, limit: int
-) -> OptimizeResult:
-    """Follow one start to its minimum. Residuals are (law − loss), in logarithms for "lsq"."""
-    root_w, log_y = np.sqrt(w), np.log(y)
-    tiny = np.finfo(float).tiny
+def _problem(law: Law, logs: Array, loss: Array, weights: Array, objective: Objective, delta: float) -> Problem:
+    delta = L1_DELTA if objective == "l1" else delta
+    return Problem(law=law, logs=logs, loss=loss, weights=weights, objective=objective, delta=delta)
 
-    def residuals(theta: Array) -> Array:
-        predicted = law.value(theta, n, d)
-        if objective == "linear":
-            return root_w * (predicted - y)
-        return root_w * (np.log(np.maximum(predicted, tiny)) - log_y)
 
-    def jacobian(theta: Array) -> Array:
-        scale = root_w if objective == "linear" else root_w / np.maximum(law.value(theta, n, d), tiny)
-        return law.jacobian(theta, n, d) * scale[:, None]
+def _global_minimum(problem: Problem) -> Solutions:
+    """The best of the minima that the law's starts lead to, to full precision: a batch of one."""
+    law = problem.law
+    starts = np.clip(law.starts(problem.logs, problem.loss), law.lower, law.upper)
+    squares = problem if problem.objective in ("lsq", "linear") else _with(problem, "lsq", problem.delta)
+    rough = _distinct(minimise(squares, starts, tolerance=1e-4, iterations=40))
+    found = _followed(problem, rough, _TOLERANCE[problem.objective])
+    best = [int(np.argmin(np.where(np.isfinite(found.value), found.value, np.inf)))]
+    return Solutions(theta=found.theta[best], value=found.value[best], converged=found.converged[best])
 
-    return least_squares(
-        residuals,
-        np.clip(start, law.lower, law.upper),
-        jacobian,
-        bounds=(law.lower, law.upper),
-        method="dogbox",
-        x_scale="jac",
-        ftol=tolerance,
-        xtol=tolerance,
-        gtol=tolerance,
-        max_nfev=limit,
+
+def _with(problem: Problem, objective: Objective, delta: float) -> Problem:
+    return _problem(problem.law, problem.logs, problem.loss, problem.weights, objective, delta)
+
+
+def _distinct(found: Solutions) -> Array:
+    """The parameters of the lowest minima, each once: (k, p)."""
+    order = np.argsort(np.where(np.isfinite(found.value), found.value, np.inf))
+    kept: list[int] = []
+    for place in order:
+        value = found.value[place]
+        if not kept or value > found.value[kept[-1]] * (1 + _SAME):
+            kept.append(int(place))
+    return found.theta[kept[:_KEPT]]
+
+
+def _followed(problem: Problem, theta: Array, tolerance: float) -> Solutions:
+    """Follow starts to their minima; a Huber delta shrinks from the size of the residuals to what the objective asks."""
+    if problem.objective in ("huber", "l1"):
+        typical = float(np.median(np.abs(problem.residuals(theta))))
+        steps = int(np.ceil(np.log(max(typical / problem.delta, 1.0)) / np.log(4.0)))
+        for step in range(steps - 1, 0, -1):
+            smoother = _with(problem, "huber", problem.delta * 4.0**step)
+            theta = minimise(smoother, theta, tolerance=_STAGE_TOLERANCE, iterations=100).theta
+    return minimise(problem, theta, tolerance=tolerance, iterations=500)
+
+
+def _undetermined(law: Law, points: Points, objective: Objective, delta: float, weights: Array) -> Fit:
+    sizes = len(np.unique(points.groups))
+    return Fit(
+        form=law.name,
+        status="not_identified",
+        objective=objective,
+        delta=delta,
+        value=float("nan"),
+        parameters=dict.fromkeys(law.parameters, float("nan")),
+        weights=weights,
+        residuals=np.full(len(points), np.nan),
+        message=f"{len(points)} points at {sizes} sizes cannot determine {len(law.parameters)} parameters",
     )
 
 
-def _outcome(law: Law, result: OptimizeResult, y: Array) -> tuple[Status, str]:
+def _outcome(problem: Problem, found: Solutions) -> tuple[Status, str]:
     """The status of a solved fit, with its reason in words."""
-    if not np.all(np.isfinite(result.x)) or not np.isfinite(result.cost):
+    law, theta = problem.law, found.theta[0]
+    if not np.all(np.isfinite(theta)) or not np.isfinite(found.value[0]):
         return "failed", "the solver left the finite numbers"
-    if result.status == 0:
-        return "failed", f"no minimum after {result.nfev} evaluations"
-    value = dict(zip(law.parameters, result.x, strict=True))
-    lower, upper = np.array(law.lower), np.array(law.upper)
-    size = np.where([name in "EAB" for name in law.parameters], y.min(), 1.0)
-    low = result.x - lower <= _AT_BOUND * size
-    high = upper - result.x <= _AT_BOUND * size
-    words = [
-        f"{name} is at its lower bound {bound:g}" for name, bound in zip(_names(law, low), lower[low], strict=True)
-    ]
-    words += [f"{name} is at its upper bound {b:g}" for name, b in zip(_names(law, high), upper[high], strict=True)]
-    if value["A"] <= _AT_BOUND * y.min():
-        words.append("so alpha is not determined: the points show no effect of N")
-    if value["B"] <= _AT_BOUND * y.min():
-        words.append("so beta is not determined: the points show no effect of D")
+    if not found.converged[0]:
+        return "failed", "no minimum was reached; the form may not suit these points"
+    smallest = problem.loss.min()
+    size = np.where([name in _AMPLITUDES for name in law.parameters], smallest, 1.0)
+    words = []
+    for side, bounds, gap in (("lower", law.lower, theta - law.lower), ("upper", law.upper, law.upper - theta)):
+        words += [
+            f"{name} is at its {side} bound {bound:g}"
+            for name, bound, near in zip(law.parameters, bounds, gap <= _AT_BOUND * size, strict=True)
+            if near
+        ]
+    value = dict(zip(law.parameters, theta, strict=True))
+    for amplitude, exponent, axis in (("A", "alpha", "N"), ("B", "beta", "D")):
+        if value.get(amplitude, smallest) <= _AT_BOUND * smallest:
+            words.append(f"so {exponent} is not determined: the points show no effect of {axis}")
     if words:
         return "bound_hit", "; ".join(words)
-    columns = result.jac / np.maximum(np.linalg.norm(result.jac, axis=0), np.finfo(float).tiny)
-    if np.linalg.cond(columns) > _SINGULAR:
+    seen = law.jacobian(theta, problem.logs)
+    seen = seen if problem.objective == "linear" else seen / law.value(theta, problem.logs)
+    seen = seen * np.sqrt(problem.weights)
+    if np.linalg.cond(seen / np.maximum(np.linalg.norm(seen, axis=1, keepdims=True), 1e-300)) > _SINGULAR:
         return "not_identified", "several sets of parameters fit equally well: the points do not tell them apart"
     return "converged", "a unique minimum inside the bounds"
-
-
-def _names(law: Law, chosen: Array) -> list[str]:
-    return [name for name, take in zip(law.parameters, chosen, strict=True) if take]

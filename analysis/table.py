@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.laws import Array
 from scaling.errors import UserError
@@ -34,15 +35,58 @@ class CellTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Points:
-    """Checked input of a fit: N, D and loss, each (n,), positive and finite; `warnings` in words."""
+    """Checked input of a fit.
+
+    Attributes:
+        N: model sizes (n,), positive; ones where the table has none.
+        D: numbers of distinct spectra (n,), positive; ones where the table has none.
+        loss: what is fitted (n,), positive.
+        S: samples seen in training (n,), or None where the table does not say.
+        sem: standard error of each loss from the finite test set (n,), in the loss's unit, or None.
+        warnings: in words.
+    """
 
     N: Array
     D: Array
     loss: Array
+    S: Array | None = None
+    sem: Array | None = None
     warnings: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.loss)
+
+    @property
+    def axis(self) -> str:
+        """Which of N and D vary: "ND", "N" or "D"; "" if neither does."""
+        return "".join(name for name, values in (("N", self.N), ("D", self.D)) if np.ptp(values) > 0)
+
+    @property
+    def groups(self) -> NDArray[np.intp]:
+        """The number of each run's cell (n,): runs of one cell share N, D and S."""
+        places = np.stack([self.N, self.D] + ([] if self.S is None else [self.S]))
+        return np.unique(places, axis=1, return_inverse=True)[1].ravel()
+
+    def logs(self, variables: tuple[str, ...]) -> Array:
+        """The natural logarithms (v, n) of a law's variables.
+
+        Raises:
+            UserError: if a variable is not in the table, or a curve of one variable is asked for where both vary.
+        """
+        if variables == ("x",):
+            if self.axis == "ND":
+                raise UserError(
+                    "table: both N and D vary, but the form is a curve of one variable; keep the rows of one size"
+                )
+            return np.log(self.N if self.axis == "N" else self.D)[None]
+        if "S" in variables and self.S is None:
+            raise UserError("table: the form needs the samples seen; name their column with --samples-seen")
+        return np.log(np.stack([getattr(self, name) for name in variables]))
+
+    def take(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> Points:
+        """The points chosen by a mask or by numbers."""
+        S, sem = (None if each is None else each[chosen] for each in (self.S, self.sem))
+        return Points(N=self.N[chosen], D=self.D[chosen], loss=self.loss[chosen], S=S, sem=sem, warnings=self.warnings)
 
 
 def is_row_table(frame: pd.DataFrame) -> bool:

@@ -25,6 +25,10 @@ class Row:
     is their D. `epochs` is samples_seen / num_spectra. `noise` is "fresh" (drawn each epoch) or "fixed" (one draw a
     spectrum). `eval_pin` identifies the validation and test spectra with their noise: rows with different pins must
     not be compared. `held_out` marks cells that the study keeps out of its fit, to score the forecast.
+    `test_by_snr` and `test_by_label` are JSON: a list of {low, high, count, mae_dex, bias_dex, rmse_dex}, one a bin of
+    signal to noise (of the noise-free flux, as `scaling inspect` defines it) and of the true label; empty lists without
+    metrics. `test_guess_mae_dex` is the error of always answering the training mean, `test_p90_dex` the 90th percentile
+    of |error|.
     `access` says where the trial read its spectra: "resident", "mapped", or "streamed" in an order shuffled within windows.
     Metrics are NaN unless `status` is "done"; `error` then says what happened.
     """
@@ -62,6 +66,12 @@ class Row:
     test_mae_z: float
     test_r2: float
     test_mae_sem_dex: float
+    test_rmse_dex: float
+    test_bias_dex: float
+    test_p90_dex: float
+    test_guess_mae_dex: float
+    test_by_snr: str
+    test_by_label: str
     num_val: int
     num_test: int
     best_epoch: float

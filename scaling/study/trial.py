@@ -25,7 +25,7 @@ from scaling.study.declaration import Cell, Study, stable
 from scaling.study.rows import Row
 from scaling.study.store import StudyFolder, TrialFolder
 from scaling.training.loop import Outcome, Task
-from scaling.training.metrics import Scores
+from scaling.training.metrics import Detail, Scores
 from scaling.training.trainer import Job, run_in_process, run_under_ray_train
 
 
@@ -152,6 +152,7 @@ def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: str, wall
         label_std=label.std,
         **_scores("val", outcome.val if outcome else None, z),
         **_scores("test", outcome.test if outcome else None, z),
+        **_detail(outcome.test if outcome else None, outcome.test_detail if outcome else None),
         best_epoch=outcome.best_epoch if outcome else math.nan,
         eval_pin=trial.eval_pin,
         status=outcome.status if outcome else "failed",
@@ -177,6 +178,17 @@ def _scores(split: str, found: Scores | None, z: float) -> dict[str, Any]:
         f"{split}_r2": found.r2 if found else math.nan,
         f"{split}_mae_sem_dex": sem,
         f"num_{split}": found.count if found else 0,
+    }
+
+
+def _detail(found: Scores | None, detail: Detail | None) -> dict[str, Any]:
+    return {
+        "test_rmse_dex": found.rmse if found else math.nan,
+        "test_bias_dex": found.bias if found else math.nan,
+        "test_p90_dex": detail.p90 if detail else math.nan,
+        "test_guess_mae_dex": detail.guess_mae if detail else math.nan,
+        "test_by_snr": json.dumps(detail.by_snr if detail else []),
+        "test_by_label": json.dumps(detail.by_label if detail else []),
     }
 
 

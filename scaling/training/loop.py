@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scaling.data.batches import Access, training_batches
+from scaling.data.bins import SplitBins
 from scaling.data.dataset import DataRules, EvaluationSplit, Standardisation
 from scaling.data.seeds import stable_seed
 from scaling.model.specvit import ModelConfig, SpecViT
-from scaling.training.metrics import Scores, all_reduce, error_sums, scores
+from scaling.training.metrics import Detail, Scores, all_reduce, detail, error_sums, gather_rows, scores
 from scaling.training.recipe import Recipe, samples_seen
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -69,6 +70,7 @@ class Outcome:
     error: str
     val: Scores | None
     test: Scores | None
+    test_detail: Detail | None
     z: float
     best_epoch: float
     steps: int
@@ -144,19 +146,23 @@ def _conclude(
     task: Task, stepper: _Stepper, progress: _Progress, val: EvaluationSplit, total: int, diverged: bool
 ) -> Outcome:
     dex, recipe = stepper.standardisation.label_scale, task.recipe
-    error, best_val, best_test = "", None, None
+    error, best_val, best_test, test_detail = "", None, None, None
     if diverged:
         error = f"loss or validation error not finite by step {progress.step} of {total} at lr {task.lr:g}"
     else:
         skipped = progress.step - stepper.applied_steps()
         stepper.model.load_state_dict(progress.best_weights)
         best_val = scores(evaluate(stepper.model, val, recipe), unit=dex)
-        best_test = scores(evaluate(stepper.model, stepper.evaluation_split("test"), recipe), unit=dex)
+        test = stepper.evaluation_split("test")
+        predicted = predict(stepper.model, test, recipe)
+        best_test = scores(all_reduce(error_sums(predicted, test.labels)), unit=dex)
+        test_detail = stepper.test_detail(dex * (predicted.double() - test.labels.double()))
     return Outcome(
         status="diverged" if diverged else "done",
         error=error,
         val=best_val,
         test=best_test,
+        test_detail=test_detail,
         z=1.0 / stepper.standardisation.label_std,
         best_epoch=progress.best_step / stepper.batches.steps_per_epoch,
         steps=progress.step,
@@ -208,6 +214,13 @@ class _Stepper:
     def evaluation_split(self, split: Literal["val", "test"]) -> EvaluationSplit:
         """This worker's share of a noisy split."""
         return EvaluationSplit.load(self.task.shards, self.task.rules, split, **self._where)
+
+    def test_detail(self, errors: Tensor) -> Detail:
+        """What the whole test split's errors tell by bins; `errors` (row,) are those of this worker's share, in dex."""
+        task, context = self.task, self.context
+        bins = SplitBins.load(task.shards, task.rules.label, "test", task.cache_root)
+        every = gather_rows(errors, rank=context.rank, world=context.world, total=len(bins.snr))
+        return detail(every.cpu().numpy(), bins, self.standardisation.label_mean)
 
     def state(self, progress: _Progress) -> State:
         """Everything to resume from."""
@@ -264,16 +277,21 @@ class _Stepper:
         return total
 
 
-def evaluate(model: nn.Module, split: EvaluationSplit, recipe: Recipe, batch_size: int = 1024) -> Tensor:
+def evaluate(model: nn.Module, split: EvaluationSplit, recipe: Recipe) -> Tensor:
     """Error sums (`metrics.error_sums`) of a split over all workers, in normalised label units."""
+    return all_reduce(error_sums(predict(model, split, recipe), split.labels))
+
+
+def predict(model: nn.Module, split: EvaluationSplit, recipe: Recipe, batch_size: int = 1024) -> Tensor:
+    """Predicted labels (row,) of this worker's share of a split, normalised."""
     model.eval()
-    sums = torch.zeros(6, dtype=torch.float64, device=split.flux.device)
+    predicted = torch.empty_like(split.labels)
     with torch.inference_mode(), autocast(split.flux.device, recipe):
         for start in range(0, len(split.flux), batch_size):
-            predicted = model(split.flux[start : start + batch_size])[:, 0]
-            sums += error_sums(predicted, split.labels[start : start + batch_size])
+            rows = slice(start, start + batch_size)
+            predicted[rows] = model(split.flux[rows])[:, 0]
     model.train()
-    return all_reduce(sums.clone())
+    return predicted
 
 
 def autocast(device: torch.device, recipe: Recipe) -> torch.autocast:

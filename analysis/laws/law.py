@@ -1,0 +1,69 @@
+"""What a functional form is: a name, its parameters, its value and derivatives, and where a search may start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+SMALLEST_EXPONENT, LARGEST_EXPONENT = 1e-3, 3.0
+TINY = 1e-300  # keeps log and division finite where a term has vanished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Law:
+    """One functional form, with what a solver needs of it.
+
+    Functions take a batch of parameter vectors `theta` (..., p) and the natural logarithms of the variables, `logs`
+    (v, n), one line a variable: solvers subtract the variables' means of logarithms first, which makes amplitudes and
+    exponents nearly independent.
+
+    Attributes:
+        name: key in `LAWS`.
+        formula: the form in words of mathematics, for people.
+        source: the paper and equation.
+        variables: ("N", "D"), with "S" (samples seen) for laws of repeated data, or ("x",) for curves of one variable.
+        meaning: parameter to what it stands for, in words; its order is that of every parameter vector.
+        lower: lower bound of each parameter.
+        upper: upper bound of each parameter.
+        value: (theta (..., p), logs (v, n)) -> loss (..., n), in the unit of the fitted column.
+        jacobian: the same arguments -> derivatives (..., p, n).
+        starts: (logs (v, n) centred, loss (n,)) -> parameter vectors (k, p) from which a minimum is sought.
+        shifted: (theta (..., p), offsets (v,)) -> the parameters of the same curve over logs + offsets.
+    """
+
+    name: str
+    formula: str
+    source: str
+    variables: tuple[str, ...]
+    meaning: Mapping[str, str]
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    value: Callable[[Array, Array], Array]
+    jacobian: Callable[[Array, Array], Array]
+    starts: Callable[[Array, Array], Array]
+    shifted: Callable[[Array, Array], Array]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names, in the order of every parameter vector."""
+        return tuple(self.meaning)
+
+    def vector(self, parameters: Mapping[str, float]) -> Array:
+        """Named parameters as the vector (p,) that `value` and `jacobian` take."""
+        return np.array([parameters[name] for name in self.parameters])
+
+    def predict(self, parameters: Mapping[str, float], *variables: ArrayLike) -> Array:
+        """The loss at the given variables (not logarithms), broadcast against each other, for named parameters."""
+        arrays = np.broadcast_arrays(*(np.asarray(values, float) for values in variables))
+        logs = np.log(np.stack([array.ravel() for array in arrays]))
+        return self.value(self.vector(parameters), logs).reshape(arrays[0].shape)
+
+
+def columns(theta: Array) -> tuple[Array, ...]:
+    """Each parameter of a batch (..., p) as (..., 1), to be broadcast against points (n,)."""
+    return tuple(theta[..., place, None] for place in range(theta.shape[-1]))
