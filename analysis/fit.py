@@ -114,7 +114,7 @@ def fit(
     logs = points.logs(law.variables)
     if len(points) <= len(law.parameters) or len(np.unique(logs, axis=1).T) < len(law.parameters):
         return _undetermined(law, points, objective, delta, w)
-    offsets = logs.mean(axis=1)
+    offsets = law.middle(logs)
     problem = _problem(law, logs - offsets[:, None], points.loss, w, objective, delta)
     best = _global_minimum(problem)
     theta = best.theta[0]
@@ -144,7 +144,7 @@ def refit(fitted: Fit, points: Points, *, loss: Array | None = None, weights: Ar
     """
     law = fitted.law
     logs = points.logs(law.variables)
-    offsets = logs.mean(axis=1)
+    offsets = law.middle(logs)
     loss = points.loss if loss is None else loss
     weights = fitted.weights if weights is None else weights
     count = max(len(each) if each.ndim == 2 else 1 for each in (loss, weights))
@@ -163,8 +163,9 @@ def _global_minimum(problem: Problem) -> Solutions:
     """The best of the minima that the law's starts lead to, to full precision: a batch of one."""
     law = problem.law
     starts = np.clip(law.starts(problem.logs, problem.loss), law.lower, law.upper)
-    squares = problem if problem.objective in ("lsq", "linear") else _with(problem, "lsq", problem.delta)
-    rough = _distinct(minimise(squares, starts, tolerance=1e-4, iterations=40))
+    rough = _distinct(minimise(_with(problem, "lsq", problem.delta), starts, tolerance=1e-4, iterations=40))
+    if problem.objective == "linear":  # the largest losses rule it, so it has basins of its own
+        rough = np.concatenate([rough, _distinct(minimise(problem, starts, tolerance=1e-4, iterations=40))])
     found = _followed(problem, rough, _TOLERANCE[problem.objective])
     best = [int(np.argmin(np.where(np.isfinite(found.value), found.value, np.inf)))]
     return Solutions(theta=found.theta[best], value=found.value[best], converged=found.converged[best])

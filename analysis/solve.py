@@ -122,6 +122,13 @@ def minimise(
             objective.
         iterations: steps at most.
     """
+    with np.errstate(over="ignore", invalid="ignore"):  # a step that leaves the finite numbers is not taken
+        return _minimise(problem, start, fixed, tolerance, iterations)
+
+
+def _minimise(
+    problem: Problem, start: Array, fixed: NDArray[np.bool_] | None, tolerance: float, iterations: int
+) -> Solutions:
     law = problem.law
     lower, upper = np.array(law.lower), np.array(law.upper)
     theta = np.clip(np.asarray(start, float), lower, upper)
@@ -134,15 +141,13 @@ def minimise(
     scale = 1.0 / problem.delta if problem.objective == "l1" else 1.0
     half = 1.0 if problem.objective in ("lsq", "linear") else 0.5  # the objective is this times r² where it is smooth
     active = np.flatnonzero(np.isfinite(value))
-    part, equations = problem.part(active), None
+    part = problem.part(active)
     for _ in range(iterations):
         if not len(active):
             break
-        if equations is None:
-            equations = part.normal_equations(theta[active], residuals[active])
-        gradient, matrix, damper = equations
         here = theta[active]
-        step, promised = _step(here, held[active], gradient, matrix, damper, damping[active], lower, upper)
+        equations = part.normal_equations(here, residuals[active])
+        step, promised = _step(here, held[active], *equations, damping[active], lower, upper)
         promised *= 2 * half * scale
         trial = np.clip(here + step, lower, upper)
         trial_residuals = part.residuals(trial)
@@ -160,7 +165,6 @@ def minimise(
         growth[active] = np.where(better, 2.0, growth[active] * 2.0)
         done = small | stuck
         converged[active[done]] = True
-        equations = None
         active = active[~done]
         part = problem.part(active)
     return Solutions(theta=theta, value=value, converged=converged)

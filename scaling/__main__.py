@@ -74,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--verify", action="store_true", help="afterwards compare all shards with their sources")
     sub.add_argument("--address", help="Ray cluster to use; one is started on this machine otherwise")
 
+    sub = command("limit", _limit, "Print the smallest error that simulated spectra allow (Cramér-Rao), by SNR.")
+    sub.add_argument("path", type=Path, metavar="PATH", help="an HDF5 file, or a shard set: its test split")
+    sub.add_argument("--label", default="log_g", help="T_eff, log_g or M_H")
+    sub.add_argument("--rows", type=int, default=4096, help="spectra to average over, at most")
+    sub.add_argument("--noise-level", type=float, default=1.0, metavar="LEVEL", help="multiplies the spectra's errors")
+    sub.add_argument("--json", type=Path, metavar="OUT")
+
     sub = command("plan", _plan, "Print a study's cells, parameters, FLOPs and hours; runs nothing.")
     sub.add_argument("study", metavar="STUDY", help="a module such as experiments.demo, or a file")
     sub.add_argument("--tflops", type=float, default=312.0, help="peak of one device (default: an A100 in bf16)")
@@ -202,6 +209,15 @@ def _shard(options: argparse.Namespace) -> int:
         print(f"scaling: warning: {options.dest}: {problem}", file=sys.stderr)
     if options.verify and (problems := verify(options.dest, sources=True)):
         raise UserError(f"{options.dest}: {'; '.join(problems)}")
+    return 0
+
+
+def _limit(options: argparse.Namespace) -> int:
+    from scaling.data.information import information_limit
+
+    limit = information_limit(options.path, label=options.label, rows=options.rows, noise_level=options.noise_level)
+    print(limit.to_text())
+    _write_json(options.json, limit.to_json())
     return 0
 
 

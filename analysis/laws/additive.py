@@ -13,12 +13,14 @@ from analysis.laws.terms import (
     CONSTANT,
     ONE_BREAK,
     OVERFITTING,
-    PARAMETERS,
     PLATEAU,
     SATURATING,
     Shape,
     Term,
+    lower,
+    meaning,
     power,
+    upper,
 )
 
 Place = tuple[int, list[int]]
@@ -31,10 +33,10 @@ def _columns(theta: Array, places: list[int]) -> Shape:
 
 
 def _value(terms: tuple[Term, ...], places: list[Place], theta: Array, logs: Array) -> Array:
-    return sum(
-        theta[..., amplitude, None] * np.exp(term.log(_columns(theta, shape), logs))
-        for term, (amplitude, shape) in zip(terms, places, strict=True)
-    )
+    total = np.zeros((*theta.shape[:-1], logs.shape[1]))
+    for term, (amplitude, shape) in zip(terms, places, strict=True):
+        total += theta[..., amplitude, None] * np.exp(term.log(_columns(theta, shape), logs))
+    return total
 
 
 def _jacobian(terms: tuple[Term, ...], places: list[Place], theta: Array, logs: Array) -> Array:
@@ -68,9 +70,9 @@ def additive(name: str, formula: str, source: str, *terms: Term, variables: tupl
         formula=formula,
         source=source,
         variables=variables,
-        meaning={each: PARAMETERS[each][0] for each in names},
-        lower=tuple(PARAMETERS[each][1][0] for each in names),
-        upper=tuple(PARAMETERS[each][1][1] for each in names),
+        meaning=meaning(names),
+        lower=lower(names),
+        upper=upper(names),
         value=partial(_value, terms, places),
         jacobian=partial(_jacobian, terms, places),
         starts=partial(separable_starts, terms, names),

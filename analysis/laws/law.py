@@ -53,6 +53,11 @@ class Law:
         """Names, in the order of every parameter vector."""
         return tuple(self.meaning)
 
+    def middle(self, logs: Array) -> Array:
+        """Means of the logarithms (v,), by which they are centred; S is compared with D, so it is centred with D."""
+        means = logs.mean(axis=1)
+        return means[[0, 1, 1]] if "S" in self.variables else means
+
     def vector(self, parameters: Mapping[str, float]) -> Array:
         """Named parameters as the vector (p,) that `value` and `jacobian` take."""
         return np.array([parameters[name] for name in self.parameters])

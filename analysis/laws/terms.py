@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,11 +32,27 @@ PARAMETERS: dict[str, tuple[str, tuple[float, float]]] = {
     "r_N": ("how far a model may exceed the best size for its data before it stops helping", _REPEATS),
     "g": ("inverse of the value of x beyond which more x stops helping", (0.0, 1e4)),
     "E0": ("error of an untrained guess, the limit for small x", _AMPLITUDE),
-    "a": ("how slowly the error leaves that of the untrained guess", (0.0, 10.0)),
+    "a": ("how slowly the error leaves that of the untrained guess", (0.0, 5.0)),
     "c": ("how much larger the exponent is beyond the break", (-LARGEST_EXPONENT, LARGEST_EXPONENT)),
-    "f": ("width of the break, in log x", (0.02, 3.0)),
+    "f": ("width of the break, in log x", (0.05, 3.0)),
 }
 """Every parameter of every form: its meaning, and its bounds for variables divided by their geometric means."""
+
+
+def meaning(names: Iterable[str]) -> dict[str, str]:
+    """What each parameter stands for."""
+    return {name: PARAMETERS[name][0] for name in names}
+
+
+def lower(names: Iterable[str]) -> tuple[float, ...]:
+    """The lower bounds."""
+    return tuple(PARAMETERS[name][1][0] for name in names)
+
+
+def upper(names: Iterable[str]) -> tuple[float, ...]:
+    """The upper bounds."""
+    return tuple(PARAMETERS[name][1][1] for name in names)
+
 
 EXPONENTS = np.geomspace(0.02, 2.5, 18)
 _FEW_EXPONENTS = np.geomspace(0.03, 2.0, 10)
@@ -130,7 +146,7 @@ BROKEN = Term(
     log=_broken_log,
     slopes=_broken_slopes,
     moved=lambda shape, offsets: (shape[0] * offsets[1], (*shape[:2], shape[2] * np.exp(offsets[1]))),
-    grid=lambda logs: (_FEW_EXPONENTS, np.array([0.0, 0.1, 0.3, 0.6, 1.0, 1.6]), _inside(logs[1])),
+    grid=lambda logs: (_FEW_EXPONENTS, np.array([0.0, 0.1, 0.3, 0.6, 1.0, 1.6, 2.5]), _inside(logs[1])),
 )
 """B/D^beta up to D = K, with exponent beta2 beyond."""
 

@@ -29,9 +29,9 @@ class SplitBins:
     """
 
     snr: Float64[ndarray, " row"]
-    snr_edges: Float64[ndarray, " edge"]
+    snr_edges: Float64[ndarray, " snr_edge"]
     labels: Float64[ndarray, " row"]
-    label_edges: Float64[ndarray, " edge"]
+    label_edges: Float64[ndarray, " label_edge"]
 
     @classmethod
     def load(cls, shards: Path, label: str, split: str, cache_root: Path) -> SplitBins:
@@ -61,7 +61,7 @@ class SplitBins:
 def snr_edges(percentiles: dict[str, float], snr: Float[ndarray, " row"]) -> Float64[ndarray, " edge"]:
     """Edges of SNR bins: the training split's percentiles, between the least and the greatest SNR of some spectra."""
     low, high = float(snr.min()), float(snr.max())
-    return np.unique([low, *(value for value in percentiles.values() if low < value < high), high])
+    return np.array([low, *sorted({value for value in percentiles.values() if low < value < high}), high])
 
 
 def label_edges(label: LabelStatistics) -> Float64[ndarray, " edge"]:

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scaling.data.dataset import evaluation_pin
+from scaling.data.information import FREE_LABELS, information_limit
 from scaling.data.manifest import MANIFEST, Manifest, Source
 from scaling.data.shards import convert
 from scaling.data.simulate import Simulation, write_simulation
 from scaling.errors import UserError
 from scaling.study.declaration import Sources, Study, stable
-from scaling.study.store import Store
+from scaling.study.store import Store, StudyFolder
 
 
 def shards_path(study: Study, store: Store) -> Path:
@@ -58,6 +60,23 @@ def prepare_data(study: Study, store: Store, progress: Callable[[str], None]) ->
     for problem in manifest.problems:
         progress(f"WARNING: {problem}")
     return shards
+
+
+def keep_limit(study: Study, folder: StudyFolder) -> None:
+    """Put the information limit of a simulated study's test spectra into the store, once.
+
+    Nothing is written where the spectra are not the study's own simulation or do not depend on its label: `scaling limit
+    SHARDS --json` gives the file for other shard sets that were simulated.
+    """
+    rules = study.data.rules
+    known = isinstance(study.data.source, Simulation) and rules.label in FREE_LABELS and rules.noise_level > 0
+    if not known or not is_prepared(study, folder.store):
+        return
+    shards = shards_path(study, folder.store)
+    pin, kept = evaluation_pin(shards, rules), folder.read_limit()
+    if kept is None or json.loads(kept).get("eval_pin") != pin:
+        limit = information_limit(shards, label=rules.label, noise_level=rules.noise_level)
+        folder.write_limit(json.dumps(limit.to_json() | {"eval_pin": pin}, indent=1).encode())
 
 
 def check_sources(study: Study, manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ import filelock
 from scaling.errors import UserError
 from scaling.study.cluster import ray_cluster
 from scaling.study.declaration import Study, stable
-from scaling.study.prepare import is_prepared, prepare_data, shards_path
+from scaling.study.prepare import is_prepared, keep_limit, prepare_data, shards_path
 from scaling.study.rows import Row, to_table
 from scaling.study.store import Store, StudyFolder
 from scaling.study.sweep import Sweep, run_sweep
@@ -86,6 +86,7 @@ def write_study_report(study: Study, folder: StudyFolder) -> str:
     rows = collect(study, folder)
     if not rows:
         raise UserError(f"{folder.store.locate(folder.name)}: no rows yet; run the study first")
+    keep_limit(study, folder)
     with tempfile.TemporaryDirectory(prefix="spectral-scaling-report-") as scratch:
         write_report(to_table(rows).to_pandas(), Path(scratch))
         return folder.publish_report(Path(scratch))

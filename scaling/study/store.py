@@ -1,6 +1,6 @@
 """The store: the only module that spells paths. A folder, or any URI that pyarrow's filesystems open.
 
-STORE/<study>/study.json, optuna.journal, results.parquet, report/
+STORE/<study>/study.json, optuna.journal, results.parquet, limit.json, report/
 STORE/<study>/trials/<trial>/row.json, state.pt, model.safetensors, progress.csv, events.out.tfevents.trial
 STORE/data/<simulation>/hdf5, shards
 """
@@ -163,6 +163,14 @@ class StudyFolder:
     def write_declaration(self, content: bytes) -> None:
         """Keep the study's declaration beside its results."""
         self.store.write(f"{self.name}/study.json", content)
+
+    def read_limit(self) -> bytes | None:
+        """The information limit of the study's test spectra, where it is known."""
+        return self.store.read(f"{self.name}/limit.json")
+
+    def write_limit(self, content: bytes) -> None:
+        """Keep the information limit beside the results."""
+        self.store.write(f"{self.name}/limit.json", content)
 
     def trial(self, key: str) -> TrialFolder:
         """The folder of one trial."""

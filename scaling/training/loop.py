@@ -219,8 +219,8 @@ class _Stepper:
         """What the whole test split's errors tell by bins; `errors` (row,) are those of this worker's share, in dex."""
         task, context = self.task, self.context
         bins = SplitBins.load(task.shards, task.rules.label, "test", task.cache_root)
-        every = gather_rows(errors, rank=context.rank, world=context.world, total=len(bins.snr))
-        return detail(every.cpu().numpy(), bins, self.standardisation.label_mean)
+        errors = gather_rows(errors, rank=context.rank, world=context.world, total=len(bins.snr))
+        return detail(errors.cpu().numpy(), bins, self.standardisation.label_mean)
 
     def state(self, progress: _Progress) -> State:
         """Everything to resume from."""
@@ -288,8 +288,7 @@ def predict(model: nn.Module, split: EvaluationSplit, recipe: Recipe, batch_size
     predicted = torch.empty_like(split.labels)
     with torch.inference_mode(), autocast(split.flux.device, recipe):
         for start in range(0, len(split.flux), batch_size):
-            rows = slice(start, start + batch_size)
-            predicted[rows] = model(split.flux[rows])[:, 0]
+            predicted[start : start + batch_size] = model(split.flux[start : start + batch_size])[:, 0]
     model.train()
     return predicted
 

@@ -135,7 +135,11 @@ def demo_rows():
     """A study with three learning rates, two seeds, a baseline, a diverged and a failed trial."""
     rows = study_rows(FIXED_NOISE_FIXED_SAMPLES, seeds=(0, 1), scatter=0.02)
     nothing = dict.fromkeys(
-        [name for name in Row.__dataclass_fields__ if name.startswith(("val_", "test_")) or name == "best_epoch"],
+        [
+            name
+            for name, field in Row.__dataclass_fields__.items()
+            if field.type == "float" and (name.startswith(("val_", "test_")) or name == "best_epoch")
+        ],
         float("nan"),
     )
     rows[0] = dataclasses.replace(rows[0], status="diverged", error="loss is not finite at step 40", **nothing)

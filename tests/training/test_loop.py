@@ -116,10 +116,22 @@ def test_training_learns(task):
     assert outcome.val.mae == min(report["val_mae_dex"] for report in host.reports)
 
 
+def test_the_bins_of_the_test_errors_add_up_to_its_scores(task):
+    outcome = train(task, Host().context())
+    for bins in (outcome.test_detail.by_snr, outcome.test_detail.by_label):
+        count = sum(line["count"] for line in bins)
+        assert count == outcome.test.count == 96
+        assert sum(line["count"] * line["mae_dex"] for line in bins) / count == pytest.approx(outcome.test.mae)
+        assert sum(line["count"] * line["bias_dex"] for line in bins) / count == pytest.approx(outcome.test.bias)
+    assert outcome.test.mae < outcome.test_detail.p90
+    assert outcome.test_detail.guess_mae == pytest.approx(0.866 / outcome.z, rel=0.2)
+
+
 def test_a_diverging_trial_says_so(task):
     recipe = dataclasses.replace(RECIPE, clip_norm=1e30, loss="mse")
     outcome = train(dataclasses.replace(task, lr=1e30, recipe=recipe), Host().context())
     assert outcome.status == "diverged"
+    assert outcome.test_detail is None
     assert "not finite" in outcome.error
     assert "1e+30" in outcome.error
 
@@ -130,7 +142,8 @@ def _worker(rank, world, task, port, queue):
     host = Host(rank=rank, world=world)
     outcome = train(task, host.context())
     if rank == 0:
-        queue.put(([(m["train_loss"], m["val_mae_dex"]) for m in host.reports], dataclasses.asdict(outcome.test)))
+        curve = [(m["train_loss"], m["val_mae_dex"]) for m in host.reports]
+        queue.put((curve, dataclasses.asdict(outcome.test), dataclasses.asdict(outcome.test_detail)))
     torch.distributed.destroy_process_group()
 
 
@@ -145,10 +158,15 @@ def test_workers_give_the_losses_of_one_worker(task, noise, free_port):
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     torch.multiprocessing.spawn(_worker, (2, task, free_port, queue), nprocs=2)
-    curve, test = queue.get()
+    curve, test, detail = queue.get()
     assert np.allclose(curve, [(m["train_loss"], m["val_mae_dex"]) for m in host.reports], rtol=2e-5)
     assert test["count"] == alone.test.count
     assert test["mae"] == pytest.approx(alone.test.mae, rel=2e-5)
+    assert detail["guess_mae"] == alone.test_detail.guess_mae
+    assert detail["p90"] == pytest.approx(alone.test_detail.p90, rel=1e-4)
+    for name in ("by_snr", "by_label"):
+        for found, expected in zip(detail[name], getattr(alone.test_detail, name), strict=True):
+            assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_scores_do_not_depend_on_the_unit_of_the_loss(task):

@@ -1,9 +1,14 @@
 import numpy as np
+import pandas as pd
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.training.metrics import error_sums, scores
+from scaling.data.bins import SplitBins, label_edges, snr_edges
+from scaling.data.manifest import Manifest
+from scaling.data.rows import spectrum_snr
+from scaling.training.metrics import binned, detail, error_sums, gather_rows, scores
 
 
 @given(st.integers(2, 200), st.integers(1, 50), st.floats(0.1, 3.0))
@@ -20,3 +25,62 @@ def test_scores_of_pieces_are_those_of_the_whole(count, piece, unit):
     assert np.isclose(found.bias, error.mean(), atol=1e-9)
     assert np.isclose(found.rmse, (error**2).mean() ** 0.5)
     assert np.isclose(found.r2, 1 - (error**2).sum() / ((truth - truth.mean()) ** 2).sum())
+
+
+@given(st.integers(1, 300), st.integers(1, 12))
+def test_bins_are_those_of_a_group_by_and_add_up_to_the_whole(count, number):
+    rng = np.random.default_rng(count)
+    errors, values = rng.normal(size=count), rng.uniform(-0.1, 1.1, count)
+    edges = np.linspace(0, 1, number + 1)
+    found = pd.DataFrame(binned(errors, values, edges))
+    cut = pd.cut(values, [-np.inf, *edges[1:-1], np.inf], right=False, labels=False)
+    groups = pd.Series(errors).groupby(cut)
+    assert found["count"].sum() == count
+    assert np.allclose(found["mae_dex"], groups.apply(lambda e: e.abs().mean()))
+    assert np.allclose(found["bias_dex"], groups.mean())
+    assert np.allclose(found["rmse_dex"], groups.apply(lambda e: (e**2).mean() ** 0.5))
+    assert np.isclose((found["count"] * found["mae_dex"]).sum() / count, np.abs(errors).mean())
+
+
+def test_a_value_on_an_edge_is_in_the_upper_bin_and_the_greatest_in_the_last():
+    found = binned(np.ones(4), np.array([1.0, 1.5, 1.5, 2.0]), np.array([1.0, 1.5, 2.0]))
+    assert [(line["low"], line["high"], line["count"]) for line in found] == [(1.0, 1.5, 1), (1.5, 2.0, 3)]
+
+
+def test_the_percentile_and_the_guess_are_exact():
+    labels = np.linspace(1, 5, 11)
+    bins = SplitBins(
+        snr=np.full(11, 7.0), snr_edges=np.array([7.0, 7.0]), labels=labels, label_edges=np.array([1.0, 5.0])
+    )
+    found = detail(np.linspace(-1, 1, 11), bins, label_mean=3.0)
+    assert found.p90 == pytest.approx(1.0)
+    assert found.guess_mae == pytest.approx(np.abs(labels - 3).mean())
+
+
+def test_spectra_that_are_all_alike_are_in_one_bin():
+    edges = snr_edges({"5": 7.0, "50": 7.0, "95": 7.0}, np.full(11, 7.0))
+    found = binned(np.ones(11), np.full(11, 7.0), edges)
+    assert [line["count"] for line in found] == [11]
+
+
+def test_bins_are_of_the_test_split_and_their_edges_of_the_training_split(shards, cache_root):
+    manifest = Manifest.load(shards)
+    bins = SplitBins.load(shards, "log_g", "test", cache_root)
+    assert list(bins.snr_edges[1:-1]) == list(manifest.snr.values())
+    assert (bins.snr_edges[0], bins.snr_edges[-1]) == (bins.snr.min(), bins.snr.max())
+    assert (bins.label_edges[0], bins.label_edges[-1]) == (manifest.labels["log_g"].min, manifest.labels["log_g"].max)
+    assert len(bins.snr) == len(bins.labels) == 96
+    assert list(label_edges(manifest.labels["log_g"])) == list(bins.label_edges)
+
+
+def test_one_worker_has_all_rows():
+    mine = torch.arange(5.0)
+    assert gather_rows(mine, rank=0, world=1, total=5).tolist() == mine.tolist()
+
+
+def test_signal_to_noise_is_that_of_the_noise_free_flux(shards, cache_root):
+    from scaling.data.cache import map_split
+
+    mapped = map_split(shards, "test", 96, cache_root)
+    bins = SplitBins.load(shards, "log_g", "test", cache_root)
+    assert np.array_equal(bins.snr, spectrum_snr(mapped.flux, mapped.error))
