@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.fit import Fit, fit
-from analysis.forecast import places, prediction_table
+from analysis.forecast import prediction_table
 from analysis.laws import Array
 from analysis.profile import cell_means, likelihood, predict
 from analysis.table import Points
@@ -122,7 +122,7 @@ def edge_scores(fits: Mapping[str, Fit], points: Points, level: float) -> dict[s
         # a prediction needs a sum of squares: robust fits are scored by the scatter about them
         likely = likelihood(replace(found, objective="lsq") if found.objective in ("huber", "l1") else found, rest)
         logs = held.logs(found.law.variables)
-        new_run = predict(likely, logs, likely.run_variance(held.N, held.D))[1]
+        new_run = predict(likely, logs, held.N, held.D)[1]
         observed = np.log(held.loss)
         tail = (1 - level) / 2
         chance = np.array([new_run.probability(k, observed[k : k + 1])[0] for k in range(len(held))])

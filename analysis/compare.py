@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -20,20 +21,21 @@ from analysis.table import Points
 from analysis.weights import Weights, run_weights
 from scaling.errors import UserError
 
-PARSIMONY = 6.0
+PARSIMONY = 4.0
 """A form with more parameters is selected only if its AICc is lower by more than this than that of a simpler form.
 
-AICc itself would take a needless parameter in one study of six for each that competes (χ² with one degree of freedom
-above 2); several forms with up to two compete here. With 6, a needless parameter must gain χ² > 8, which chance gives in
-less than 1 % of studies, and in a few % where a break may be placed anywhere (`benchmarks/coverage.md`)."""
+AICc itself would take a needless parameter in one study of six (χ² with one degree of freedom above 2), for each such
+form that competes, and five do. With 4 it must gain χ² > 6, which chance gives in 1.4 % of studies, or somewhat more
+often where a break may be placed anywhere: about 5 % over all forms (`benchmarks/coverage.md`). A larger threshold
+would refuse too many forms that are right."""
 
 _CURVES = ("m1", "m2", "m3")
 _FEWEST_LEFT = 2  # degrees of freedom
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Several forms fitted to the same points.
+    """Several forms fitted to the same points. What takes long is reckoned when it is first asked for.
 
     Attributes:
         points: what was fitted.
@@ -41,16 +43,10 @@ class Comparison:
         aicc: form to its corrected Akaike criterion; infinite where the form is not usable.
         weights: form to its Akaike weight; they add up to 1 over the usable forms.
         best: the selected form: the simplest whose AICc is within `PARSIMONY` of the lowest.
+        scatter: how much each run counts, and why.
+        replicates: of the bootstrap.
         level: coverage of all intervals.
         seed: of the bootstrap.
-        interval_method: "profile" for the objectives "lsq" and "linear", "bootstrap" for "huber" and "l1".
-        intervals: form to parameter to (low, high), for usable forms.
-        likelihoods: form to its sum of squares about the minimum; empty for "huber" and "l1".
-        bootstrap: replicates of the usable forms.
-        scatter: how much each run counts, and why.
-        evaluation: relative standard error of the loss from the finite test set, common to all cells; 0 if unknown.
-        lack_of_fit: of the selected form; None without enough repeats.
-        edge: form to how well it predicts the largest N and D from the others; forms that cannot are left out.
     """
 
     points: Points
@@ -58,21 +54,71 @@ class Comparison:
     aicc: dict[str, float]
     weights: dict[str, float]
     best: str
+    scatter: Weights
+    replicates: int
     level: float
     seed: int
-    interval_method: Literal["profile", "bootstrap"]
-    intervals: dict[str, dict[str, Interval]]
-    likelihoods: dict[str, Likelihood]
-    bootstrap: Bootstrap
-    scatter: Weights
-    evaluation: float
-    lack_of_fit: LackOfFit | None
-    edge: dict[str, EdgeScore]
 
     @property
     def law(self) -> Fit:
         """The fit of the selected form."""
         return self.fits[self.best]
+
+    @property
+    def usable(self) -> dict[str, Fit]:
+        """The forms that compete: their fit is usable, with cells to spare."""
+        return {form: fitted for form, fitted in self.fits.items() if np.isfinite(self.aicc[form])}
+
+    @property
+    def interval_method(self) -> Literal["profile", "bootstrap"]:
+        """Where intervals come from: profiles for the objectives "lsq" and "linear", else the bootstrap."""
+        return "profile" if self.law.objective in ("lsq", "linear") else "bootstrap"
+
+    @property
+    def evaluation(self) -> float:
+        """Relative standard error of the loss from the finite test set, common to all cells; 0 if unknown."""
+        sem, loss = self.points.sem, self.points.loss
+        return 0.0 if sem is None else float(np.sqrt(np.nanmean((sem / loss) ** 2)))
+
+    @cached_property
+    def likelihoods(self) -> dict[str, Likelihood]:
+        """Usable form to its sum of squares about the minimum; empty for "huber" and "l1"."""
+        if self.interval_method == "bootstrap":
+            return {}
+        return {form: likelihood(fitted, self.points) for form, fitted in self.usable.items()}
+
+    @cached_property
+    def bootstrap(self) -> Bootstrap:
+        """Replicates of the usable forms."""
+        m = int(self.points.groups.max()) + 1
+
+        def select(values: Mapping[str, Array]) -> NDArray[np.str_]:
+            return selected({form: _criterion(each, self.fits[form], m) for form, each in values.items()})
+
+        return bootstrap(self.points, self.usable, select, replicates=self.replicates, level=self.level, seed=self.seed)
+
+    @cached_property
+    def intervals(self) -> dict[str, dict[str, Interval]]:
+        """Usable form to parameter to (low, high)."""
+        found = {}
+        for form, fitted in self.usable.items():
+            if self.interval_method == "profile":
+                own = parameter_intervals(self.likelihoods[form], self.level)
+            else:
+                columns = self.bootstrap.draws[form].T
+                own = dict(zip(fitted.law.parameters, map(self.bootstrap.interval, columns), strict=True))
+            found[form] = _with_evaluation(own, fitted, self.evaluation, self.level)
+        return found
+
+    @cached_property
+    def lack_of_fit(self) -> LackOfFit | None:
+        """Of the selected form; None without enough repeats."""
+        return lack_of_fit(self.law, self.points)
+
+    @cached_property
+    def edge(self) -> dict[str, EdgeScore]:
+        """Usable form to how well it predicts the largest N and D from the rest; forms that cannot are left out."""
+        return edge_scores(self.usable, self.points, self.level)
 
 
 class NoLawError(UserError):
@@ -93,7 +139,7 @@ def compare(
     level: float = 0.9,
     seed: int = 0,
 ) -> Comparison:
-    """Fit every form, weigh them by AICc, select one and find the intervals of all.
+    """Fit every form, weigh them by AICc and select one.
 
     Runs are weighted by the scatter of seeds for the objective "lsq" only: "linear" is plain least squares, and "huber"
     and "l1" are robust as they are.
@@ -121,37 +167,18 @@ def compare(
     weights = scatter.weights if objective == "lsq" else None
     fits = {form: fit(LAWS[form], points, objective=objective, delta=delta, weights=weights) for form in forms}
     scores = {form: aicc(fitted, points) for form, fitted in fits.items()}
-    usable = {form: fitted for form, fitted in fits.items() if np.isfinite(scores[form])}
-    if not usable:
+    if not np.isfinite(min(scores.values())):
         raise NoLawError(_no_law(points, fits), fits)
-    best = selected({form: np.array([score]) for form, score in scores.items()})[0]
-    samples = bootstrap(points, usable, _Reselection(points, usable), replicates=replicates, level=level, seed=seed)
-    squares = objective in ("lsq", "linear")
-    likelihoods = {form: likelihood(fitted, points) for form, fitted in usable.items()} if squares else {}
-    evaluation = 0.0 if points.sem is None else float(np.sqrt(np.nanmean((points.sem / points.loss) ** 2)))
-    intervals = {}
-    for form, fitted in usable.items():
-        if squares:
-            found = parameter_intervals(likelihoods[form], level)
-        else:
-            found = {name: samples.interval(draws) for name, draws in zip(fitted.law.parameters, samples.draws[form].T)}
-        intervals[form] = _with_evaluation(found, fitted, evaluation, level)
     return Comparison(
         points=points,
         fits=fits,
         aicc=scores,
         weights=akaike_weights(scores),
-        best=best,
+        best=str(selected({form: np.array([score]) for form, score in scores.items()})[0]),
+        scatter=scatter,
+        replicates=replicates,
         level=level,
         seed=seed,
-        interval_method="profile" if squares else "bootstrap",
-        intervals=intervals,
-        likelihoods=likelihoods,
-        bootstrap=samples,
-        scatter=scatter,
-        evaluation=evaluation,
-        lack_of_fit=lack_of_fit(fits[best], points),
-        edge=edge_scores(usable, points, level),
     )
 
 
@@ -176,11 +203,8 @@ def aicc(fitted: Fit, points: Points) -> float:
     m, p = int(points.groups.max()) + 1, len(fitted.theta)
     if not fitted.usable or m < p + _FEWEST_LEFT:
         return float("inf")
-    if fitted.objective in ("lsq", "linear"):
-        value = _between_cells(fitted, points)
-    else:
-        value = fitted.value
-    return float(_aicc(np.array([value]), fitted, m)[0])
+    value = _between_cells(fitted, points) if fitted.objective in ("lsq", "linear") else fitted.value
+    return float(_criterion(np.array([value]), fitted, m)[0])
 
 
 def _between_cells(fitted: Fit, points: Points) -> float:
@@ -190,8 +214,8 @@ def _between_cells(fitted: Fit, points: Points) -> float:
     return max(fitted.value - within, 0.0)
 
 
-def _aicc(values: Array, fitted: Fit, m: int) -> Array:
-    """From values of the objective (K,), over m cells."""
+def _criterion(values: Array, fitted: Fit, m: int) -> Array:
+    """AICc from values of the objective (K,), over m cells."""
     k = len(fitted.theta) + 1
     power = 1.0 if fitted.objective in ("lsq", "linear") else 2.0
     likelihood_term = power * m * np.log(np.maximum(values, np.finfo(float).tiny) / m)
@@ -213,18 +237,6 @@ def selected(scores: Mapping[str, Array]) -> NDArray[np.str_]:
     near = values <= values.min(axis=0) + PARSIMONY
     fewest = np.where(near, sizes, np.inf).min(axis=0)
     return names[np.argmin(np.where(near & (sizes == fewest), values, np.inf), axis=0)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Reselection:
-    """Selects a form in each replicate of a bootstrap."""
-
-    points: Points
-    fits: dict[str, Fit]
-
-    def __call__(self, values: Mapping[str, Array]) -> NDArray[np.str_]:
-        m = int(self.points.groups.max()) + 1
-        return selected({form: _aicc(values[form], fitted, m) for form, fitted in self.fits.items()})
 
 
 def akaike_weights(scores: Mapping[str, float]) -> dict[str, float]:

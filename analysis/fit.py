@@ -118,7 +118,7 @@ def fit(
     problem = _problem(law, logs - offsets[:, None], points.loss, w, objective, delta)
     best = _global_minimum(problem)
     theta = best.theta[0]
-    status, message = _outcome(problem, best)
+    status, message = _outcome(problem, best, offsets)
     predicted = law.value(theta, problem.logs)
     return Fit(
         form=law.name,
@@ -194,7 +194,7 @@ def _followed(problem: Problem, theta: Array, tolerance: float) -> Solutions:
         for step in range(steps - 1, 0, -1):
             smoother = _with(problem, "huber", problem.delta * 4.0**step)
             theta = minimise(smoother, theta, tolerance=_STAGE_TOLERANCE, iterations=100).theta
-    return minimise(problem, theta, tolerance=tolerance, iterations=500)
+    return minimise(problem, theta, tolerance=tolerance, iterations=2000)
 
 
 def _undetermined(law: Law, points: Points, objective: Objective, delta: float, weights: Array) -> Fit:
@@ -212,7 +212,7 @@ def _undetermined(law: Law, points: Points, objective: Objective, delta: float, 
     )
 
 
-def _outcome(problem: Problem, found: Solutions) -> tuple[Status, str]:
+def _outcome(problem: Problem, found: Solutions, offsets: Array) -> tuple[Status, str]:
     """The status of a solved fit, with its reason in words."""
     law, theta = problem.law, found.theta[0]
     if not np.all(np.isfinite(theta)) or not np.isfinite(found.value[0]):
@@ -221,11 +221,12 @@ def _outcome(problem: Problem, found: Solutions) -> tuple[Status, str]:
         return "failed", "no minimum was reached; the form may not suit these points"
     smallest = problem.loss.min()
     size = np.where([name in _AMPLITUDES for name in law.parameters], smallest, 1.0)
+    natural = law.shifted(theta, offsets)  # bounds hold for centred variables, people read the others
     words = []
-    for side, bounds, gap in (("lower", law.lower, theta - law.lower), ("upper", law.upper, law.upper - theta)):
+    for side, gap in (("lower", theta - law.lower), ("upper", law.upper - theta)):
         words += [
-            f"{name} is at its {side} bound {bound:g}"
-            for name, bound, near in zip(law.parameters, bounds, gap <= _AT_BOUND * size, strict=True)
+            f"{name} is at its {side} bound {bound:.3g}"
+            for name, bound, near in zip(law.parameters, natural, gap <= _AT_BOUND * size, strict=True)
             if near
         ]
     value = dict(zip(law.parameters, theta, strict=True))

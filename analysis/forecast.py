@@ -76,7 +76,7 @@ def prediction_table(comparison: Comparison, N: ArrayLike, D: ArrayLike, S: Arra
             "curve_low": curve[:, 0],
             "curve_high": curve[:, 1],
             "flags": [about_law + each for each in far],
-            "refused": [bool(each) and _doubtful(comparison) or not np.isfinite(v) for each, v in zip(far, value)],
+            "refused": [bool(each) and _doubtful(comparison) for each in far],
         }
     )
 
@@ -113,7 +113,7 @@ def _intervals(comparison: Comparison, N: Array, D: Array, S: Array | None) -> t
             continue
         weights.append(comparison.weights[form])
         at = places(comparison.points, likely.law, N, D, S)
-        for kind, found in zip(kinds, predict(likely, at, likely.run_variance(N, D)), strict=True):
+        for kind, found in zip(kinds, predict(likely, at, N, D), strict=True):
             kind.append(found)
     share = np.array(weights) / np.sum(weights)
     curve, new_run = (np.array([_mixed(kind, share, k, comparison.level) for k in range(len(N))]) for kind in kinds)
@@ -125,7 +125,9 @@ def _mixed(parts: list[Predictive], share: Array, place: int, level: float) -> A
     ends = [part.logs[place][[0, -1]] for part in parts]
     nodes = np.concatenate([np.linspace(low, high, _GRID) for low, high in ends])
     nodes = np.unique(nodes)
-    chance = np.sum([weight * part.probability(place, nodes) for weight, part in zip(share, parts, strict=True)], axis=0)
+    chance = np.sum(
+        [weight * part.probability(place, nodes) for weight, part in zip(share, parts, strict=True)], axis=0
+    )
     return np.exp(np.interp([(1 - level) / 2, (1 + level) / 2], np.maximum.accumulate(chance), nodes))
 
 

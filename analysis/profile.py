@@ -10,6 +10,7 @@ from scipy import stats
 
 from analysis.fit import Fit
 from analysis.laws import Array, Law
+from analysis.laws.law import TINY
 from analysis.solve import Problem, minimise
 from analysis.table import Points
 from analysis.weights import VarianceModel, run_weights, variance_model
@@ -21,7 +22,8 @@ _CLOSE = 2e-3  # an end of an interval is exact to this share of its distance in
 _GROWTH = 4.0  # a search for an end extends its reach by this at most
 _EXPANSIONS, _ROUNDS = 14, 30
 _NODES = np.linspace(-1.0, 1.0, 17)
-_MOST_LEVERAGE = 0.95
+_LEAST_FREE = 0.05  # share of a cell's variance that stays in its residual, at least
+_MODEL_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,7 @@ def cell_means(points: Points, weights: Array, linear: bool = False) -> Cells:
     dof = len(points) - len(first)
     return Cells(
         points=replace(points.take(first), loss=means if linear else np.exp(means)),
-        weights=np.bincount(groups, weights=weights),
+        weights=np.bincount(groups, weights=weights).astype(float),
         runs=runs,
         pure_error=squares / dof if dof else float("nan"),
         dof_pure=dof,
@@ -106,8 +108,8 @@ class Likelihood:
         jacobian = self.law.jacobian(theta, logs)
         return jacobian if self.fitted.objective == "linear" else jacobian / self.law.value(theta, logs)
 
-    def inflation(self, directions: Array, slopes: Array, inverse: Array) -> Array:
-        """By how much a variance that is not constant changes that of linear combinations of parameters, (k,).
+    def inflation(self, directions: Array, slopes: Array, inverse: Array) -> tuple[Array, Array]:
+        """By how much a variance that is not constant changes that of linear combinations of parameters.
 
         The sandwich estimate (White 1980) with the modelled variance in the middle, over the usual one.
 
@@ -115,14 +117,31 @@ class Likelihood:
             directions: combinations, (k, p).
             slopes: derivatives at the cells times the roots of their weights, (p, m).
             inverse: of slopes slopesᵀ, (p, p).
+
+        Returns:
+            The ratio of variances (k,), and where the estimate's variance comes from: the mean of (1, log N, log D)
+            over the cells by their shares in it, (k, 3).
         """
-        if self.left.constant:
-            return np.ones(len(directions))
         points = self.cells.points
-        spread = directions @ inverse @ slopes
-        changed = np.sum(spread**2 * self.left.relative(points.N, points.D), axis=1) / self.excess
-        usual = np.sum(spread**2, axis=1)
-        return np.divide(changed, usual, out=np.ones_like(usual), where=usual > 0)
+        spread = (directions @ inverse @ slopes) ** 2
+        changed = spread * self.left.relative(points.N, points.D) / self.excess
+        usual, total = spread.sum(axis=1), changed.sum(axis=1)
+        some = usual > 0
+        ratio = np.divide(total, usual, out=np.ones_like(usual), where=some)
+        shares = np.where(some[:, None], changed, 1.0) / np.where(some, total, len(points))[:, None]
+        return ratio, shares @ self.left.design(points.N, points.D)
+
+    def effective_dof(self, source: Array) -> Array:
+        """Degrees of freedom of variances, (k,), that come from cells about `source` (k, 3).
+
+        A modelled variance is less certain far from the middle: 2/dof is the relative variance of its estimate, from
+        the information of the gamma regression (after Satterthwaite 1946).
+        """
+        points = self.cells.points
+        design = self.left.design(points.N, points.D)
+        inverse = np.linalg.pinv(design.T @ design, hermitian=True)
+        dof = self.dof / len(design) / np.einsum("kp,pq,kq->k", source, inverse, source)
+        return np.clip(dof, 1.0, self.dof)
 
     def run_variance(self, N: Array, D: Array) -> Array:
         """Variance of one new run about the law at (N, D), (m,): its own scatter and its cell's misfit."""
@@ -163,12 +182,13 @@ def likelihood(fitted: Fit, points: Points) -> Likelihood:
         excess=1.0,
     )
     slopes, inverse = _information(found)
-    free = 1.0 - np.clip(np.sum((inverse @ slopes) * slopes, axis=0), 0.0, _MOST_LEVERAGE)
-    left = variance_model(cells.points.N, cells.points.D, squares / free, np.ones(len(squares), int))
-    if left.constant:
-        return found
-    excess = float(np.average(left.relative(cells.points.N, cells.points.D), weights=free))
-    return replace(found, left=left, excess=excess)
+    free = (np.eye(len(squares)) - slopes.T @ inverse @ slopes) ** 2
+    left, relative = seeds, np.ones(len(squares))
+    for _ in range(_MODEL_ROUNDS):  # a fit moves variance from cells that scatter much to others
+        expected = np.maximum(free @ relative, _LEAST_FREE * relative)
+        left = variance_model(cells.points.N, cells.points.D, squares * relative / expected, np.ones(len(squares)))
+        relative = left.relative(cells.points.N, cells.points.D)
+    return replace(found, left=left, excess=float(np.sum(free @ relative)) / dof)
 
 
 def _frame(likely: Likelihood) -> tuple[Array, Array]:
@@ -211,10 +231,9 @@ def parameter_intervals(likely: Likelihood, level: float) -> dict[str, Interval]
         likely: the sum of squares.
         level: coverage.
     """
-    target = float(stats.t.ppf(0.5 + level / 2, likely.dof))
     ends = np.empty((len(likely.law.parameters), 2))
     for offsets, places in _frames(likely):
-        ends[places] = _Search(likely, offsets, places, target).ends()
+        ends[places] = _Search(likely, offsets, places).ends(level)
     return {name: (float(low), float(high)) for name, (low, high) in zip(likely.law.parameters, ends, strict=True)}
 
 
@@ -225,7 +244,7 @@ def profile_rise(likely: Likelihood, parameter: str, values: Array) -> Array:
     """
     place = likely.law.parameters.index(parameter)
     offsets = next(offsets for offsets, places in _frames(likely) if place in places)
-    search = _Search(likely, offsets, [place], 1.0)
+    search = _Search(likely, offsets, [place])
     at = np.zeros(len(values), int)
     return np.sign(values - search.theta[place]) * search.rise(at, np.asarray(values, float))[0]
 
@@ -247,7 +266,7 @@ def _frames(likely: Likelihood) -> list[tuple[Array, list[int]]]:
 class _Search:
     """The search for both ends of several parameters' intervals at once, in one frame."""
 
-    def __init__(self, likely: Likelihood, offsets: Array, places: list[int], target: float) -> None:
+    def __init__(self, likely: Likelihood, offsets: Array, places: list[int]) -> None:
         law = likely.law
         middle, centred = _frame(likely)
         self.theta = law.shifted(likely.fitted.theta, -offsets)
@@ -256,13 +275,14 @@ class _Search:
         self.lower, self.upper = np.array(law.lower) * scale, np.array(law.upper)
         self.upper = np.where(np.isfinite(self.upper), self.upper * scale, np.inf)
         law = replace(law, lower=tuple(self.lower), upper=tuple(self.upper))
-        self.likely, self.places, self.target = likely, np.array(places), target
+        self.likely, self.places = likely, np.array(places)
         self.problem = likely.problem(offsets, law)
         slopes = likely.slopes(self.theta, self.problem.logs) * np.sqrt(self.problem.weights)
-        self.width = np.sqrt(likely.variance * np.diag(_inverse(slopes))) * target  # a first guess
+        self.width = np.sqrt(likely.variance * np.diag(_inverse(slopes)))
         slopes[_at_bound(law, self.theta)] = 0.0
         self.inverse = _inverse(slopes)
-        self.spread = likely.variance * likely.inflation(np.eye(len(self.theta)), slopes, self.inverse)
+        ratio, source = likely.inflation(np.eye(len(self.theta)), slopes, self.inverse)
+        self.spread, self.dof = likely.variance * ratio, likely.effective_dof(source)
         self.log = np.any(offsets != middle) and np.all(self.theta[places] > 0)
 
     def rise(self, which: NDArray[np.intp], values: Array, start: Array | None = None) -> tuple[Array, Array]:
@@ -279,16 +299,17 @@ class _Search:
         fixed[rows, place] = True
         found = minimise(self.problem, start, fixed=fixed, tolerance=_TOLERANCE, iterations=100)
         rise = np.maximum(found.value - self.likely.minimum, 0.0)
-        return np.sqrt(rise / np.maximum(self.spread[place], np.finfo(float).tiny)), found.theta
+        return np.sqrt(rise / np.maximum(self.spread[place], TINY)), found.theta
 
-    def ends(self) -> Array:
+    def ends(self, level: float) -> Array:
         """Low and high of each parameter, (places, 2)."""
         count = len(self.places)
         which, side = np.tile(np.arange(count), 2), np.repeat([-1.0, 1.0], count)
         place = self.places[which]
         middle = self.theta[place]
         to, back = (np.log, np.exp) if self.log else (lambda value: value, lambda value: value)
-        width = self.width[place]
+        target = stats.t.ppf(0.5 + level / 2, self.dof[place])
+        width = self.width[place] * target
         width = np.where(width > 0, width, np.maximum(0.1 * np.abs(middle), 1e-3))
         width = np.clip(width / middle, 0.05, 2.0) if self.log else width
         with np.errstate(divide="ignore"):
@@ -303,17 +324,17 @@ class _Search:
             if not len(now):
                 break
             t, theta[now] = self.rise(which[now], back(to(middle) + side * distance)[now], theta[now])
-            below = t < self.target
+            below = t < target[now]
             inside[now[below]], t_inside[now[below]] = distance[now[below]], t[below]
             outside[now[~below]], t_outside[now[~below]] = distance[now[~below]], t[~below]
             unbracketed = ~np.isfinite(outside)
             open_end |= active & unbracketed & ((inside >= stop) | (turn >= _EXPANSIONS))
             done = np.zeros(2 * count, bool)
-            done[now] = np.abs(t - self.target) < _CLOSE * self.target
+            done[now] = np.abs(t - target[now]) < _CLOSE * target[now]
             active &= ~(open_end | done)
             with np.errstate(divide="ignore", invalid="ignore"):
-                reach = np.clip(1.05 * self.target / t_inside, 1.3, _GROWTH)
-                share = (self.target - t_inside) / (t_outside - t_inside)
+                reach = np.clip(1.05 * target / t_inside, 1.3, _GROWTH)
+                share = (target - t_inside) / (t_outside - t_inside)
                 between = inside + np.clip(share, 0.1, 0.9) * (outside - inside)
             following = np.where(unbracketed, np.minimum(inside * reach, stop), between)
             distance = np.where(active, following, distance)
@@ -332,12 +353,12 @@ class Predictive:
     Attributes:
         logs: log loss at the nodes, rising, (places, nodes).
         t: signed root of the rise of the sum of squares there, rising, (places, nodes).
-        dof: degrees of freedom of t.
+        dof: degrees of freedom of t, (places,).
     """
 
     logs: Array
     t: Array
-    dof: int
+    dof: Array
 
     def probability(self, place: int, logs: Array) -> Array:
         """Probability that the log loss lies below each value (k,)."""
@@ -345,10 +366,10 @@ class Predictive:
         inside = np.interp(logs, x, t)
         below = t[0] + (logs - x[0]) * (t[1] - t[0]) / max(x[1] - x[0], 1e-12)
         above = t[-1] + (logs - x[-1]) * (t[-1] - t[-2]) / max(x[-1] - x[-2], 1e-12)
-        return stats.t.cdf(np.where(logs < x[0], below, np.where(logs > x[-1], above, inside)), self.dof)
+        return stats.t.cdf(np.where(logs < x[0], below, np.where(logs > x[-1], above, inside)), self.dof[place])
 
 
-def predict(likely: Likelihood, logs: Array, variance: Array) -> tuple[Predictive, Predictive]:
+def predict(likely: Likelihood, logs: Array, N: Array, D: Array) -> tuple[Predictive, Predictive]:
     """Predict the curve and one new run at several places.
 
     A pseudo-observation y is added at each place; with the weight of one run, the root of the rise of the sum of
@@ -358,7 +379,8 @@ def predict(likely: Likelihood, logs: Array, variance: Array) -> tuple[Predictiv
     Args:
         likely: the sum of squares.
         logs: logarithms of the law's variables, (v, places).
-        variance: of one new run at each place, (places,).
+        N: model sizes, (places,): the scatter of a new run depends on them.
+        D: numbers of spectra, (places,).
 
     Returns:
         The distributions of the curve and of a new run.
@@ -368,33 +390,31 @@ def predict(likely: Likelihood, logs: Array, variance: Array) -> tuple[Predictiv
     here = logs - offsets[:, None]
     directions = likely.slopes(theta, here).T
     slopes, inverse = _information(likely)
-    spread = likely.variance * likely.inflation(directions, slopes, inverse)
+    variance = likely.run_variance(N, D)
+    ratio, source = likely.inflation(directions, slopes, inverse)
+    spread = likely.variance * ratio
     leverage = np.maximum(np.einsum("kp,pq,kq->k", directions, inverse, directions), 1e-12)
     value = likely.law.value(theta, here)
-    reach = 1.3 * float(stats.t.ppf(0.995, likely.dof))
-    kinds = []
+    dof = likely.effective_dof(source)
+    share = (spread * leverage / (spread * leverage + variance))[:, None]
+    dof_new = likely.effective_dof(share * source + (1.0 - share) * likely.left.design(N, D))
+    reach = 1.3 * stats.t.ppf(0.995, np.minimum(dof, dof_new))
     # the curve moves by half of its pseudo-observation where the weight is 1/leverage
-    for weight, width in (
-        (1.0 / leverage, 2.0 * np.sqrt(spread * leverage)),
-        (spread / variance, np.sqrt(variance + spread * leverage)),
-    ):
-        kinds.append(_paths(likely, problem, theta, here, value, weight, width * reach))
-    (curve_y, rises, totals, curves), (new_y, _, new_totals, _) = kinds
+    width = 2.0 * np.sqrt(spread * leverage) * reach
+    _, rise, _, curves = _paths(likely, problem, theta, here, value, 1.0 / leverage, width)
+    width = np.sqrt(variance + spread * leverage) * reach
+    observed, _, total, _ = _paths(likely, problem, theta, here, value, spread / variance, width)
     root = np.sqrt(spread)[:, None]
-    sign = np.sign(_NODES)
-    order = np.maximum.accumulate
-    log_value = np.log(value)[:, None]
-    del curve_y, totals
+    rising = np.maximum.accumulate
+    curves = np.where(_NODES == 0, value[:, None], np.maximum(curves, TINY))
     return (
-        Predictive(
-            logs=order(np.where(_NODES == 0, log_value, np.log(np.maximum(curves, 1e-300))), axis=1),
-            t=order(sign * np.sqrt(np.maximum(rises, 0.0)) / root, axis=1),
-            dof=likely.dof,
-        ),
-        Predictive(
-            logs=np.log(new_y), t=order(sign * np.sqrt(np.maximum(new_totals, 0.0)) / root, axis=1), dof=likely.dof
-        ),
+        Predictive(logs=rising(np.log(curves), axis=1), t=rising(_signed_root(rise) / root, axis=1), dof=dof),
+        Predictive(logs=np.log(observed), t=rising(_signed_root(total) / root, axis=1), dof=dof_new),
     )
+
+
+def _signed_root(rise: Array) -> Array:
+    return np.sign(_NODES) * np.sqrt(np.maximum(rise, 0.0))
 
 
 def _paths(
@@ -422,7 +442,7 @@ def _paths(
     start = np.repeat(theta[None], len(rows), axis=0)
     found = minimise(widened, start, tolerance=_TOLERANCE, iterations=60)
     curves = likely.law.value(found.theta, here)[rows, own - m]
-    miss = curves - observed.ravel() if linear else np.log(np.maximum(curves, 1e-300) / observed.ravel())
+    miss = curves - observed.ravel() if linear else np.log(np.maximum(curves, TINY) / observed.ravel())
     total = found.value - likely.minimum
     rise = total - np.repeat(weight, nodes) * miss**2
     shape = (places, nodes)

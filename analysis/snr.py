@@ -11,7 +11,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures import _MARKERS, _colour, _error_axis, _size_ticks, error_label, short
+from analysis.figures.style import (
+    COLUMN,
+    colour,
+    error_axis,
+    error_label,
+    marker,
+    new_figure,
+    short,
+    size_ticks,
+    styled,
+)
 from scaling.errors import UserError
 
 SNR_LABEL = "signal to noise of the spectrum"
@@ -71,6 +81,7 @@ def snr_bins(cells: pd.DataFrame) -> pd.DataFrame:
     return bins.assign(sem_dex=np.sqrt(variance))
 
 
+@styled
 def mae_by_snr(cells: pd.DataFrame, limit: Limit | None) -> Figure | None:
     """MAE against signal to noise of a few cells, with the information limit and the error of guessing the mean.
 
@@ -91,7 +102,7 @@ def mae_by_snr(cells: pd.DataFrame, limit: Limit | None) -> Figure | None:
     if bins.empty:
         return None
     _require_same_spectra(cells, limit)
-    figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+    figure = new_figure(COLUMN, 0.95 * COLUMN)
     axes = figure.subplots()
     chosen = _chosen(cells.loc[bins["cell"].unique()])
     for place, ((N, D), name) in enumerate(chosen.items()):
@@ -101,23 +112,23 @@ def mae_by_snr(cells: pd.DataFrame, limit: Limit | None) -> Figure | None:
             _centres(curve),
             curve["mae_dex"],
             yerr=curve["sem_dex"],
-            color=_colour(place, len(chosen)),
-            marker=_MARKERS[place],
-            ms=5,
-            lw=1.2,
-            capsize=2,
+            color=colour(place, len(chosen)),
+            marker=marker(place),
+            ms=3.5,
+            lw=0.9,
+            capsize=1.5,
             label=name,
         )
     if limit is not None:
-        axes.plot(_centres(limit.by_snr), limit.by_snr["mae_dex"], color="black", lw=2, label="information limit")
+        axes.plot(_centres(limit.by_snr), limit.by_snr["mae_dex"], color="black", lw=1.6, label="information limit")
     guess = float(cells["test_guess_mae_dex"].mean())
     if np.isfinite(guess):
-        axes.axhline(guess, color="0.3", ls=":", lw=1.5, label="always the mean")
+        axes.axhline(guess, color="0.3", ls=":", lw=1.2, label="always the mean")
     axes.set(xscale="log", yscale="log", xlabel=SNR_LABEL, ylabel=error_label(cells))
-    _size_ticks(axes.xaxis, bins[["low", "high"]].to_numpy().ravel(), text=lambda value: f"{value:.3g}")
-    _error_axis(axes, "y")
-    axes.grid(alpha=0.2)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    size_ticks(axes.xaxis, bins[["low", "high"]].to_numpy().ravel(), text=lambda value: f"{value:.3g}")
+    error_axis(axes, "y")
+    axes.grid()
+    figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 

@@ -45,6 +45,11 @@ class VarianceModel:
         logs = np.clip(logs, (self.low - _REACH)[:, None], (self.high + _REACH)[:, None])
         return np.exp(self.slopes @ (logs - self.middle[:, None]))
 
+    def design(self, N: ArrayLike, D: ArrayLike) -> Array:
+        """(1, log N, log D) from the middle, (m, 3), with zeros on an axis along which the variance does not change."""
+        logs = np.log(np.stack(np.broadcast_arrays(np.asarray(N, float), np.asarray(D, float)))).T - self.middle
+        return np.hstack([np.ones((len(logs), 1)), np.where(self.slopes != 0, logs, 0.0)])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
@@ -71,12 +76,14 @@ def run_weights(points: Points) -> Weights:
     counts = np.bincount(groups)
     logs = np.log(points.loss)
     deviations = logs - (np.bincount(groups, weights=logs) / counts)[groups]
-    squares, dof = np.bincount(groups, weights=deviations**2), counts - 1
+    squares, dof = np.bincount(groups, weights=deviations**2), counts - 1.0
     first = np.unique(groups, return_index=True)[1]
     repeated = dof > 0
     if not repeated.any():
         model = _flat(points.N, points.D)
-        return Weights(weights=np.ones(len(points)), words="No cell has repeats: every run weighs the same.", model=model)
+        return Weights(
+            weights=np.ones(len(points)), words="No cell has repeats: every run weighs the same.", model=model
+        )
     variances = squares[repeated] / dof[repeated]
     model = variance_model(points.N[first][repeated], points.D[first][repeated], variances, dof[repeated])
     scatter = 100 * float(np.sqrt(squares.sum() / dof.sum()))

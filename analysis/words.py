@@ -7,14 +7,16 @@ import math
 
 import pandas as pd
 
-from analysis.compare import Comparison, HeldOut
-from analysis.figures import label_name, short
-from analysis.frontier import ErrorBudget, error_budget, what_would_it_buy
+from analysis.budget import ErrorBudget
+from analysis.compare import Comparison
+from analysis.figures.style import label_name, short
+from analysis.findings import Answers, Findings
+from analysis.profile import Interval
 
 
-def question(cells: pd.DataFrame) -> str:
+def question(rows: pd.DataFrame) -> str:
     """What the study asks."""
-    return f"How far does the error of {label_name(cells)} fall with training spectra (D) and model parameters (N), and where does it stop?"
+    return f"How far does the error of {label_name(rows)} fall with training spectra (D) and model parameters (N), and where does it stop?"
 
 
 def axis_meaning(cells: pd.DataFrame) -> str:
@@ -40,68 +42,85 @@ def axis_meaning(cells: pd.DataFrame) -> str:
     return f"With {drawn} and {spent}, {meaning}."
 
 
-def answer(cells: pd.DataFrame, law: Comparison | None, score: HeldOut | None, problem: str) -> list[str]:
-    """The answer in about three sentences.
-
-    Args:
-        cells: the cells of the law's family.
-        law: the fit to all cells, or None.
-        score: the score of the fit that was made without the held-out cells, or None.
-        problem: why there is no law, if there is none.
-    """
+def answer(findings: Findings) -> list[str]:
+    """The answer in about three sentences."""
+    cells, answers, final = findings.cells, findings.answers, findings.final
+    if not len(cells):
+        return [f"There is no answer: {findings.problem}."]
     best = cells.loc[cells["test_mae_dex"].idxmin()]
     first = (
         f"The lowest test error is {best['test_mae_dex']:.3f} dex, reached by the model of {short(best['num_params'])} "
         f"parameters on {short(best['num_spectra'])} spectra"
     )
-    if law is None:
-        return [f"{first}.", f"There is no law of error over N and D here: {problem}."]
-    n, d = float(cells["num_params"].max()), float(cells["num_spectra"].max())
-    gains = what_would_it_buy(law, n, d).set_index("scenario")
-    data, model = gains.iloc[1], gains.iloc[2]
-    sentences = [
-        f"{first}; from the largest cell (N = {short(n)}, D = {short(d)}), {_gain(data, 'four times the data')} and "
-        f"{_gain(model, 'a model four times as large')} ({100 * law.bootstrap.level:g} % intervals of the law)."
-    ]
-    budget = error_budget(law, n, d)
-    if budget is not None:
-        sentences.append(shares(budget))
-    if score is None:
+    if answers is None or final is None:
+        return [f"{first}.", f"There is no law of error over N and D here: {findings.problem}."]
+    sentences = [f"{first}; {gains(answers, final)}."]
+    if answers.budget is not None:
+        sentences.append(shares(answers.budget, final))
+    if findings.score is None:
         sentences.append("No cells were held out, so these forecasts have not been tested: treat them with caution.")
     else:
-        sentences.append(f"Tested on cells the fit had not seen, {score.words}")
+        sentences.append(f"Tested on cells the fit had not seen, {findings.score.words}")
     return sentences
 
 
-def shares(budget: ErrorBudget) -> str:
+def gains(answers: Answers, final: Comparison) -> str:
+    """What more data and a larger model would buy, as a clause."""
+    told = [_gain(row) for _, row in answers.gains.iterrows() if row["scenario"].endswith(("data", "model"))]
+    where = f"from the largest cell (N = {short(answers.N)}, D = {short(answers.D)}), "
+    return f"{where}{' and '.join(told)} ({100 * final.level:g} % intervals of the law)"
+
+
+def _gain(row: pd.Series) -> str:
+    factor, what = row["scenario"].split("× ")
+    more = f"{factor} times the data" if what == "data" else f"a model {factor} times as large"
+    if row["refused"]:
+        return f"what {more} would do cannot be told ({'; '.join(row['flags'])})"
+    return (
+        f"{more} would lower the error by {100 * row['gain_low']:.0f} to {100 * row['gain_high']:.0f} % "
+        f"(best {100 * row['gain']:.0f} %)"
+    )
+
+
+def shares(budget: ErrorBudget, final: Comparison) -> str:
     """The error budget as a sentence."""
-    table = budget.table.set_index("term")
-
-    def share(term: str) -> str:
-        row = table.loc[term]
-        return f"{100 * row['share']:.0f} % [{100 * row['share_low']:.0f}–{100 * row['share_high']:.0f}]"
-
-    spread = float((table["share_high"] - table["share_low"]).max())
+    names = {
+        "irreducible": "a floor that neither removes at this recipe and training length",
+        "capacity": "too small a model",
+        "data": "too little data",
+        "repetition": "seeing the same spectra again",
+    }
+    told = [
+        f"{100 * row['share_low']:.0f} to {100 * row['share_high']:.0f} % (best {100 * row['share']:.0f} %) to "
+        f"{names[row['term']]}"
+        for _, row in budget.table.iloc[::-1].iterrows()
+    ]
+    spread = float((budget.table["share_high"] - budget.table["share_low"]).max())
     closing = "; the intervals are wide, so the cells do not yet tell the parts apart" if spread > 0.5 else ""
-    if budget.note:
-        closing += "; another form describes the cells better, so take this split as a guide only"
     return (
-        f"Of its error there, Chinchilla's form gives {share('data')} to too little data, {share('capacity')} to too small "
-        f"a model and {share('irreducible')} to a floor that neither removes at this recipe and training length{closing}."
+        f"Of its error there, the law ({budget.form}) gives {', '.join(told[:-1])} and {told[-1]} "
+        f"({100 * final.level:g} % intervals){closing}."
     )
 
 
-def _gain(row: pd.Series, what: str) -> str:
-    return (
-        f"{what} would lower the error by {100 * row['gain']:.0f} % "
-        f"[{100 * row['gain_low']:.0f}–{100 * row['gain_high']:.0f}]"
-    )
+def bounds(interval: Interval | None) -> str:
+    """An interval "0.12 to 0.15"; ends that the cells do not determine are said to be open."""
+    if interval is None:
+        return "not known"
+    low, high = interval
+    if math.isinf(low) and math.isinf(high):
+        return "not determined"
+    if math.isinf(high):
+        return f"above {significant(low)}" if low else "not determined"
+    return f"{significant(low)} to {significant(high)}"
 
 
 def significant(value: float) -> str:
     """Three significant digits without an exponent where that is readable: 1,900, 0.131, 8.2·10⁵."""
     if value == 0:
         return "0"
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
     exponent = math.floor(math.log10(abs(value)))
     if -4 <= exponent <= 4:
         return f"{round(value, 2 - exponent):,.{max(2 - exponent, 0)}f}"

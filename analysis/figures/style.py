@@ -1,0 +1,173 @@
+"""What all figures share: widths of a journal's columns, colours, markers, ticks, and how a figure is saved."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from numpy.typing import ArrayLike
+
+COLUMN = 8.5 / 2.54
+"""Width of one column of a journal, in inches."""
+
+PAGE = 17.0 / 2.54
+"""Width of two columns, in inches."""
+
+SIZE = "N, model parameters"
+DATA = "D, training spectra"
+COMPUTE = "C, training compute [FLOP]"
+
+MARKERS = "osD^vPX<>*"
+ALARM = "#D55E00"
+"""Vermilion of the palette of Okabe & Ito (2008), which the colour-blind can tell apart."""
+
+TERMS = {
+    "irreducible": "#999999",
+    "capacity": "#0072B2",
+    "data": "#E69F00",
+    "repetition": "#009E73",
+    "interaction": "#CC79A7",
+}
+"""Colours of the parts of an error budget, from the same palette."""
+
+FORMATS = ("svg", "pdf", "png")
+
+_DPI = 300
+_STYLE = {
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.titlesize": 8,
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.5,
+    "pdf.fonttype": 42,  # TrueType: text stays text, and the fonts are embedded
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Run a drawing function with the style of all figures; Matplotlib's own settings stay as they are."""
+
+    @functools.wraps(draw)
+    def inner(*arguments: P.args, **options: P.kwargs) -> R:
+        with mpl.rc_context(_STYLE):
+            return draw(*arguments, **options)
+
+    return inner
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of its own, (width, height) in inches; it touches no global state."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+@styled
+def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
+    """Write `name`.svg, .pdf and .png (300 dpi) into `folder`, each published by renaming.
+
+    The files depend on the figure alone: no date is written.
+
+    Returns:
+        Format to path.
+    """
+    paths = {}
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the layout is found once, not for every format
+        for kind, metadata in zip(FORMATS, ({"Date": None}, {"CreationDate": None}, None), strict=True):
+            path = folder / f"{name}.{kind}"
+            partial = path.with_name(f".{path.name}.partial")
+            figure.savefig(partial, format=kind, dpi=_DPI, metadata=metadata)
+            partial.replace(path)
+            paths[kind] = path
+    return paths
+
+
+def short(value: float) -> str:
+    """A size as people say it: 512, 1k (1024), 16k (16384), 8.8k (8833), 4.8M."""
+    exact = int(value)
+    if value == exact and exact >= 1024 and exact & (exact - 1) == 0:
+        power, letter = max((p, c) for p, c in ((10, "k"), (20, "M"), (30, "G")) if exact >> p)
+        return f"{exact >> power}{letter}"
+    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * unit:
+            return f"{value / unit:.2g}{letter}" if value < 9.95 * unit else f"{value / unit:.0f}{letter}"
+    return f"{value:.4g}"
+
+
+def error_label(cells: pd.DataFrame, split: str = "test") -> str:
+    """The label of an error axis: "test MAE of log g [dex]"."""
+    return f"{split} MAE of {label_name(cells)} [dex]"
+
+
+def label_name(cells: pd.DataFrame) -> str:
+    """The label that was predicted, as people write it."""
+    return ", ".join(cells["label"].astype(str).unique()).replace("log_g", "log g")
+
+
+def colour(place: int, count: int) -> tuple[float, float, float, float]:
+    """Viridis without its palest end: ordered, even in lightness and readable by the colour-blind."""
+    return mpl.colormaps["viridis"](0.88 * place / max(count - 1, 1))
+
+
+def marker(place: int) -> str:
+    """The marker of the series at a place."""
+    return MARKERS[place % len(MARKERS)]
+
+
+def series_handles(values: Iterable[float], symbol: str) -> list[Line2D]:
+    """Legend entries "N = 8.8k" of series that are told apart by colour and marker."""
+    values = list(values)
+    return [
+        Line2D([], [], ls="", marker=marker(k), color=colour(k, len(values)), label=f"{symbol} = {short(v)}")
+        for k, v in enumerate(values)
+    ]
+
+
+def size_ticks(axis: Axis, values: ArrayLike, *, text: Callable[[float], str] = short, most: int = 6) -> None:
+    """Ticks at the values that occur, in plain numbers, leaving out those that would overlap."""
+    distinct = np.unique(np.asarray(values, float))
+    apart = np.log(distinct[-1] / distinct[0]) / most
+    kept = [float(distinct[0])]
+    for value in distinct[1:]:
+        if np.log(value / kept[-1]) >= 0.999 * apart:
+            kept.append(float(value))
+    axis.set_major_locator(FixedLocator(kept))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def error_axis(axes: Axes, which: str) -> None:
+    """A logarithmic error axis with plain numbers."""
+    axes.set_xscale("log") if which == "x" else axes.set_yscale("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = sorted(axis.get_view_interval())
+    subs = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0) if high < 5 * low else (1.0, 2.0, 3.0, 5.0)
+    subs = (1.0, 2.0, 5.0) if high > 50 * low else subs
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())

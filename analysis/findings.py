@@ -1,0 +1,129 @@
+"""What a results table says: the laws with and without the held-out cells, and the answers that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.allocation import Cost, Path, compute_optimal, no_path, study_cost
+from analysis.budget import ErrorBudget, error_budget, what_would_it_buy
+from analysis.checks import HeldOut, held_out_score, residual_trends
+from analysis.compare import Comparison, compare
+from analysis.rates import RateLaw, learning_rate_law
+from analysis.table import CellTable, best_trials, largest_cell, law_cells, points_from_cells
+from scaling.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What follows from the fit to all cells, at the largest cell that was run.
+
+    Attributes:
+        N: its model size.
+        D: its number of spectra.
+        S: its samples seen, or None where they are what all cells have in common.
+        budget: why the curve stops there; None where the law cannot be split.
+        gains: what more data, a larger model and more compute would buy.
+        cost: what compute is.
+        path: the compute-optimal path, or None with `no_path` saying why.
+        no_path: or "".
+    """
+
+    N: float
+    D: float
+    S: float | None
+    budget: ErrorBudget | None
+    gains: pd.DataFrame
+    cost: Cost
+    path: Path | None
+    no_path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What a report tells.
+
+    Attributes:
+        rows: the results table.
+        table: its cells and exclusions.
+        cells: the cells of the law's family.
+        fitted: the fit to the cells that were not held out, or None with `problem` saying why.
+        final: the fit to all cells, or None.
+        score: the score of `fitted` on the held-out cells, or None without such cells.
+        trends: whether the residuals of `fitted` trend over N and D, or None.
+        answers: from `final`, or None.
+        rates: the learning-rate law, or None.
+        problem: why there is no law, or "".
+    """
+
+    rows: pd.DataFrame
+    table: CellTable
+    cells: pd.DataFrame
+    fitted: Comparison | None
+    final: Comparison | None
+    score: HeldOut | None
+    trends: pd.DataFrame | None
+    answers: Answers | None
+    rates: RateLaw | None
+    problem: str
+
+    @property
+    def held(self) -> int:
+        """How many cells of the law's family were held out of the fit."""
+        return int(self.cells["held_out"].astype(bool).sum())
+
+
+def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0) -> Findings:
+    """Fit without the held-out cells, score the forecast of those, fit again to all, and answer.
+
+    Args:
+        rows: a table of `scaling.study.rows.Row`.
+        bootstrap: refits a form.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: if it is not a results table, or mixes evaluations. A table that supports no law is no error.
+    """
+    table = best_trials(rows)
+    cells, fitted, final, score, problem = table.cells.iloc[:0], None, None, None, ""
+    try:
+        cells = law_cells(table.cells)
+        held = cells["held_out"].astype(bool)
+        fitted = compare(points_from_cells(cells[~held]), replicates=bootstrap, seed=seed)
+        final = compare(points_from_cells(cells), replicates=bootstrap, seed=seed) if held.any() else fitted
+        score = held_out_score(fitted, points_from_cells(cells[held], least=1)) if held.any() else None
+    except UserError as error:
+        fitted = final = score = None
+        problem = str(error).removeprefix("table: ")
+    family = rows[rows["family"].isin(cells["family"])]
+    return Findings(
+        rows=rows,
+        table=table,
+        cells=cells,
+        fitted=fitted,
+        final=final,
+        score=score,
+        trends=None if fitted is None else residual_trends(fitted),
+        answers=None if final is None else _answers(final, cells),
+        rates=learning_rate_law(family) if len(family) else None,
+        problem=problem,
+    )
+
+
+def _answers(final: Comparison, cells: pd.DataFrame) -> Answers:
+    """What the fit to all cells says about the largest of them."""
+    largest = largest_cell(cells)
+    N, D = float(largest["num_params"]), float(largest["num_spectra"])
+    S = float(largest["samples_seen"]) if final.points.S is not None else None
+    cost = study_cost(cells)
+    return Answers(
+        N=N,
+        D=D,
+        S=S,
+        budget=error_budget(final, N, D, S),
+        gains=what_would_it_buy(final, N, D, S=S, cost=cost),
+        cost=cost,
+        path=compute_optimal(final, cost),
+        no_path=no_path(final, cost),
+    )
