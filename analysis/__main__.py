@@ -8,14 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
+import numpy as np
+import pandas as pd
+
 from analysis.compare import NoLawError, compare
+from analysis.cost import SIX_N_D, Cost, column_cost, study_cost
 from analysis.document import failure_document, fit_document, write_json
-from analysis.fit import Objective
-from analysis.laws import LAWS
+from analysis.fit import DELTA
+from analysis.forecast import forecast
+from analysis.laws import CURVES, LAWS
 from analysis.report import write_report
-from analysis.table import Points, best_trials, is_row_table, law_cells, points_from_cells, points_from_columns
+from analysis.solve import Objective
+from analysis.table import Points, column_names, points_from_columns
+from analysis.tell import tell
+from analysis.trials import best_trials, is_row_table, law_cells, points_from_cells
 from scaling.errors import UserError
 from scaling.study.rows import read_table
+
+_FEWEST_REFITS, _MOST_REFITS = 20, 100_000
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 the fit failed, 2 the user's mistake (told in one line)."""
+    """Run one command; returns the exit status: 0 done, 1 no form could be fitted, 2 the user's mistake (one line)."""
     try:
         options = _parser().parse_args(arguments)
         return int(options.command(options))
@@ -41,16 +51,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m analysis", description="Fit scaling laws to a table and report on a study.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    fit = commands.add_parser("fit", help="fit a law to a results table, or to three columns of any table")
-    fit.add_argument("table", metavar="TABLE", help="results.parquet or a CSV file")
+    fit = commands.add_parser("fit", help="fit a law to a results table, or to named columns of any table")
+    fit.add_argument("table", metavar="TABLE", help="results.parquet, or any Parquet or CSV file")
     fit.add_argument("--form", choices=[*LAWS, "auto"], default="auto", help="auto: by AICc (default)")
     fit.add_argument("--objective", choices=get_args(Objective), default="lsq", help="lsq: log residuals (default)")
-    for name, what in (("n", "model sizes"), ("d", "data sizes"), ("loss", "what is fitted")):
-        fit.add_argument(f"--{name}", metavar="COL", help=f"column of {what} (default: by the table's kind)")
+    fit.add_argument("--delta", type=float, default=DELTA, help="of huber, in log loss (default 1e-3)")
+    for name, what in (
+        ("n", "model sizes"),
+        ("d", "data sizes"),
+        ("loss", "what is fitted"),
+        ("samples-seen", "samples seen in training, where data were repeated"),
+        ("sem", "standard errors of the loss from the finite test set"),
+        ("c", "compute in FLOPs"),
+    ):
+        fit.add_argument(f"--{name}", metavar="COL", help=f"column of {what}")
+    fit.add_argument("--flops-per", type=float, metavar="K", help="compute is K·N·D (default 6, or from the rows)")
     fit.add_argument("--bootstrap", type=int, default=1000, metavar="K", help="refits a form (default 1000)")
     fit.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     fit.add_argument("--level", type=float, default=0.9, help="coverage of the intervals (default 0.9)")
-    fit.add_argument("--at", nargs="+", default=[], metavar="N,D", help="forecast there")
+    fit.add_argument(
+        "--at", nargs="+", default=[], metavar="N,D", help="forecast there (N,D,S with samples seen; or x)"
+    )
     fit.add_argument("--all", action="store_true", help="fit held-out cells of a results table too")
     fit.add_argument("--json", type=Path, metavar="OUT", help="write the fit as JSON")
     fit.set_defaults(command=_fit)
@@ -64,98 +85,130 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    if not 0 < options.level < 1:
-        raise UserError(f"--level {options.level:g}: must lie between 0 and 1, such as 0.9")
-    at = [_place(text) for text in options.at]
-    points, held_out = _points(options)
-    forms = tuple(LAWS) if options.form == "auto" else (options.form,)
+    _check(options)
+    points, cost, facts = _input(options)
+    places = [_place(text, points) for text in options.at]
     try:
         found = compare(
             points,
-            forms,
+            _forms(options.form, points),
             objective=options.objective,
-            replicates=_positive(options.bootstrap),
+            delta=options.delta,
+            replicates=options.bootstrap,
             level=options.level,
             seed=options.seed,
         )
+        forecasts = pd.concat([forecast(found, *place) for place in places]) if places else None
+        document = fit_document(found, forecasts, cost)
     except NoLawError as error:
         document = failure_document(error.fits, str(error), points)
-    else:
-        forecasts = found.bootstrap.forecast(*zip(*at, strict=True)) if at else None
-        document = fit_document(found, forecasts)
-    document |= {"held_out": held_out, "bootstrap": options.bootstrap, "seed": options.seed, "table": options.table}
+    document |= facts | {"bootstrap": options.bootstrap, "seed": options.seed, "table": options.table}
     if options.json:
-        if not options.json.parent.is_dir():
-            raise UserError(f"{options.json.parent}: no such folder for --json; create it first")
         write_json(document, options.json)
-    _tell(document)
+    tell(document, points.axis)
     return 0 if document["level"] is not None else 1
 
 
 def _report(options: argparse.Namespace) -> int:
-    page = write_report(
-        read_table(options.table), options.out, bootstrap=_positive(options.bootstrap), seed=options.seed
-    )
-    print(page)
+    _check_bootstrap(options)
+    print(write_report(_read(options.table), options.out, bootstrap=options.bootstrap, seed=options.seed))
     return 0
 
 
-def _positive(count: int) -> int:
-    if count < 20:
-        raise UserError(f"--bootstrap {count}: an interval needs at least 20 refits; 1000 is usual")
-    return count
+def _check(options: argparse.Namespace) -> None:
+    """Refuse values that no fit can use, before anything is read."""
+    _check_bootstrap(options)
+    if not 0 < options.level < 1:
+        raise UserError(f"--level {options.level:g}: must lie between 0 and 1, such as 0.9")
+    for name, value in (("--delta", options.delta), ("--flops-per", options.flops_per or 1.0)):
+        if not 0 < value < np.inf:
+            raise UserError(f"{name} {value:g}: must be a positive number")
+    if options.c and options.flops_per:
+        raise UserError("--c and --flops-per both say what compute is; give one of them")
+    if options.json and options.json.is_dir():
+        raise UserError(f"{options.json}: a folder; give --json the name of a file")
+    if options.json and not options.json.parent.is_dir():
+        raise UserError(f"{options.json.parent}: no such folder for --json; create it first")
 
 
-def _place(text: str) -> tuple[float, float]:
-    try:
-        n, d = (float(part) for part in text.split(","))
-    except ValueError:
-        n = d = float("nan")
-    if not (0 < n < float("inf") and 0 < d < float("inf")):
-        raise UserError(f"--at {text}: expected N,D as two positive numbers, such as 1e6,32768")
-    return n, d
-
-
-def _points(options: argparse.Namespace) -> tuple[Points, dict[str, Any] | None]:
-    """The points of the table, and for a results table how its held-out cells were treated."""
-    frame = read_table(options.table)
-    if is_row_table(frame) and not (options.n or options.d or options.loss):
-        cells = law_cells(best_trials(frame).cells)
-        held = cells["held_out"].astype(bool)
-        facts = {"cells": int(held.sum()), "included": bool(options.all)}
-        return points_from_cells(cells if options.all else cells[~held]), facts
-    names = {str(column).lower(): str(column) for column in frame.columns}
-    chosen = (
-        options.n or names.get("n", "N"),
-        options.d or names.get("d", "D"),
-        options.loss or names.get("loss", "loss"),
-    )
-    return points_from_columns(frame, *chosen), None
-
-
-def _tell(document: dict[str, Any]) -> None:
-    """Print a fit for people."""
-    print(f"{document['form']}: {LAWS[document['form']].formula}")
-    print(f"{document['status']} ({document['message']}), {document['points']} points")
-    for name, value in document["parameters"].items():
-        low_high = document["intervals"].get(name)
-        known = "unknown" if value is None else f"{value:.6g}"
-        print(f"  {name:6} {known:>12}" + (f"  [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else ""))
-    if document["level"] is not None:
-        weights = ", ".join(f"{form} {each['weight']:.3f}" for form, each in document["selection"].items())
-        print(f"  intervals at {100 * document['level']:g} %; Akaike weights: {weights}")
-    test = document["lack_of_fit"]
-    print("lack of fit: " + (f"p = {test['p']:.3g}" if test else "not testable (needs two runs a cell)"))
-    held = document["held_out"]
-    if held and held["cells"]:
-        print(f"held-out cells: {held['cells']}, {'fitted too (--all)' if held['included'] else 'not fitted'}")
-    for cast in document["forecasts"]:
-        flags = f"  ({'; '.join(cast['flags'])})" if cast["flags"] else ""
-        print(
-            f"at N = {cast['N']:g}, D = {cast['D']:g}: {cast['value']:.5g} [{cast['low']:.5g}, {cast['high']:.5g}]{flags}"
+def _check_bootstrap(options: argparse.Namespace) -> None:
+    if not _FEWEST_REFITS <= options.bootstrap <= _MOST_REFITS:
+        raise UserError(
+            f"--bootstrap {options.bootstrap}: an interval needs at least {_FEWEST_REFITS} refits, and at most "
+            f"{_MOST_REFITS} are made; 1000 is usual"
         )
-    for warning in document["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: must be a whole number, 0 or more")
+
+
+def _read(table: str) -> pd.DataFrame:
+    if Path(table).is_dir():
+        raise UserError(f"{table}: a folder; give a results.parquet or a CSV file in it")
+    return read_table(table)
+
+
+def _input(options: argparse.Namespace) -> tuple[Points, Cost, dict[str, Any]]:
+    """The points of the table, what a run costs, and facts for the document: columns, and held-out cells."""
+    frame = _read(options.table)
+    cost = SIX_N_D if options.flops_per is None else _flops_per(options.flops_per)
+    if not is_row_table(frame):
+        names = column_names(frame, options.n, options.d, options.loss)
+        points = points_from_columns(
+            frame, names["n"], names["d"], str(names["loss"]), samples_seen=options.samples_seen, sem=options.sem
+        )
+        return points, _column_cost(frame, names, options) or cost, {"columns": names, "held_out": None}
+    trials = best_trials(frame)
+    cells = law_cells(trials.cells)
+    held = cells["held_out"].astype(bool)
+    facts = {"cells": int(held.sum()), "included": bool(options.all)}
+    cells = cells if options.all else cells[~held].reset_index(drop=True)
+    points = points_from_cells(cells, options.n, options.d, options.loss)
+    points.warnings.extend(trials.warnings)
+    names = {"n": options.n or "num_params", "d": options.d or "num_spectra", "loss": options.loss or "test_mae_dex"}
+    if options.flops_per is None:
+        cost = study_cost(cells)
+    return points, _column_cost(cells, names, options) or cost, {"columns": names, "held_out": facts}
+
+
+def _flops_per(kappa: float) -> Cost:
+    return Cost(flops_per_param_sample=kappa, words=f"C = {kappa:g} N D, as given")
+
+
+def _column_cost(frame: pd.DataFrame, names: dict[str, Any], options: argparse.Namespace) -> Cost | None:
+    """The cost from the column --c, if one is named and both N and D are there."""
+    if options.c is None or names["n"] is None or names["d"] is None:
+        return None
+    compute = points_from_columns(frame, names["n"], names["d"], options.c)
+    return column_cost(compute.N, compute.D, compute.loss)
+
+
+def _forms(form: str, points: Points) -> tuple[str, ...] | None:
+    if form == "auto":
+        return None
+    if points.axis != "ND" and form not in CURVES:
+        raise UserError(
+            f"--form {form}: needs a table in which N and D vary, but only {points.axis} does; use one of "
+            f"{', '.join(CURVES)}"
+        )
+    return (form,)
+
+
+def _place(text: str, points: Points) -> tuple[float, ...]:
+    """Arguments of `forecast` from "N,D", "N,D,S", or "x" for a curve."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    curve = points.axis != "ND"
+    counts = (1,) if curve else (2,) if points.S is None else (2, 3)
+    if len(values) not in counts or not all(0 < value < np.inf for value in values):
+        wanted = f"one positive number, a value of {points.axis}, such as 1e6" if curve else "N,D such as 1e9,2e10"
+        if not curve and points.S is not None:
+            wanted += ", or N,D,S with the samples seen"
+        raise UserError(f"--at {text}: expected {wanted}")
+    if not curve:
+        return values
+    return (values[0], float(points.D[0])) if points.axis == "N" else (float(points.N[0]), values[0])
 
 
 if __name__ == "__main__":

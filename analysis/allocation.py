@@ -12,6 +12,7 @@ from scipy import stats
 from analysis.compare import Comparison
 from analysis.cost import SIX_N_D, Cost
 from analysis.laws import LAWS, Array, Law
+from analysis.parabola import bracketed_optimum
 from analysis.profile import Interval
 from scaling.errors import UserError
 
@@ -243,22 +244,16 @@ def isoflop_profiles(N: ArrayLike, D: ArrayLike, C: ArrayLike, loss: ArrayLike, 
 
 def _profile(runs: pd.DataFrame) -> dict[str, object]:
     """The optimum of one compute budget."""
-    C = float(np.exp(np.log(runs["C"]).mean()))
-    size, loss = np.log(runs["N"].to_numpy()), runs["loss"].to_numpy()
-    row = {"C": C, "points": len(runs), "N_opt": np.nan, "D_opt": np.nan, "loss_opt": np.nan, "bracketed": False}
-    if len(np.unique(size)) < 3:
-        return row | {"reason": f"{len(np.unique(size))} sizes, at least three are needed"}
-    middle = size.mean()
-    curvature, slope, height = np.polyfit(size - middle, loss, 2)
-    if not curvature > 0:
-        return row | {"reason": "the parabola does not open upwards"}
-    best = middle - slope / (2 * curvature)
-    if not size.min() < best < size.max():
-        side = "smallest" if best <= size.min() else "largest"
-        return row | {"reason": f"the optimum lies beyond the {side} size tried"}
-    samples = float(np.exp(np.log(runs["N"] * runs["D"]).mean() - best))
-    found = {"N_opt": float(np.exp(best)), "D_opt": samples, "loss_opt": height - slope**2 / (4 * curvature)}
-    return row | found | {"bracketed": True, "reason": ""}
+    best = bracketed_optimum(np.log(runs["N"].to_numpy()), runs["loss"].to_numpy())
+    return {
+        "C": float(np.exp(np.log(runs["C"]).mean())),
+        "points": len(runs),
+        "N_opt": np.exp(best.x),
+        "D_opt": np.exp(np.log(runs["N"] * runs["D"]).mean() - best.x),
+        "loss_opt": best.y,
+        "bracketed": not best.reason,
+        "reason": best.reason,
+    }
 
 
 def _slope(C: pd.Series, optimum: pd.Series, level: float) -> tuple[float, Interval]:

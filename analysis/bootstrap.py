@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis.fit import Fit, refit
 from analysis.laws import LAWS, Array
-from analysis.profile import Interval, cell_means
+from analysis.likelihood import cell_means
+from analysis.profile import Interval
 from analysis.table import Points
 
 Selection = Callable[[Mapping[str, Array]], NDArray[np.str_]]
@@ -94,21 +95,26 @@ def bootstrap(
 def _resampled(points: Points, parameters: int, replicates: int, seed: int) -> Array:
     """How often each cell is drawn in each replicate, (K, m).
 
-    A replicate with too few distinct cells, or sizes, to determine the largest form is drawn anew.
+    Cells are drawn by their order in the table, so that the usual pairs bootstrap of its rows is had where no cell has
+    repeats. A replicate with too few distinct cells, or sizes, to determine the largest form is drawn anew.
     """
     groups = points.groups
     first = np.unique(groups, return_index=True)[1]
     m = len(first)
+    order = np.argsort(first)
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(m, np.full(m, 1.0 / m), size=replicates).astype(float)
     sizes = [np.unique(axis[first], return_inverse=True)[1] for axis in (points.N, points.D)]
+    counts = np.zeros((replicates, m))
+    poor = np.full(replicates, True)
     for _ in range(_REDRAWS):
+        count = int(poor.sum())
+        drawn = rng.integers(0, m, (count, m)) + m * np.arange(count)[:, None]
+        counts[np.ix_(poor, order)] = np.bincount(drawn.ravel(), minlength=count * m).reshape(count, m)
         poor = np.sum(counts > 0, axis=1) < min(parameters + 1, m)
         for size in sizes:
-            distinct = size.max() + 1
+            distinct = int(size.max()) + 1
             seen = (counts > 0) @ np.eye(distinct)[size] > 0
             poor |= seen.sum(axis=1) < min(3, distinct)
         if not poor.any():
             break
-        counts[poor] = rng.multinomial(m, np.full(m, 1.0 / m), size=int(poor.sum()))
     return counts

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.fit import Fit, fit
-from analysis.forecast import prediction_table
+from analysis.fit import Fit
+from analysis.forecast import prediction_intervals, prediction_table
 from analysis.laws import Array
-from analysis.profile import cell_means, likelihood, predict
+from analysis.likelihood import cell_means
 from analysis.table import Points
 
 if TYPE_CHECKING:
@@ -102,39 +101,27 @@ def lack_of_fit(fitted: Fit, points: Points) -> LackOfFit | None:
     )
 
 
-def edge_scores(fits: Mapping[str, Fit], points: Points, level: float) -> dict[str, EdgeScore]:
-    """Fit each form again without the largest N and the largest D, and predict the runs there.
-
-    Forms that the remaining points cannot determine are left out; all are, if no points remain.
-    """
+def without_edge(points: Points) -> tuple[Points, Points]:
+    """The points without the largest N and the largest D (of those that vary), and those."""
     edge = np.zeros(len(points), bool)
     for name in points.axis:
         values = getattr(points, name)
         edge |= values == values.max()
-    rest, held = points.take(~edge), points.take(edge)
-    scores: dict[str, EdgeScore] = {}
-    if not len(rest) or rest.axis != points.axis:
-        return scores
-    for form, whole in fits.items():
-        found = fit(whole.law, rest, objective=whole.objective, delta=whole.delta, weights=whole.weights[~edge])
-        if not found.usable or len(np.unique(rest.groups)) < len(found.theta) + 1:
-            continue
-        # a prediction needs a sum of squares: robust fits are scored by the scatter about them
-        likely = likelihood(replace(found, objective="lsq") if found.objective in ("huber", "l1") else found, rest)
-        logs = held.logs(found.law.variables)
-        new_run = predict(likely, logs, held.N, held.D)[1]
-        observed = np.log(held.loss)
-        tail = (1 - level) / 2
-        chance = np.array([new_run.probability(k, observed[k : k + 1])[0] for k in range(len(held))])
-        error = observed - np.log(found.law.value(found.theta, logs))
-        scores[form] = EdgeScore(
-            cells=len(np.unique(rest.groups)),
-            held=len(held),
-            inside=int(np.sum((chance >= tail) & (chance <= 1 - tail))),
-            mean_abs_log_error=float(np.abs(error).mean()),
-            mean_log_error=float(error.mean()),
-        )
-    return scores
+    return points.take(~edge), points.take(edge)
+
+
+def edge_score(comparison: Comparison, held: Points) -> EdgeScore:
+    """Score the forecasts of a single form, fitted without the edge, of the runs there."""
+    fitted = comparison.law
+    low, high = prediction_intervals(comparison, held.N, held.D, held.S)[1].T
+    error = np.log(held.loss / fitted.law.value(fitted.theta, held.logs(fitted.law.variables)))
+    return EdgeScore(
+        cells=len(np.unique(comparison.points.groups)),
+        held=len(held),
+        inside=int(np.sum((low <= held.loss) & (held.loss <= high))),
+        mean_abs_log_error=float(np.abs(error).mean()),
+        mean_log_error=float(error.mean()),
+    )
 
 
 def held_out_score(comparison: Comparison, held: Points) -> HeldOut:

@@ -12,25 +12,19 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis.bootstrap import Bootstrap, bootstrap
-from analysis.checks import EdgeScore, LackOfFit, edge_scores, lack_of_fit
+from analysis.checks import EdgeScore, LackOfFit, edge_score, lack_of_fit, without_edge
 from analysis.fit import DELTA, Fit, fit
 from analysis.laws import LAWS, SELECTABLE, Array
-from analysis.profile import Interval, Likelihood, cell_means, likelihood, parameter_intervals
+from analysis.likelihood import Likelihood, likelihood
+from analysis.profile import Interval, parameter_intervals
+from analysis.selection import FEWEST_LEFT, aicc, akaike_weights, criterion, selected
 from analysis.solve import Objective
 from analysis.table import Points
 from analysis.weights import Weights, run_weights
 from scaling.errors import UserError
 
-PARSIMONY = 4.0
-"""A form with more parameters is selected only if its AICc is lower by more than this than that of a simpler form.
-
-AICc itself would take a needless parameter in one study of six (χ² with one degree of freedom above 2), for each such
-form that competes, and five do. With 4 it must gain χ² > 6, which chance gives in 1.4 % of studies, or somewhat more
-often where a break may be placed anywhere: about 5 % over all forms (`benchmarks/coverage.md`). A larger threshold
-would refuse too many forms that are right."""
-
 _CURVES = ("m1", "m2", "m3")
-_FEWEST_LEFT = 2  # degrees of freedom
+_EDGE_REPLICATES = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,22 +87,28 @@ class Comparison:
         m = int(self.points.groups.max()) + 1
 
         def select(values: Mapping[str, Array]) -> NDArray[np.str_]:
-            return selected({form: _criterion(each, self.fits[form], m) for form, each in values.items()})
+            return selected({form: criterion(each, self.fits[form], m) for form, each in values.items()})
 
         return bootstrap(self.points, self.usable, select, replicates=self.replicates, level=self.level, seed=self.seed)
 
     @cached_property
+    def law_intervals(self) -> dict[str, Interval]:
+        """Parameter of the selected form to (low, high)."""
+        return self._intervals(self.best)
+
+    @cached_property
     def intervals(self) -> dict[str, dict[str, Interval]]:
         """Usable form to parameter to (low, high)."""
-        found = {}
-        for form, fitted in self.usable.items():
-            if self.interval_method == "profile":
-                own = parameter_intervals(self.likelihoods[form], self.level)
-            else:
-                columns = self.bootstrap.draws[form].T
-                own = dict(zip(fitted.law.parameters, map(self.bootstrap.interval, columns), strict=True))
-            found[form] = _with_evaluation(own, fitted, self.evaluation, self.level)
-        return found
+        return {form: self.law_intervals if form == self.best else self._intervals(form) for form in self.usable}
+
+    def _intervals(self, form: str) -> dict[str, Interval]:
+        fitted = self.fits[form]
+        if self.interval_method == "profile":
+            own = parameter_intervals(self.likelihoods[form], self.level)
+        else:
+            columns = self.bootstrap.draws[form].T
+            own = dict(zip(fitted.law.parameters, map(self.bootstrap.interval, columns), strict=True))
+        return _with_evaluation(own, fitted, self.evaluation, self.level)
 
     @cached_property
     def lack_of_fit(self) -> LackOfFit | None:
@@ -118,7 +118,25 @@ class Comparison:
     @cached_property
     def edge(self) -> dict[str, EdgeScore]:
         """Usable form to how well it predicts the largest N and D from the rest; forms that cannot are left out."""
-        return edge_scores(self.usable, self.points, self.level)
+        rest, held = without_edge(self.points)
+        scores: dict[str, EdgeScore] = {}
+        if not len(rest) or rest.axis != self.points.axis:
+            return scores
+        for form, whole in self.usable.items():
+            try:
+                found = compare(
+                    rest,
+                    [form],
+                    objective=whole.objective,
+                    delta=whole.delta,
+                    replicates=min(self.replicates, _EDGE_REPLICATES),
+                    level=self.level,
+                    seed=self.seed,
+                )
+            except NoLawError:
+                continue
+            scores[form] = edge_score(found, held)
+        return scores
 
 
 class NoLawError(UserError):
@@ -192,60 +210,6 @@ def suitable_forms(points: Points) -> tuple[str, ...]:
     return (*SELECTABLE, "data_constrained") if repeats else SELECTABLE
 
 
-def aicc(fitted: Fit, points: Points) -> float:
-    """Corrected Akaike criterion (Hurvich & Tsai 1989); infinite if the fit is unusable or too few cells are left.
-
-    The scatter counts as one more parameter: k = p + 1. The sample is the cells, m of them: seeds of one cell share
-    whatever the form gets wrong there. Residuals are taken as normal for "lsq" and "linear", and as Laplace's for
-    "huber" and "l1". The correction's denominator m − k − 1 is at least 1, so that a form with two degrees of freedom
-    left can be selected, by a wide margin.
-    """
-    m, p = int(points.groups.max()) + 1, len(fitted.theta)
-    if not fitted.usable or m < p + _FEWEST_LEFT:
-        return float("inf")
-    value = _between_cells(fitted, points) if fitted.objective in ("lsq", "linear") else fitted.value
-    return float(_criterion(np.array([value]), fitted, m)[0])
-
-
-def _between_cells(fitted: Fit, points: Points) -> float:
-    """The sum of squares without the scatter of seeds within cells."""
-    cells = cell_means(points, fitted.weights, fitted.objective == "linear")
-    within = cells.pure_error * cells.dof_pure if cells.dof_pure else 0.0
-    return max(fitted.value - within, 0.0)
-
-
-def _criterion(values: Array, fitted: Fit, m: int) -> Array:
-    """AICc from values of the objective (K,), over m cells."""
-    k = len(fitted.theta) + 1
-    power = 1.0 if fitted.objective in ("lsq", "linear") else 2.0
-    likelihood_term = power * m * np.log(np.maximum(values, np.finfo(float).tiny) / m)
-    return likelihood_term + 2 * k + 2 * k * (k + 1) / max(m - k - 1, 1)
-
-
-def selected(scores: Mapping[str, Array]) -> NDArray[np.str_]:
-    """The form with the fewest parameters among those within `PARSIMONY` of the lowest AICc; of equals the lowest.
-
-    Args:
-        scores: form to AICc, (K,).
-
-    Returns:
-        The selected form of each, (K,).
-    """
-    names = np.array(list(scores))
-    values = np.stack([scores[form] for form in names])
-    sizes = np.array([[len(LAWS[form].parameters)] for form in names])
-    near = values <= values.min(axis=0) + PARSIMONY
-    fewest = np.where(near, sizes, np.inf).min(axis=0)
-    return names[np.argmin(np.where(near & (sizes == fewest), values, np.inf), axis=0)]
-
-
-def akaike_weights(scores: Mapping[str, float]) -> dict[str, float]:
-    """exp(−Δ/2), normalised (Burnham & Anderson 2002, ch. 2.9); forms with an infinite score get 0."""
-    values = np.array(list(scores.values()))
-    relative = np.exp(-0.5 * (values - values.min()))
-    return {form: float(weight) for form, weight in zip(scores, relative / relative.sum(), strict=True)}
-
-
 def _with_evaluation(
     intervals: dict[str, Interval], fitted: Fit, evaluation: float, level: float
 ) -> dict[str, Interval]:
@@ -270,7 +234,7 @@ def _with_evaluation(
 
 def _no_law(points: Points, fits: dict[str, Fit]) -> str:
     reasons = "; ".join(
-        f"{form}: {fitted.message if not fitted.usable else f'needs {len(fitted.theta) + _FEWEST_LEFT} distinct sizes'}"
+        f"{form}: {fitted.message if not fitted.usable else f'needs {len(fitted.theta) + FEWEST_LEFT} distinct sizes'}"
         for form, fitted in fits.items()
     )
     return f"table: {len(points)} points support no law ({reasons}); add cells"

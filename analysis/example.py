@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -42,8 +43,9 @@ def example_rows(*, seed: int = 0) -> pd.DataFrame:
                 cell = f"example-{rung}-{D}-{run}"
                 mae = LAW["E"] + LAW["A"] * N ** -LAW["alpha"] + LAW["B"] * D ** -LAW["beta"]
                 mae *= np.exp(rng.normal(0, _SCATTER))
+                away = np.log10(np.array(RATES) / best_rate) ** 2
                 for place, rate in enumerate(RATES):
-                    tuned = mae * (1 + 0.12 * np.log10(rate / best_rate) ** 2)
+                    tuned = mae * (1 + 0.3 * (away[place] - away.min()))
                     row = _row(rung, N, D, run, cell, f"{cell}-{place}", rate, tuned)
                     rows.append(dataclasses.replace(row, held_out=SIZES[-1] == N or DATA[-1] == D))
     return to_table(rows).to_pandas()
@@ -98,10 +100,11 @@ def _row(rung: int, N: int, D: int, seed: int, cell: str, trial: str, rate: floa
 
 def _by_snr(mae: float) -> str:
     """Errors that fall with signal to noise, with their mean at `mae`."""
-    shape = np.array([(low * high) ** -0.4 for low, high in zip(_BINS, _BINS[1:], strict=False)])
+    edges = list(itertools.pairwise(_BINS))
+    shape = np.array([(low * high) ** -0.4 for low, high in edges])
     errors = mae * shape / shape.mean()
     bins = [
         {"low": low, "high": high, "count": 2_000, "mae_dex": error, "bias_dex": 0.0, "rmse_dex": 1.3 * error}
-        for low, high, error in zip(_BINS, _BINS[1:], errors, strict=False)
+        for (low, high), error in zip(edges, errors, strict=True)
     ]
     return json.dumps(bins)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
-from analysis.allocation import Cost, Path, compute_optimal, no_path, study_cost
+from analysis.allocation import Path, compute_optimal, no_path
 from analysis.budget import ErrorBudget, error_budget, what_would_it_buy
 from analysis.checks import HeldOut, held_out_score, residual_trends
 from analysis.compare import Comparison, compare
+from analysis.cost import Cost, study_cost
 from analysis.rates import RateLaw, learning_rate_law
-from analysis.table import CellTable, best_trials, largest_cell, law_cells, points_from_cells
+from analysis.table import Points
+from analysis.trials import CellTable, best_trials, largest_cell, law_cells, points_from_cells
 from scaling.errors import UserError
 
 
@@ -22,7 +25,7 @@ class Answers:
     Attributes:
         N: its model size.
         D: its number of spectra.
-        S: its samples seen, or None where they are what all cells have in common.
+        S: its samples seen; None where all cells have the same number of them, or of epochs.
         budget: why the curve stops there; None where the law cannot be split.
         gains: what more data, a larger model and more compute would buy.
         cost: what compute is.
@@ -92,7 +95,7 @@ def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0) -> Finding
         held = cells["held_out"].astype(bool)
         fitted = compare(points_from_cells(cells[~held]), replicates=bootstrap, seed=seed)
         final = compare(points_from_cells(cells), replicates=bootstrap, seed=seed) if held.any() else fitted
-        score = held_out_score(fitted, points_from_cells(cells[held], least=1)) if held.any() else None
+        score = held_out_score(fitted, _observed(cells[held])) if held.any() else None
     except UserError as error:
         fitted = final = score = None
         problem = str(error).removeprefix("table: ")
@@ -111,11 +114,18 @@ def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0) -> Finding
     )
 
 
+def _observed(cells: pd.DataFrame) -> Points:
+    """Cells as points, however few they are."""
+    columns = {"N": "num_params", "D": "num_spectra", "loss": "test_mae_dex", "S": "samples_seen"}
+    return Points(**{name: cells[column].to_numpy(float) for name, column in columns.items()})
+
+
 def _answers(final: Comparison, cells: pd.DataFrame) -> Answers:
     """What the fit to all cells says about the largest of them."""
     largest = largest_cell(cells)
-    N, D = float(largest["num_params"]), float(largest["num_spectra"])
-    S = float(largest["samples_seen"]) if final.points.S is not None else None
+    N, D, S = float(largest["num_params"]), float(largest["num_spectra"]), None
+    if final.points.S is not None and min(np.ptp(final.points.S), np.ptp(final.points.S / final.points.D)) > 0:
+        S = float(largest["samples_seen"])
     cost = study_cost(cells)
     return Answers(
         N=N,

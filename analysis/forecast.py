@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from analysis.laws import Array, Law
-from analysis.profile import Predictive, cell_means, predict
+from analysis.likelihood import cell_means
+from analysis.predictive import Predictive, predict
 from analysis.table import Points
 from scaling.errors import UserError
 
@@ -61,7 +62,7 @@ def prediction_table(comparison: Comparison, N: ArrayLike, D: ArrayLike, S: Arra
             raise UserError(f"forecast: {name} must be a positive number")
     law = comparison.law.law
     value = law.value(comparison.law.theta, places(comparison.points, law, N, D, S))
-    curve, new_run = _intervals(comparison, N, D, S)
+    curve, new_run = prediction_intervals(comparison, N, D, S)
     about_law = _law_flags(comparison)
     far = [
         _far(comparison.points, n, d, None if S is None else S[k]) for k, (n, d) in enumerate(zip(N, D, strict=True))
@@ -102,8 +103,8 @@ def places(points: Points, law: Law, N: Array, D: Array, S: Array | None = None)
     return np.log(np.stack([N, D, S]))
 
 
-def _intervals(comparison: Comparison, N: Array, D: Array, S: Array | None) -> tuple[Array, Array]:
-    """Intervals (m, 2) of the curve and of one new run."""
+def prediction_intervals(comparison: Comparison, N: Array, D: Array, S: Array | None = None) -> tuple[Array, Array]:
+    """Intervals (m, 2) of the curve and of one new run at (N, D), each (m,), in the unit of the loss."""
     if comparison.interval_method == "bootstrap":
         return _bootstrap_intervals(comparison, N, D, S)
     kinds: tuple[list[Predictive], list[Predictive]] = ([], [])
@@ -158,7 +159,7 @@ def _law_flags(comparison: Comparison) -> list[str]:
         words.append(f"lack of fit (p = {lack.p:.2g}): the form misses more than seeds scatter")
     if law.status == "bound_hit":
         words.append(f"bound hit: {law.message}")
-    floor = comparison.intervals[comparison.best].get("E")
+    floor = comparison.law_intervals.get("E")
     if floor is not None and floor[0] <= 0:
         words.append("the floor's interval reaches zero")
     return words

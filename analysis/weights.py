@@ -73,10 +73,10 @@ def run_weights(points: Points) -> Weights:
     all of them (`variance_model`).
     """
     groups = points.groups
-    counts = np.bincount(groups)
+    counts = np.bincount(groups).astype(float)
     logs = np.log(points.loss)
     deviations = logs - (np.bincount(groups, weights=logs) / counts)[groups]
-    squares, dof = np.bincount(groups, weights=deviations**2), counts - 1.0
+    squares, dof = np.bincount(groups, weights=deviations**2), counts - 1
     first = np.unique(groups, return_index=True)[1]
     repeated = dof > 0
     if not repeated.any():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pandas as pd
 
 from analysis.budget import ErrorBudget
 from analysis.compare import Comparison
-from analysis.figures.style import label_name, short
+from analysis.figures.style import GREEK, label_name, short
 from analysis.findings import Answers, Findings
 from analysis.profile import Interval
 
@@ -103,6 +104,21 @@ def shares(budget: ErrorBudget, final: Comparison) -> str:
     )
 
 
+def parameters(comparison: Comparison) -> str:
+    """The parameters of the selected form with their intervals, in a line."""
+    intervals = comparison.intervals[comparison.best]
+    told = ", ".join(
+        f"{GREEK.get(name, name)} {bounds(intervals.get(name))} (best {significant(value)})"
+        for name, value in comparison.law.parameters.items()
+    )
+    return f"{comparison.best}: {told}"
+
+
+def greek(formula: str) -> str:
+    """A formula with the letters that people write: "A/N^alpha" is A/N^α."""
+    return re.sub(r"[A-Za-z]+[0-9]?", lambda found: GREEK.get(found[0], found[0]), formula)
+
+
 def bounds(interval: Interval | None) -> str:
     """An interval "0.12 to 0.15"; ends that the cells do not determine are said to be open."""
     if interval is None:
@@ -112,6 +128,8 @@ def bounds(interval: Interval | None) -> str:
         return "not determined"
     if math.isinf(high):
         return f"above {significant(low)}" if low else "not determined"
+    if math.isinf(low):
+        return f"below {significant(high)}"
     return f"{significant(low)} to {significant(high)}"
 
 

@@ -6,7 +6,7 @@ axis has its unit, intervals are bands, and errors that took no part in the fit 
 
 from analysis.figures.answers import error_budgets
 from analysis.figures.curves import error_against_compute, error_against_data, error_against_size, one_curve
-from analysis.figures.diagnostics import GREEK, held_out, profiles, residuals
+from analysis.figures.diagnostics import held_out, profiles, residuals
 from analysis.figures.observed import Observed
 from analysis.figures.search import learning_rates
 from analysis.figures.style import COLUMN, PAGE, error_label, label_name, save, short
@@ -14,7 +14,6 @@ from analysis.figures.surface import error_surface
 
 __all__ = [
     "COLUMN",
-    "GREEK",
     "PAGE",
     "Observed",
     "error_against_compute",

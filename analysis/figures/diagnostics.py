@@ -13,6 +13,7 @@ from analysis.figures.style import (
     ALARM,
     COLUMN,
     DATA,
+    GREEK,
     MARKERS,
     PAGE,
     SIZE,
@@ -25,10 +26,8 @@ from analysis.figures.style import (
     styled,
 )
 from analysis.laws import Array
-from analysis.profile import Likelihood, parameter_intervals, profile_rise
-
-GREEK = {"alpha": "α", "beta": "β", "beta2": "β₂", "gamma": "γ", "rho": "ρ", "E0": "E₀"}
-"""Names of parameters as people write them."""
+from analysis.likelihood import Likelihood
+from analysis.profile import parameter_intervals, profile_rise
 
 AMPLITUDES = ("E", "A", "B", "R", "E0")
 """Parameters in the unit of the loss."""
@@ -173,18 +172,21 @@ def _reach(likely: Likelihood, name: str, interval: tuple[float, float]) -> Arra
     low = interval[0] if np.isfinite(interval[0]) else value - 2 * (interval[1] - value)
     high = interval[1] if np.isfinite(interval[1]) else value + 2 * (value - low)
     if low > 0 and high > 20 * low:
-        ends = np.log([low, high]) + np.array([-0.2, 0.2]) * np.log(high / low)
-        return np.geomspace(*np.exp(ends), _PROFILE_STEPS)
-    ends = np.array([low, high]) + np.array([-0.2, 0.2]) * (high - low)
+        step = (high / low) ** 0.2
+        return np.geomspace(low / step, high * step, _PROFILE_STEPS)
+    step = 0.2 * (high - low)
+    first = low - step
     if likely.law.lower[place] >= 0:
-        ends = np.maximum(ends, min(low, 0.02 * high) if low > 0 else 0.0)
-    return np.linspace(*ends, _PROFILE_STEPS)
+        first = max(first, 0.5 * low)
+    return np.linspace(first, high + step, _PROFILE_STEPS)
 
 
 def _draws(axes: Axes, values: Array) -> None:
+    """The values of one parameter in the bootstrap."""
     low, high = np.quantile(values, [0.005, 0.995])
     if low > 0 and high > 20 * low:
         axes.set_xscale("log")
-        axes.hist(values, bins=np.geomspace(low, high, 40), color=colour(1, 4), alpha=0.6)
+        edges = np.geomspace(low, high, 40)
     else:
-        axes.hist(values, bins=np.linspace(low, high, 40) if high > low else 10, color=colour(1, 4), alpha=0.6)
+        edges = np.linspace(low, max(high, low + 1e-6), 40)
+    axes.hist(values, bins=edges.tolist(), color=colour(1, 4), alpha=0.6)

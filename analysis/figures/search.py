@@ -21,6 +21,7 @@ from analysis.figures.style import (
     size_ticks,
     styled,
 )
+from analysis.parabola import bracketed_optimum
 
 _CELL = ["num_params", "num_spectra", "seed"]
 
@@ -81,13 +82,13 @@ def _draw_cell(axes: Axes, done: pd.DataFrame, place: int, count: int) -> None:
     parabola = np.polyfit(x - middle, y, 2)
     span = np.linspace(x.min(), x.max(), 40)
     axes.plot(np.exp(span), np.exp(np.polyval(parabola, span - middle)), color=shade, lw=0.7)
-    optimum = middle - parabola[1] / (2 * parabola[0]) if parabola[0] > 0 else np.nan
-    if x.min() < optimum < x.max():
-        axes.plot(np.exp(optimum), np.exp(np.polyval(parabola, optimum - middle)), "*", color="black", ms=6, zorder=4)
-    else:
-        edge = x[np.argmin(np.polyval(parabola, x - middle))]
-        towards = "<" if edge == x.min() else ">"
-        axes.plot(np.exp(edge), np.exp(np.polyval(parabola, edge - middle)), towards, color=ALARM, ms=6, zorder=4)
+    optimum = bracketed_optimum(x, y)
+    if not optimum.reason:
+        axes.plot(np.exp(optimum.x), np.exp(optimum.y), "*", color="black", ms=6, zorder=4)
+        return
+    edge = min(x.min(), x.max(), key=lambda each: np.polyval(parabola, each - middle))
+    towards = "<" if edge == x.min() else ">"
+    axes.plot(np.exp(edge), np.exp(np.polyval(parabola, edge - middle)), towards, color=ALARM, ms=6, zorder=4)
 
 
 def _marks() -> list[Line2D]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -41,10 +41,13 @@ TERMS = {
 }
 """Colours of the parts of an error budget, from the same palette."""
 
+GREEK = {"alpha": "α", "beta": "β", "beta2": "β₂", "gamma": "γ", "rho": "ρ", "E0": "E₀"}
+"""Names of parameters as people write them."""
+
 FORMATS = ("svg", "pdf", "png")
 
 _DPI = 300
-_STYLE = {
+_STYLE: Any = {
     "axes.labelsize": 8,
     "axes.linewidth": 0.6,
     "axes.titlesize": 8,
@@ -165,8 +168,9 @@ def error_axis(axes: Axes, which: str) -> None:
     axes.set_xscale("log") if which == "x" else axes.set_yscale("log")
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = sorted(axis.get_view_interval())
-    subs = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0) if high < 5 * low else (1.0, 2.0, 3.0, 5.0)
-    subs = (1.0, 2.0, 5.0) if high > 50 * low else subs
+    subs: tuple[float, ...] = (1.0, 2.0, 5.0)
+    if high < 50 * low:
+        subs = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0) if high < 5 * low else (1.0, 2.0, 3.0, 5.0)
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
     axis.set_minor_formatter(NullFormatter())

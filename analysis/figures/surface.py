@@ -49,7 +49,7 @@ def error_surface(observed: Observed, comparison: Comparison, path: Path | None 
     colours = mpl.colormaps["viridis"]
     levels = _levels(float(ends.min()), float(ends.max()))
     axes.set(xlim=(D[0], D[-1]), ylim=(N[0], N[-1]))
-    axes.contourf(D, N, law, levels=np.geomspace(ends.min(), ends.max(), 40), cmap=colours, norm=norm)
+    axes.pcolormesh(D, N, law, cmap=colours, norm=norm, shading="gouraud", rasterized=True)
     lines = axes.contour(D, N, law, levels=levels, colors="white", linewidths=0.8)
     axes.clabel(
         lines, fmt=lambda value: f"{value:.3g}", fontsize=7, manual=_label_places(observed.N, N, D, law, levels)

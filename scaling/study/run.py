@@ -82,13 +82,17 @@ def write_study_report(study: Study, folder: StudyFolder) -> str:
         UserError: if there are no rows.
     """
     from analysis.report import write_report
+    from analysis.snr import read_limit
 
     rows = collect(study, folder)
     if not rows:
         raise UserError(f"{folder.store.locate(folder.name)}: no rows yet; run the study first")
     keep_limit(study, folder)
     with tempfile.TemporaryDirectory(prefix="spectral-scaling-report-") as scratch:
-        write_report(to_table(rows).to_pandas(), Path(scratch))
+        limit, known = Path(scratch) / "limit.json", folder.read_limit()
+        if known is not None:
+            limit.write_bytes(known)
+        write_report(to_table(rows).to_pandas(), Path(scratch), limit=None if known is None else read_limit(limit))
         return folder.publish_report(Path(scratch))
 
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.table import best_trials, law_cells, points_from_cells, points_from_columns
+from analysis.table import points_from_columns
+from analysis.trials import best_trials, law_cells, points_from_cells
 from scaling.errors import UserError
 
 trials = st.lists(

@@ -1,13 +1,46 @@
-"""The report and the command line."""
+"""The report: one page that tells the whole story, and the checklist of what a study must state."""
 
+import base64
+import dataclasses
 import json
 import re
+from io import BytesIO
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from analysis.__main__ import main
+from analysis.checklist import NOT_RECORDED, checklist
+from analysis.example import example_rows
+from analysis.findings import find
 from analysis.report import write_report
-from analysis.words import axis_meaning, significant
+from analysis.snr import Limit
+from analysis.words import axis_meaning, bounds, greek, significant
+from scaling.errors import UserError
+from tests.analysis.conftest import FIXED_NOISE_FIXED_SAMPLES, frame, study_rows
+
+SECTIONS = (
+    "What was run",
+    "The law",
+    "Why the curve stops",
+    "What more data, or a larger model, would buy",
+    "How to spend compute",
+    "Was the forecast right?",
+    "Learning rates",
+    "What was excluded, and why",
+    "Checklist",
+)
+FIGURES = {
+    "error_against_compute",
+    "error_against_data",
+    "error_against_size",
+    "error_budgets",
+    "error_surface",
+    "held_out",
+    "learning_rates",
+    "profiles",
+    "residuals",
+}
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +50,11 @@ def report(demo_rows, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def example():
+    return find(example_rows(), bootstrap=60)
+
+
 def page_of(out):
     return re.sub(r"base64,[^\"]*", "", (out / "index.html").read_text())
 
@@ -24,36 +62,45 @@ def page_of(out):
 def test_the_page_tells_the_whole_story(report):
     page = page_of(report)
     for words in (
+        *SECTIONS,
         "of the 18 held-out runs lie within their 90 % interval",
         "the D axis is unique data",
-        "four times the data would lower the error",
+        "4 times the data",
         "diverged: loss is not finite at step 40",
         "failed: killed; its cell has no finished trial",
         "ridge",
         "torch 2.13",
         "abc1234",
         "Lack of fit against the scatter between seeds",
-        "the standard error of one such score is about 0.0040 dex",
+        "no compute-optimal path over D is defined",
     ):
-        assert words in page
+        assert words in page, words
     assert not re.search(r"\bnan\b|\bNone\b|\binf\b", page, flags=re.IGNORECASE)
 
 
 def test_the_page_needs_nothing_else(report):
     page = (report / "index.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:)", page)
-    assert page.count("<img") == 5
+    assert page.count("<img") == len(FIGURES)
 
 
 def test_everything_lies_beside_the_page(report):
-    names = ("error_against_data", "error_against_size", "held_out", "learning_rates", "residuals")
-    expected = {f"figures/{name}.{kind}" for name in names for kind in ("svg", "png")}
+    expected = {f"figures/{name}.{kind}" for name in FIGURES for kind in ("svg", "pdf", "png")}
     expected |= {"index.html", "fit.json", "cells.csv"}
     assert {str(path.relative_to(report)) for path in report.rglob("*") if path.is_file()} == expected
     document = json.loads((report / "fit.json").read_text())
     assert document["held_out"]["excluded"] == 18
     assert document["points"] == 30
     assert document["all_cells"]["points"] == 48
+    assert document["checklist"][0]["question"] == "What N counts"
+
+
+def test_the_raw_table_is_in_the_page(report, demo_rows):
+    page = (report / "index.html").read_text()
+    attached = base64.b64decode(re.search(r"data:text/csv;base64,([^\"]*)", page)[1])
+    table = pd.read_csv(BytesIO(attached))
+    assert len(table) == len(demo_rows)
+    assert list(table["trial"]) == list(demo_rows["trial"])
 
 
 def test_the_report_is_reproducible(report, demo_rows, tmp_path):
@@ -77,6 +124,74 @@ def test_a_study_without_a_finished_trial_still_gives_a_report(make_rows, tmp_pa
     assert "no cell has a finished trial" in page
     assert "out of memory" in page
     assert not re.search(r"\bnan\b", page)
+
+
+def test_a_study_of_one_size_gives_a_report_on_its_curve(tmp_path):
+    one_size = dataclasses.replace(
+        FIXED_NOISE_FIXED_SAMPLES, sizes=np.array([29953]), mae=FIXED_NOISE_FIXED_SAMPLES.mae[3:]
+    )
+    write_report(frame(study_rows(one_size, seeds=(0, 1), scatter=0.02)).assign(held_out=False), tmp_path, bootstrap=60)
+    page = page_of(tmp_path)
+    assert "Selected: <b>m" in page
+    assert "4 times the data" in page
+    assert "Only one of N and D varies" in page
+    assert not (tmp_path / "figures" / "error_surface.svg").exists()
+
+
+def test_the_information_limit_stands_beside_the_error(tmp_path):
+    rows, bins = (
+        example_rows(),
+        pd.DataFrame([{"low": 2.0, "high": 20.0, "count": 9, "mae_dex": 0.05, "rmse_dex": 0.07}]),
+    )
+    limit = Limit(
+        label="log_g",
+        noise_level=1.0,
+        eval_pin="example",
+        mae_dex=0.05,
+        rmse_dex=0.07,
+        guess_mae_dex=1.0,
+        by_snr=bins,
+        assumes="Known noise.",
+    )
+    write_report(rows, tmp_path, bootstrap=40, limit=limit)
+    page = page_of(tmp_path)
+    assert "No estimator can do better on these test spectra than 0.050 dex" in page
+    assert (tmp_path / "figures" / "mae_by_snr.pdf").is_file()
+    with pytest.raises(UserError, match="other data|of the same data"):
+        write_report(rows, tmp_path, bootstrap=40, limit=dataclasses.replace(limit, eval_pin="another"))
+
+
+def test_the_checklist_states_both_fits_and_every_method(example):
+    lines = {line.question: line for line in checklist(example)}
+    both = lines["Exclusions, with both fits"].answer
+    assert f"Without them {example.fitted.best}: E " in both
+    assert f"With them {example.final.best}: E " in both
+    assert "1,024 to 32,768" in lines["Unique data against samples seen"].answer
+    assert "(4 epochs)" in lines["Unique data against samples seen"].answer
+    assert "lsq" in lines["Objective and δ"].answer
+    assert "converged" in lines["Optimiser and convergence"].answer
+    assert "0 of 60 refits stopped" in lines["Optimiser and convergence"].answer
+    assert "profile likelihood" in lines["Interval method"].answer
+    assert example.score.words == lines["Score on held-out cells"].answer
+    assert all(form in lines["Competing forms"].answer for form in example.fitted.fits)
+    assert lines["Code version"].answer == NOT_RECORDED
+    assert [line.question for line in lines.values() if not line.told] == ["Code version"]
+
+
+def test_the_checklist_says_what_is_not_recorded():
+    rows = example_rows().assign(train_flops=float("nan"), samples_seen=1, held_out=False)
+    rows = rows[(rows["seed"] == 0) & (rows["lr"] == 1e-3)].assign(num_test=0)
+    lines = {line.question: line for line in checklist(find(rows, bootstrap=40))}
+    missing = {question for question, line in lines.items() if not line.told}
+    assert missing == {
+        "FLOP formula",
+        "Tuning at each size",
+        "Seeds and noise",
+        "Test set and its error",
+        "Score on held-out cells",
+        "Code version",
+    }
+    assert lines["FLOP formula"].answer == NOT_RECORDED
 
 
 @pytest.mark.parametrize(
@@ -103,76 +218,20 @@ def test_numbers_are_readable(value, words):
     assert significant(value) == words
 
 
-def test_fit_of_a_users_table(grid_frame, tmp_path, capsys):
-    grid_frame.rename(columns={"N": "n", "loss": "Loss"}).to_csv(tmp_path / "t.csv", index=False)
-    out = tmp_path / "fit.json"
-    arguments = [
-        "fit",
-        str(tmp_path / "t.csv"),
-        "--bootstrap",
-        "40",
-        "--at",
-        "1e5,65536",
-        "1e9,1e9",
-        "--json",
-        str(out),
-    ]
-    assert main(arguments) == 0
-    found = json.loads(out.read_text())
-    assert found["form"] in ("chinchilla", "gamma")
-    assert found["status"] in ("converged", "bound_hit")
-    assert set(found["intervals"]) == set(found["parameters"])
-    assert [cast["N"] for cast in found["forecasts"]] == [1e5, 1e9]
-    assert all(cast["low"] < cast["value"] < cast["high"] for cast in found["forecasts"])
-    assert found["forecasts"][1]["flags"]
-    assert sum(form["weight"] for form in found["selection"].values()) == pytest.approx(1)
-    assert found["level"] == 0.9
-    assert found["lack_of_fit"] is None
-    assert "alpha" in capsys.readouterr().out
-
-
-def test_fit_of_a_results_table_leaves_held_out_cells_out(demo_rows, tmp_path):
-    demo_rows.to_parquet(tmp_path / "results.parquet")
-    for extra, points in ((), 30), (("--all",), 48):
-        arguments = ["fit", str(tmp_path / "results.parquet"), "--form", "chinchilla", "--bootstrap", "20", *extra]
-        assert main([*arguments, "--json", str(tmp_path / "fit.json")]) == 0
-        found = json.loads((tmp_path / "fit.json").read_text())
-        assert found["points"] == points
-        assert found["held_out"] == {"cells": 18, "included": bool(extra)}
-
-
-def test_a_fit_that_fails_is_written_with_its_status(grid_frame, tmp_path):
-    grid_frame.iloc[[0, 1, 7, 8, 14]].to_csv(tmp_path / "t.csv", index=False)
-    assert main(["fit", str(tmp_path / "t.csv"), "--json", str(tmp_path / "fit.json")]) == 1
-    found = json.loads((tmp_path / "fit.json").read_text())
-    assert found["status"] == "not_identified"
-    assert found["parameters"]["E"] is None
-
-
-def test_the_report_command(demo_rows, tmp_path, capsys):
-    demo_rows.to_csv(tmp_path / "results.csv", index=False)
-    assert main(["report", str(tmp_path / "results.csv"), str(tmp_path / "out"), "--bootstrap", "20"]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "index.html")
-
-
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("interval", "words"),
     [
-        (["fit", "absent.parquet"], "absent.parquet: no such table"),
-        (["fit", "t.csv", "--n", "tokens"], "no column 'tokens'"),
-        (["fit", "t.csv", "--at", "5"], "--at 5"),
-        (["fit", "t.csv", "--level", "90"], "--level 90"),
-        (["fit", "t.csv", "--bootstrap", "0"], "--bootstrap 0"),
-        (["fit", "t.csv", "--form", "cubic"], "cubic"),
-        (["fit", "t.csv", "--bootstrap", "20", "--json", "absent/fit.json"], "absent: no such folder"),
-        (["report", "t.csv", "out"], "are missing; give a results table"),
-        ([], "required"),
+        ((0.1, 0.25), "0.100 to 0.250"),
+        ((0.5, np.inf), "above 0.500"),
+        ((0.0, np.inf), "not determined"),
+        ((-np.inf, np.inf), "not determined"),
+        ((-np.inf, 2.0), "below 2.00"),
+        (None, "not known"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_status_2(grid_frame, tmp_path, monkeypatch, capsys, arguments, words):
-    monkeypatch.chdir(tmp_path)
-    grid_frame.to_csv("t.csv", index=False)
-    assert main(arguments) == 2
-    told = capsys.readouterr().err
-    assert words in told
-    assert told.count("\n") == 1
+def test_an_interval_without_an_end_says_so(interval, words):
+    assert bounds(interval) == words
+
+
+def test_formulas_are_told_in_greek():
+    assert greek("E + A/N^alpha + B/D^beta") == "E + A/N^α + B/D^β"

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from analysis.snr import mae_by_snr, read_limit, snr_bins
-from analysis.table import best_trials
+from analysis.trials import best_trials
 from scaling.errors import UserError
 
 EDGES = [2.8, 3.7, 5.3, 8.2, 12.5, 17.2, 22.6]

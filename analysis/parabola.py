@@ -1,0 +1,38 @@
+"""The optimum of a quantity that was tried at a few places: a parabola, believed only between them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from analysis.laws import Array
+
+
+class Optimum(NamedTuple):
+    """Where a parabola is smallest, and its value there; NaN with a reason (not empty) if it cannot be believed."""
+
+    x: float
+    y: float
+    reason: str
+
+
+def bracketed_optimum(x: Array, y: Array) -> Optimum:
+    """Fit a parabola of y (n,) in x (n,) by least squares.
+
+    The optimum is refused if fewer than three places were tried, if the parabola does not open upwards, or if its
+    lowest point lies outside the places tried.
+    """
+    nothing = float("nan")
+    tried = len(np.unique(x))
+    if tried < 3:
+        return Optimum(nothing, nothing, f"{tried} tried, at least three are needed")
+    middle = float(x.mean())
+    curvature, slope, height = np.polyfit(x - middle, y, 2)
+    if not curvature > 0:
+        return Optimum(nothing, nothing, "the parabola does not open upwards")
+    best = middle - slope / (2 * curvature)
+    if not x.min() < best < x.max():
+        side = "smallest" if best <= x.min() else "largest"
+        return Optimum(nothing, nothing, f"the optimum lies beyond the {side} one tried")
+    return Optimum(float(best), float(height - slope**2 / (4 * curvature)), "")

@@ -1,0 +1,110 @@
+"""The tables of the report, as plain rows for its template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from analysis import words
+from analysis.compare import Comparison
+from analysis.figures.style import GREEK
+from analysis.findings import Answers, Findings
+from analysis.laws import LAWS
+
+
+def run_facts(findings: Findings) -> dict[str, Any]:
+    """What was run, counted."""
+    rows, table = findings.rows, findings.table
+
+    def listed(column: str, style: str = "{}") -> str:
+        return ", ".join(style.format(value) for value in sorted(rows[column].dropna().unique()))
+
+    return {
+        "trials": len(rows),
+        "finished": int((rows["status"] == "done").sum()),
+        "cells": len(table.cells),
+        "held": int(table.cells["held_out"].astype(bool).sum()),
+        "seeds": int(table.cells["seed"].nunique()),
+        "spectra": f"{rows['num_spectra'].min():,} to {rows['num_spectra'].max():,}",
+        "num_test": listed("num_test", "{:,}"),
+        "device": listed("device"),
+        "hours": f"{rows['device_seconds'].sum(skipna=True) / 3600:.2g}",
+        "eval_pin": listed("eval_pin"),
+        "precision": listed("precision"),
+        "z": listed("label_std", "{:.4g}"),
+    }
+
+
+def grid(cells: pd.DataFrame) -> dict[str, Any]:
+    """Best test MAE by (family, N) and D, averaged over seeds: {columns: [D], rows: [{family, rung, N, values}]}."""
+    columns = sorted(cells["num_spectra"].unique())
+    lines = []
+    for (family, N, rung), group in cells.groupby(["family", "num_params", "rung"], sort=True):
+        values: list[dict[str, Any] | None] = []
+        for D in columns:
+            here = group[group["num_spectra"] == D]
+            mean, spread = here["test_mae_dex"].mean(), here["test_mae_dex"].std(ddof=1) if len(here) > 1 else None
+            held = bool(here["held_out"].any())
+            values.append({"mean": mean, "spread": spread, "seeds": len(here), "held": held} if len(here) else None)
+        lines.append({"family": family, "rung": rung, "N": int(N), "values": values})
+    lines.sort(key=lambda line: (line["family"] != "specvit", line["family"], line["N"]))
+    return {"columns": [int(D) for D in columns], "rows": lines, "families": cells["family"].nunique()}
+
+
+def forms(comparison: Comparison | None) -> list[dict[str, Any]]:
+    """Every form that was compared: its AICc above the lowest, weight, score at the edge and outcome."""
+    if comparison is None:
+        return []
+    lowest = min(comparison.aicc.values())
+    lines = []
+    for form, fitted in comparison.fits.items():
+        edge = comparison.edge.get(form)
+        lines.append(
+            {
+                "form": form,
+                "formula": LAWS[form].formula,
+                "best": form == comparison.best,
+                "parameters": len(LAWS[form].parameters),
+                "usable": fitted.usable and comparison.aicc[form] < float("inf"),
+                "above": comparison.aicc[form] - lowest,
+                "weight": comparison.weights[form],
+                "edge": None
+                if edge is None
+                else f"{100 * edge.mean_abs_log_error:.1f} %, {edge.inside} of {edge.held}",
+                "status": fitted.status.replace("_", " "),
+                "message": "" if fitted.status == "converged" else fitted.message,
+            }
+        )
+    return sorted(lines, key=lambda line: line["above"])
+
+
+def parameters(findings: Findings) -> list[dict[str, Any]]:
+    """The selected form's parameters with their intervals, without the held-out cells and with them."""
+    if findings.fitted is None or findings.final is None:
+        return []
+    law = findings.fitted.law.law
+    lines = []
+    for name, meaning in law.meaning.items():
+        line: dict[str, Any] = {"name": GREEK.get(name, name), "meaning": meaning}
+        for which, comparison in (("fitted", findings.fitted), ("final", findings.final)):
+            value = comparison.fits[law.name].parameters[name]
+            interval = comparison.intervals.get(law.name, {}).get(name)
+            line[which] = {"value": words.significant(value), "interval": words.bounds(interval)}
+        lines.append(line)
+    return lines
+
+
+def beware(answers: Answers | None) -> list[str]:
+    """What holds for all forecasts of the answers, in words."""
+    if answers is None:
+        return []
+    first, *others = answers.gains["flags"]
+    return [flag for flag in first if all(flag in each for each in others)]
+
+
+def gains(answers: Answers) -> list[dict[str, Any]]:
+    """What more would buy, each row with the flags that are its own."""
+    common = beware(answers)
+    rows = answers.gains.to_dict("records")
+    return [row | {"flags": [flag for flag in row["flags"] if flag not in common]} for row in rows]

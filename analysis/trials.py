@@ -1,0 +1,163 @@
+"""From the rows of a study to points: the best trial of each cell, and what was left out and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.table import Points, points_from_columns
+from scaling.errors import UserError
+from scaling.study import rows as rows_contract
+
+CELL = ["study", "family", "rung", "num_params", "num_spectra", "seed"]
+"""The columns that identify a cell."""
+
+_RULES = (
+    ("eval_pin", "scored on different spectra or noise"),
+    ("label", "of different labels"),
+    ("noise", "of runs that drew their noise differently"),
+    ("budget", "of runs whose length was set in different ways"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellTable:
+    """What `best_trials` makes of a table of rows.
+
+    Attributes:
+        cells: one row a cell: all columns of its best trial, with `trials` (finished trials), `learning_rates`
+            (distinct ones among them) and `edge_of_search` ("smallest", "largest" or "").
+        exclusions: the trials that were not used, with `reason` in words.
+        warnings: what to know about the table, in words.
+    """
+
+    cells: pd.DataFrame
+    exclusions: pd.DataFrame
+    warnings: list[str]
+
+
+def is_row_table(frame: pd.DataFrame) -> bool:
+    """Whether a table has the columns of the results row."""
+    return set(rows_contract.schema().names) <= set(frame.columns)
+
+
+def best_trials(rows: pd.DataFrame) -> CellTable:
+    """Choose the trial with the smallest validation MAE in each cell (study, family, rung, N, D, seed).
+
+    Another learning rate of the same cell is not an exclusion: it lost the selection it was made for. A trial that
+    diverged, failed or left no metric is one.
+
+    Args:
+        rows: a table of `scaling.study.rows.Row`, of one study or of several with the same rules.
+
+    Raises:
+        UserError: if columns are missing, or finished rows differ in `eval_pin`, `label`, `noise` or `budget`, which
+            makes their errors incomparable.
+    """
+    missing = sorted(set(rows_contract.schema().names) - set(rows.columns))
+    if missing:
+        raise UserError(f"table: the columns {', '.join(missing)} are missing; give a results table of a study")
+    copies = rows.duplicated()
+    rows = rows[~copies]
+    usable = (
+        (rows["status"] == "done")
+        & np.isfinite(rows["val_mae_dex"].astype(float))
+        & (rows["test_mae_dex"].astype(float) > 0)
+    )
+    finished = rows[usable]
+    warnings = [f"{copies.sum()} rows are copies of another and count once"] if copies.any() else []
+    warnings += _check_rules(finished)
+    groups = finished.sort_values(["val_mae_dex", "trial"], kind="stable").groupby(CELL, sort=True, dropna=False)
+    cells = groups.head(1).sort_values(CELL).reset_index(drop=True)
+    facts = [_search_facts(group) for _, group in groups]
+    for name in ("trials", "learning_rates", "edge_of_search"):
+        cells[name] = [fact[name] for fact in facts]
+    return CellTable(cells=cells, exclusions=_exclusions(rows[~usable], finished), warnings=warnings)
+
+
+def _check_rules(finished: pd.DataFrame) -> list[str]:
+    """Refuse rows whose errors do not compare; warn where their rules differ less."""
+    for column, why in _RULES:
+        studies = finished["study"].astype(str).groupby(finished[column].astype(str)).unique()
+        if len(studies) > 1:
+            held = ", ".join(f"{value} (study {', '.join(sorted(names))})" for value, names in studies.items())
+            raise UserError(f"table: column {column} holds {held}: errors {why} do not compare; keep the rows of one")
+    warnings = []
+    precisions = sorted(finished["precision"].astype(str).unique())
+    if len(precisions) > 1:
+        warnings.append(f"the rows were trained in different precisions ({', '.join(precisions)})")
+    seen = finished["samples_seen"] / (finished["num_spectra"] if "epochs" in set(finished["budget"]) else 1)
+    if finished["study"].nunique() > 1 and seen.max() > 1.05 * seen.min():
+        unit = "epochs" if "epochs" in set(finished["budget"]) else "samples"
+        warnings.append(
+            f"the studies trained for different numbers of {unit} ({seen.min():.4g} to {seen.max():.4g}), which only "
+            "the form data_constrained tells apart"
+        )
+    return warnings
+
+
+def _search_facts(trials: pd.DataFrame) -> dict[str, object]:
+    """How a cell was searched. `trials`: its finished trials, best first."""
+    rates = np.sort(trials["lr"].unique())
+    best = trials["lr"].iloc[0]
+    edge = ""
+    if len(rates) >= 3:
+        edge = "smallest" if best == rates[0] else "largest" if best == rates[-1] else ""
+    return {"trials": len(trials), "learning_rates": len(rates), "edge_of_search": edge}
+
+
+def _exclusions(unused: pd.DataFrame, finished: pd.DataFrame) -> pd.DataFrame:
+    done = set(finished[CELL].itertuples(index=False, name=None))
+    reasons = []
+    for row in unused[[*CELL, "status", "error"]].itertuples(index=False, name=None):
+        *cell, status, error = row
+        told = f": {error}" if isinstance(error, str) and error else ""
+        reason = f"{status}{told}" if status != "done" else "finished without a usable validation and test MAE"
+        reasons.append(reason if tuple(cell) in done else f"{reason}; its cell has no finished trial")
+    return unused.assign(reason=reasons).reset_index(drop=True)
+
+
+def law_cells(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells that a law is fitted to: those of the family "specvit", or of the only family there is.
+
+    Raises:
+        UserError: if there are several families and none is "specvit", or no cell at all.
+    """
+    families = sorted(cells["family"].unique())
+    if not families:
+        raise UserError("table: no cell has a finished trial; see the excluded trials and run the study again")
+    if "specvit" not in families and len(families) > 1:
+        raise UserError(f"table: column family holds {', '.join(families)}; keep the rows of one to fit a law")
+    return cells[cells["family"] == ("specvit" if "specvit" in families else families[0])].reset_index(drop=True)
+
+
+def largest_cell(cells: pd.DataFrame) -> pd.Series:
+    """The cell with the largest N·D among those that were run."""
+    return cells.loc[(cells["num_params"].astype(float) * cells["num_spectra"].astype(float)).idxmax()]
+
+
+def points_from_cells(
+    cells: pd.DataFrame, n: str | None = None, d: str | None = None, loss: str | None = None
+) -> Points:
+    """The points of a law: each cell's N (`num_params`), D (`num_spectra`), samples seen and test MAE in dex.
+
+    Args:
+        cells: of `best_trials`.
+        n: another column of N.
+        d: another column of D.
+        loss: another column of the loss; then its standard error is not known.
+
+    Raises:
+        UserError: as `points_from_columns`.
+    """
+    known = loss is None and bool(np.all(cells["test_mae_sem_dex"].astype(float) > 0))
+    return points_from_columns(
+        cells,
+        n or "num_params",
+        d or "num_spectra",
+        loss or "test_mae_dex",
+        samples_seen="samples_seen" if d is None else None,
+        sem="test_mae_sem_dex" if known else None,
+    )
