@@ -87,7 +87,7 @@ def compute_optimal(comparison: Comparison, cost: Cost = SIX_N_D, C: ArrayLike |
         interval=interval,
         form=fitted.form,
         cost=cost,
-        words=_path_words(float(a), interval, comparison.level, cost),
+        words=_path_words(comparison, float(a), interval, cost),
     )
 
 
@@ -164,12 +164,14 @@ def _searched(law: Law, theta: Array, log_product: float, epochs: float) -> Arra
     return size[inner] + np.nan_to_num(np.clip(shift, -1, 1)) * (size[1] - size[0])
 
 
-def _path_words(a: float, interval: Interval, level: float, cost: Cost) -> str:
+def _path_words(comparison: Comparison, a: float, interval: Interval, cost: Cost) -> str:
     low, high = interval
     words = (
         f"For the smallest error at a given compute N grows as C^a with a in [{low:.3f}, {high:.3f}] "
-        f"({100 * level:g} %), best {a:.3f}, and D as C^(1 − a). "
+        f"({100 * comparison.level:g} %), best {a:.3f}, and D as C^(1 − a). "
     )
+    if _powers(comparison.law.law, comparison.law.theta[None]) is None:
+        words += f"In the {comparison.best} form a changes with C; this is its mean over the range shown. "
     if low <= 0.5 <= high:
         words += "Growing N and D in proportion (a = 0.5) agrees with the runs. "
     return words + cost.words + "."

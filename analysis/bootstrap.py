@@ -18,6 +18,7 @@ Selection = Callable[[Mapping[str, Array]], NDArray[np.str_]]
 """(form to the objective in each replicate (K,)) -> the selected form of each (K,)."""
 
 _REDRAWS = 100
+_FEW_SIZES = 30  # of more distinct sizes a replicate always has three
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +105,7 @@ def _resampled(points: Points, parameters: int, replicates: int, seed: int) -> A
     order = np.argsort(first)
     rng = np.random.default_rng(seed)
     sizes = [np.unique(axis[first], return_inverse=True)[1] for axis in (points.N, points.D)]
+    sizes = [size for size in sizes if size.max() < _FEW_SIZES]
     counts = np.zeros((replicates, m))
     poor = np.full(replicates, True)
     for _ in range(_REDRAWS):

@@ -57,7 +57,10 @@ def error_budget(comparison: Comparison, N: float, D: float, S: float | None = N
         S: samples seen; what the points have in common if not given.
 
     Returns:
-        The budget; None if the selected form has no limit, or a samples-seen form is selected and S is unknown.
+        The budget; None if the selected form has no limit.
+
+    Raises:
+        UserError: if a form needs the samples seen, which differ between the points, and S is not given.
     """
     N, D = float(N), float(D)
     law, replicates = comparison.law.law, comparison.bootstrap

@@ -58,6 +58,9 @@ def study_cost(cells: pd.DataFrame) -> Cost:
     seen = cells["samples_seen"].to_numpy(float)
     epochs = float(np.median(seen / cells["num_spectra"].to_numpy(float)))
     ratio = cells["train_flops"].to_numpy(float) / (cells["num_params"].to_numpy(float) * seen)
+    if not np.all(np.isfinite(ratio) & (ratio > 0)):
+        words = f"C = 6 N D times {epochs:g} epochs, since the rows do not state their FLOPs"
+        return Cost(flops_per_param_sample=SIX_N_D.flops_per_param_sample, words=words, epochs=epochs)
     return _measured(ratio, epochs, f"C from the rows' FLOPs at {epochs:g} epochs")
 
 

@@ -12,6 +12,7 @@ from analysis.budget import ErrorBudget, error_budget, what_would_it_buy
 from analysis.checks import HeldOut, held_out_score, residual_trends
 from analysis.compare import Comparison, compare
 from analysis.cost import Cost, study_cost
+from analysis.nextruns import next_runs, run_hours
 from analysis.rates import RateLaw, learning_rate_law
 from analysis.table import Points
 from analysis.trials import CellTable, best_trials, largest_cell, law_cells, points_from_cells
@@ -31,6 +32,8 @@ class Answers:
         cost: what compute is.
         path: the compute-optimal path, or None with `no_path` saying why.
         no_path: or "".
+        next_runs: where one more run would narrow the forecast of the last of `gains` most for each device-hour, the
+            best first; None where the cost of a run is not known.
     """
 
     N: float
@@ -41,6 +44,7 @@ class Answers:
     cost: Cost
     path: Path | None
     no_path: str
+    next_runs: pd.DataFrame | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,14 +130,17 @@ def _answers(final: Comparison, cells: pd.DataFrame) -> Answers:
     N, D, S = float(largest["num_params"]), float(largest["num_spectra"]), None
     if final.points.S is not None and min(np.ptp(final.points.S), np.ptp(final.points.S / final.points.D)) > 0:
         S = float(largest["samples_seen"])
-    cost = study_cost(cells)
+    cost, hours = study_cost(cells), run_hours(cells)
+    gains = what_would_it_buy(final, N, D, S=S, cost=cost)
+    target = (float(gains["N"].iloc[-1]), float(gains["D"].iloc[-1]))
     return Answers(
         N=N,
         D=D,
         S=S,
         budget=error_budget(final, N, D, S),
-        gains=what_would_it_buy(final, N, D, S=S, cost=cost),
+        gains=gains,
         cost=cost,
         path=compute_optimal(final, cost),
         no_path=no_path(final, cost),
+        next_runs=None if hours is None or S is not None else next_runs(final, target, hours),
     )

@@ -21,6 +21,7 @@ DELTA = 1e-3
 _KEPT = 6  # distinct rough minima that are followed to their last digit
 _SAME = 1e-6  # minima whose values differ by less than this share are one
 _AT_BOUND = 1e-6
+_BATCH = 500_000  # losses that are refitted at once: about 100 MB
 _SINGULAR = 1e8
 _TOLERANCE = {"lsq": 1e-14, "linear": 1e-14, "huber": 1e-12, "l1": 1e-9}
 _STAGE_TOLERANCE = 1e-9  # stages of the continuation; less exact ones end beside the minimum of "l1"
@@ -149,9 +150,17 @@ def refit(fitted: Fit, points: Points, *, loss: Array | None = None, weights: Ar
     weights = fitted.weights if weights is None else weights
     count = max(len(each) if each.ndim == 2 else 1 for each in (loss, weights))
     problem = _problem(law, logs - offsets[:, None], loss, weights, fitted.objective, fitted.delta)
-    start = np.repeat(law.shifted(fitted.theta, -offsets)[None], count, axis=0)
-    found = _followed(problem, start, _REFIT_TOLERANCE)
-    return Solutions(theta=law.shifted(found.theta, offsets), value=found.value, converged=found.converged)
+    start = law.shifted(fitted.theta, -offsets)
+    size = max(1, _BATCH // len(points))
+    parts = [
+        _followed(problem.part(some), np.repeat(start[None], len(some), axis=0), _REFIT_TOLERANCE)
+        for some in np.split(np.arange(count), range(size, count, size))
+    ]
+    return Solutions(
+        theta=law.shifted(np.concatenate([part.theta for part in parts]), offsets),
+        value=np.concatenate([part.value for part in parts]),
+        converged=np.concatenate([part.converged for part in parts]),
+    )
 
 
 def _problem(law: Law, logs: Array, loss: Array, weights: Array, objective: Objective, delta: float) -> Problem:

@@ -55,9 +55,9 @@ def write_report(
 def _fit_json(findings: Findings) -> dict[str, Any]:
     if findings.fitted is None or findings.final is None or findings.answers is None:
         return {"form": None, "status": "not_identified", "message": findings.problem, "parameters": {}}
-    score = findings.score
+    score, gains = findings.score, findings.answers.gains.drop(columns="scenario")
     return {
-        **fit_document(findings.fitted),
+        **fit_document(findings.fitted, cost=findings.answers.cost),
         "held_out": {"excluded": 0, "inside": 0, "mean_abs_log_error": None}
         if score is None
         else {
@@ -65,7 +65,7 @@ def _fit_json(findings: Findings) -> dict[str, Any]:
             "inside": score.inside,
             "mean_abs_log_error": score.mean_abs_log_error,
         },
-        "all_cells": fit_document(findings.final, findings.answers.gains.drop(columns="scenario")),
+        "all_cells": fit_document(findings.final, gains, findings.answers.cost),
         "checklist": [asdict(line) for line in checklist(findings)],
     }
 
@@ -171,6 +171,7 @@ def _render(findings: Findings, pictures: dict[str, Picture], limit: Limit | Non
         answers=answers,
         budget_rows=[] if answers is None or answers.budget is None else answers.budget.table.to_dict("records"),
         gains=[] if answers is None else sections.gains(answers),
+        next_runs=[] if answers is None or answers.next_runs is None else answers.next_runs.head(5).to_dict("records"),
         score=score,
         score_rows=[] if score is None else score.table.to_dict("records"),
         exclusions=table.exclusions.to_dict("records"),

@@ -23,6 +23,8 @@ would refuse too many forms that are right."""
 FEWEST_LEFT = 2
 """Degrees of freedom, cells − parameters, with fewer than which a form does not compete."""
 
+_EXACT = 1e-18  # smaller mean objectives are rounding, by which forms must not be told apart
+
 
 def aicc(fitted: Fit, points: Points) -> float:
     """Corrected Akaike criterion (Hurvich & Tsai 1989); infinite if the fit is unusable or too few cells are left.
@@ -49,8 +51,10 @@ def _between_cells(fitted: Fit, points: Points) -> float:
 def criterion(values: Array, fitted: Fit, m: int) -> Array:
     """AICc from values of the objective (K,), over m cells."""
     k = len(fitted.theta) + 1
-    power = 1.0 if fitted.objective in ("lsq", "linear") else 2.0
-    likelihood_term = power * m * np.log(np.maximum(values, np.finfo(float).tiny) / m)
+    squares = fitted.objective in ("lsq", "linear")
+    if fitted.objective == "huber":  # most residuals lie where Huber's function is a square
+        squares = fitted.delta >= np.median(np.abs(fitted.residuals))
+    likelihood_term = (1 if squares else 2) * m * np.log(np.maximum(values / m, _EXACT))
     return likelihood_term + 2 * k + 2 * k * (k + 1) / max(m - k - 1, 1)
 
 

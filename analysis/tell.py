@@ -31,7 +31,11 @@ def tell(document: dict[str, Any], axis: str) -> None:
 
 
 def _tell_fit(document: dict[str, Any]) -> None:
-    columns = ", ".join(f"{name if name == 'loss' else name.upper()} is {column}" for name, column in document["columns"].items() if column)
+    columns = ", ".join(
+        f"{name if name == 'loss' else name.upper()} is {column}"
+        for name, column in document["columns"].items()
+        if column
+    )
     delta = f" (delta {document['delta']:g})" if document["delta"] is not None else ""
     print(f"{document['points']} points ({columns}); objective {document['objective_name']}{delta} ", end="")
     print(f"{document['objective']:.9g}; {document['status']}: {document['message']}")

@@ -144,6 +144,6 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: no such table; give a results.parquet or a CSV file")
     try:
-        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        return pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as {path.suffix or 'a table'} ({error})") from error

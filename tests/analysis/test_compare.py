@@ -3,12 +3,14 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.compare import NoLawError, compare, suitable_forms
 from analysis.fit import fit
+from analysis.forecast import forecast
 from analysis.laws import CHINCHILLA, CURVES, LAWS, SELECTABLE
 from analysis.selection import PARSIMONY, aicc, akaike_weights, selected
 from analysis.table import Points
@@ -147,3 +149,21 @@ def test_the_estimate_does_not_depend_on_what_else_competes():
     points = study()
     alone = compare(points, [CHINCHILLA.name]).law
     assert compare(points).fits[CHINCHILLA.name].parameters == alone.parameters
+
+
+def test_forms_that_all_fit_exactly_leave_the_simplest():
+    assert compare(study(seeds=1, scatter=(1e-13, 1e-13))).best == "chinchilla"
+
+
+def test_repeated_data_compete_where_the_samples_seen_differ_from_the_spectra():
+    points = study(seeds=1)
+    known = dataclasses.replace(points, S=np.full(len(points), points.D.max()))
+    found = compare(known, ["chinchilla", "data_constrained"], replicates=20)
+    seen = forecast(found, 1e5, 1e5)  # all runs saw equally many: so will the next
+    pd.testing.assert_frame_equal(seen, forecast(found, 1e5, 1e5, points.D.max()))
+    curves = found.bootstrap.curves(1e5, 1e5, points.D.max())
+    assert curves.shape == (20, 1)
+    assert np.all(curves > 0)
+    varied = dataclasses.replace(points, S=points.D * np.linspace(1, 3, len(points)))
+    with pytest.raises(UserError, match="needs the samples seen"):
+        forecast(compare(varied, ["data_constrained"]), 1e5, 1e5)

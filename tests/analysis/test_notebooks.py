@@ -5,7 +5,6 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[2] / "analysis" / "notebooks"
@@ -17,8 +16,8 @@ def execute(name, folder, **parameters):
     place = next(k for k, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     changed = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(changed))
-    manager = AsyncKernelManager(transport="ipc", kernel_name="python3")
-    NotebookClient(notebook, km=manager, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    where = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, kernel_name="python3", timeout=120, resources=where).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     return "\n".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
 

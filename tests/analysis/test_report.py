@@ -16,7 +16,6 @@ from analysis.findings import find
 from analysis.report import write_report
 from analysis.snr import Limit
 from analysis.words import axis_meaning, bounds, greek, significant
-from scaling.errors import UserError
 from tests.analysis.conftest import FIXED_NOISE_FIXED_SAMPLES, frame, study_rows
 
 SECTIONS = (
@@ -157,8 +156,6 @@ def test_the_information_limit_stands_beside_the_error(tmp_path):
     page = page_of(tmp_path)
     assert "No estimator can do better on these test spectra than 0.050 dex" in page
     assert (tmp_path / "figures" / "mae_by_snr.pdf").is_file()
-    with pytest.raises(UserError, match="other data|of the same data"):
-        write_report(rows, tmp_path, bootstrap=40, limit=dataclasses.replace(limit, eval_pin="another"))
 
 
 def test_the_checklist_states_both_fits_and_every_method(example):
