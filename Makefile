@@ -28,6 +28,7 @@ quick: .venv/installed  ## The tests that start no Ray cluster
 
 bench: .venv/installed  ## Ratios against the limits (about 4 minutes on 2 cores; more rows by hand, see README)
 	for name in encodings conversion cache_memory batches; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.fits --starts 450 --refits 400
 
 lint: .venv/installed  ## What pre-commit runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

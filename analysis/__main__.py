@@ -18,6 +18,7 @@ from analysis.fit import DELTA
 from analysis.forecast import forecast
 from analysis.laws import CURVES, LAWS
 from analysis.report import write_report
+from analysis.snr import read_limit
 from analysis.solve import Objective
 from analysis.table import Points, column_names, points_from_columns
 from analysis.tell import tell
@@ -80,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("out", type=Path, metavar="OUT", help="folder of the report")
     report.add_argument("--bootstrap", type=int, default=1000, metavar="K", help="refits a form (default 1000)")
     report.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    report.add_argument(
+        "--limit", type=Path, metavar="JSON", help="information limit, as `scaling limit --json` writes"
+    )
     report.set_defaults(command=_report)
     return parser
 
@@ -111,7 +115,9 @@ def _fit(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     _check_bootstrap(options)
-    print(write_report(_read(options.table), options.out, bootstrap=options.bootstrap, seed=options.seed))
+    limit = None if options.limit is None else read_limit(options.limit)
+    page = write_report(_read(options.table), options.out, bootstrap=options.bootstrap, seed=options.seed, limit=limit)
+    print(page)
     return 0
 
 

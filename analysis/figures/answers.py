@@ -31,7 +31,7 @@ def error_budgets(budgets: Sequence[ErrorBudget], observed: Observed, level: flo
     sizes = np.unique([budget.N for budget in budgets])
     if len(sizes) > _PANELS:
         sizes = sizes[np.linspace(0, len(sizes) - 1, _PANELS).round().astype(int)]
-    across = min(len(sizes), 3)
+    across = 2 if len(sizes) == 4 else min(len(sizes), 3)
     down = -(-len(sizes) // across)
     figure = new_figure(PAGE, 0.33 * PAGE * down + 0.3)
     panels = figure.subplots(down, across, sharey=True, squeeze=False).ravel()

@@ -61,9 +61,9 @@ def error_against_compute(observed: Observed, path: Path | None = None) -> Figur
     is drawn with its band where there is one.
 
     Returns:
-        None if the compute of the runs is not known.
+        None if the compute of the runs is not known, or the same for all.
     """
-    if observed.flops is None:
+    if observed.flops is None or np.ptp(observed.flops) == 0:
         return None
     figure = new_figure(COLUMN, 0.95 * COLUMN)
     axes = figure.subplots()
@@ -84,6 +84,8 @@ def error_against_compute(observed: Observed, path: Path | None = None) -> Figur
         handles.append(Line2D([], [], color="black", lw=1.4, label="compute-optimal"))
     axes.set(xscale="log", yscale="log", xlabel=COMPUTE, ylabel=observed.error)
     axes.xaxis.set_minor_locator(NullLocator())
+    if observed.flops.max() < 100 * observed.flops.min():  # too short for a tick at every power of ten
+        size_ticks(axes.xaxis, observed.flops, text="{:.1e}".format, most=3)
     error_axis(axes, "y")
     axes.grid()
     _legend(figure, handles, observed)

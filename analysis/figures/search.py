@@ -53,7 +53,7 @@ def learning_rates(rows: pd.DataFrame) -> Figure | None:
         axes.plot(lost["lr"], np.full(len(lost), 0.97), "x", color=ALARM, transform=axes.get_xaxis_transform())
         axes.set(xscale="log", yscale="log")
         axes.set_title(f"N = {short(size)}")
-    size_ticks(panels[0].xaxis, tried["lr"], text=lambda value: f"{value:g}", most=4)
+    size_ticks(panels[0].xaxis, tried["lr"], text="{:.2g}".format, most=4)
     error_axis(panels[0], "y")
     for axes in panels[len(sizes) :]:
         axes.set_visible(False)

@@ -26,8 +26,8 @@ def study(form="chinchilla", seed=0, **changes):
 @pytest.mark.parametrize("form", TRUTHS)
 def test_the_true_form_is_selected_in_most_studies(form):
     """A small part of `benchmarks.coverage`."""
-    found = [compare(study(form, seed)).best for seed in range(8)]
-    assert found.count(form) >= 6, found
+    found = [compare(study(form, seed)).best for seed in range(4)]
+    assert found.count(form) >= 3, found
 
 
 def test_weights_add_up_and_follow_the_score():

@@ -47,7 +47,6 @@ def test_a_results_table_gives_all_figures(demo_rows, tmp_path):
     assert "held-out runs lie within their 90 % interval" in told
     assert "made up" not in told
     assert figures(tmp_path) == {
-        "error_against_compute",
         "error_against_data",
         "error_against_size",
         "error_budgets",

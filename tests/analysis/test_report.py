@@ -30,7 +30,6 @@ SECTIONS = (
     "Checklist",
 )
 FIGURES = {
-    "error_against_compute",
     "error_against_data",
     "error_against_size",
     "error_budgets",
@@ -156,6 +155,7 @@ def test_the_information_limit_stands_beside_the_error(tmp_path):
     page = page_of(tmp_path)
     assert "No estimator can do better on these test spectra than 0.050 dex" in page
     assert (tmp_path / "figures" / "mae_by_snr.pdf").is_file()
+    assert (tmp_path / "figures" / "error_against_compute.pdf").is_file()
 
 
 def test_the_checklist_states_both_fits_and_every_method(example):
