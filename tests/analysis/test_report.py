@@ -153,7 +153,7 @@ def test_the_information_limit_stands_beside_the_error(tmp_path):
     )
     write_report(rows, tmp_path, bootstrap=40, limit=limit)
     page = page_of(tmp_path)
-    assert "No estimator can do better on these test spectra than 0.050 dex" in page
+    assert "The information limit (Cramér–Rao) of these test spectra is 0.050 dex" in page
     assert (tmp_path / "figures" / "mae_by_snr.pdf").is_file()
     assert (tmp_path / "figures" / "error_against_compute.pdf").is_file()
 
