@@ -10,16 +10,13 @@ import pandas as pd
 from scipy import stats
 
 from analysis.fit import Fit
-from analysis.forecast import prediction_intervals, prediction_table
+from analysis.forecast import UNLIKELY, prediction_intervals, prediction_table
 from analysis.laws import Array
 from analysis.likelihood import cell_means
 from analysis.table import Points
 
 if TYPE_CHECKING:
     from analysis.compare import Comparison
-
-UNLIKELY = 0.05
-"""A result less likely than this by chance is called one: lack of fit, or too few held-out runs inside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from scipy import stats
 from analysis.bootstrap import Bootstrap, bootstrap
 from analysis.checks import EdgeScore, LackOfFit, edge_score, lack_of_fit, without_edge
 from analysis.fit import DELTA, Fit, fit
-from analysis.laws import LAWS, SELECTABLE, Array
+from analysis.laws import AMPLITUDES, LAWS, SELECTABLE, Array
 from analysis.likelihood import Likelihood, likelihood
 from analysis.profile import Interval, parameter_intervals
 from analysis.selection import FEWEST_LEFT, aicc, akaike_weights, criterion, selected
@@ -205,8 +205,8 @@ def suitable_forms(points: Points) -> tuple[str, ...]:
     if not points.axis:
         raise UserError("table: neither N nor D varies; a law needs at least three sizes of one of them")
     if points.axis != "ND":
-        return tuple(name for name in _CURVES if name in LAWS)
-    repeats = points.S is not None and bool(np.any(points.S != points.D)) and "data_constrained" in LAWS
+        return _CURVES
+    repeats = points.S is not None and bool(np.any(points.S != points.D))
     return (*SELECTABLE, "data_constrained") if repeats else SELECTABLE
 
 
@@ -222,7 +222,7 @@ def _with_evaluation(
         return intervals
     common = float(stats.norm.ppf(0.5 + level / 2)) * evaluation
     widened = dict(intervals)
-    for name in {"E", "A", "B", "R", "E0"} & set(intervals):
+    for name in set(AMPLITUDES) & set(intervals):
         low, high = intervals[name]
         value = fitted.parameters[name]
         if value > 0:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.laws import LAWS, Array, Law
+from analysis.laws import AMPLITUDES, LAWS, Array, Law
 from analysis.solve import L1_DELTA, Objective, Problem, Solutions, minimise
 from analysis.table import Points
 from scaling.errors import UserError
@@ -26,7 +26,6 @@ _SINGULAR = 1e8
 _TOLERANCE = {"lsq": 1e-14, "linear": 1e-14, "huber": 1e-12, "l1": 1e-9}
 _STAGE_TOLERANCE = 1e-9  # stages of the continuation; less exact ones end beside the minimum of "l1"
 _REFIT_TOLERANCE = 1e-7  # a refit need only be exact to a small part of its own scatter
-_AMPLITUDES = ("E", "A", "B", "R", "E0")  # in the unit of the loss; other parameters are of order one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +228,7 @@ def _outcome(problem: Problem, found: Solutions, offsets: Array) -> tuple[Status
     if not found.converged[0]:
         return "failed", "no minimum was reached; the form may not suit these points"
     smallest = problem.loss.min()
-    size = np.where([name in _AMPLITUDES for name in law.parameters], smallest, 1.0)
+    size = np.where([name in AMPLITUDES for name in law.parameters], smallest, 1.0)
     natural = law.shifted(theta, offsets)  # bounds hold for centred variables, people read the others
     words = []
     for side, gap in (("lower", theta - law.lower), ("upper", law.upper - theta)):

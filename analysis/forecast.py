@@ -21,7 +21,7 @@ FAR = 4.0
 """A forecast further outside the fitted range than this factor, in N or in D, is flagged."""
 
 UNLIKELY = 0.05
-"""A lack of fit with a probability below this is flagged."""
+"""A result less likely than this by chance is called one: lack of fit, or too few held-out runs inside."""
 
 _NEGLIGIBLE = 1e-3  # weight of a form below which it is left out of the mixture
 _GRID = 600

@@ -14,6 +14,7 @@ from analysis.solve import Problem, minimise
 
 _TOLERANCE = 1e-9
 _NODES = np.linspace(-1.0, 1.0, 17)
+_AT_ONCE = 8  # places that share a batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,18 @@ def _paths(
         The pseudo-observations, the rise of the sum of squares without and with them, and the curve's value there,
         each (places, nodes).
     """
+    parts = []
+    for first in range(0, here.shape[1], _AT_ONCE):
+        some = slice(first, first + _AT_ONCE)
+        parts.append(_some_paths(likely, problem, theta, here[:, some], value[some], weight[some], width[some]))
+    observed, rise, total, curves = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return observed, rise, total, curves
+
+
+def _some_paths(
+    likely: Likelihood, problem: Problem, theta: Array, here: Array, value: Array, weight: Array, width: Array
+) -> tuple[Array, Array, Array, Array]:
+    """As `_paths`, of a few places: every problem has the points of all of them, with weight zero but for its own."""
     places, nodes, m = here.shape[1], len(_NODES), problem.logs.shape[1]
     change = width[:, None] * _NODES
     linear = likely.fitted.objective == "linear"

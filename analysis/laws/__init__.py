@@ -16,6 +16,7 @@ from analysis.laws.coupled import GAMMA, KAPLAN
 from analysis.laws.implicit import M4
 from analysis.laws.law import Array, Law
 from analysis.laws.repeated import DATA_CONSTRAINED
+from analysis.laws.terms import AMPLITUDES
 
 _SURFACES = (CHINCHILLA, TIED, NO_FLOOR, KAPLAN, GAMMA, BROKEN_POWER, PLATEAU_IN_DATA, RIDGE)
 _CURVES = (M1, M2, M3, M4, BNSL)
@@ -31,4 +32,4 @@ SURFACES = (*SELECTABLE, DATA_CONSTRAINED.name)
 CURVES = tuple(law.name for law in _CURVES)
 """The forms of one variable."""
 
-__all__ = ["CHINCHILLA", "CURVES", "GAMMA", "LAWS", "SELECTABLE", "SURFACES", "Array", "Law"]
+__all__ = ["AMPLITUDES", "CHINCHILLA", "CURVES", "GAMMA", "LAWS", "SELECTABLE", "SURFACES", "Array", "Law"]

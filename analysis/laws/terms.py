@@ -38,6 +38,9 @@ PARAMETERS: dict[str, tuple[str, tuple[float, float]]] = {
 }
 """Every parameter of every form: its meaning, and its bounds for variables divided by their geometric means."""
 
+AMPLITUDES = tuple(name for name, (_, bounds) in PARAMETERS.items() if bounds is _AMPLITUDE)
+"""Parameters in the unit of the loss; all others are of order one."""
+
 
 def meaning(names: Iterable[str]) -> dict[str, str]:
     """What each parameter stands for."""

@@ -10,6 +10,18 @@ import pytest
 from analysis.table import Points
 from scaling.study.rows import Row, to_table
 
+STUDY_FIGURES = {
+    "error_against_data",
+    "error_against_size",
+    "error_budgets",
+    "error_surface",
+    "held_out",
+    "learning_rates",
+    "profiles",
+    "residuals",
+}
+"""What is drawn of the demo's rows."""
+
 
 @dataclass(frozen=True)
 class Grid:

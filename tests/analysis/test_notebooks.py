@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from nbclient import NotebookClient
 
+from tests.analysis.conftest import STUDY_FIGURES
+
 FOLDER = Path(__file__).parents[2] / "analysis" / "notebooks"
 
 
@@ -46,16 +48,7 @@ def test_a_results_table_gives_all_figures(demo_rows, tmp_path):
     told = execute("scaling_laws", tmp_path, TABLE="results.parquet", BOOTSTRAP=60)
     assert "held-out runs lie within their 90 % interval" in told
     assert "made up" not in told
-    assert figures(tmp_path) == {
-        "error_against_data",
-        "error_against_size",
-        "error_budgets",
-        "error_surface",
-        "held_out",
-        "learning_rates",
-        "profiles",
-        "residuals",
-    }
+    assert figures(tmp_path) == STUDY_FIGURES
 
 
 def test_five_points_work_out_of_the_box(tmp_path):

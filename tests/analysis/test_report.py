@@ -16,7 +16,7 @@ from analysis.findings import find
 from analysis.report import write_report
 from analysis.snr import Limit
 from analysis.words import axis_meaning, bounds, greek, significant
-from tests.analysis.conftest import FIXED_NOISE_FIXED_SAMPLES, frame, study_rows
+from tests.analysis.conftest import FIXED_NOISE_FIXED_SAMPLES, STUDY_FIGURES, frame, study_rows
 
 SECTIONS = (
     "What was run",
@@ -29,16 +29,6 @@ SECTIONS = (
     "What was excluded, and why",
     "Checklist",
 )
-FIGURES = {
-    "error_against_data",
-    "error_against_size",
-    "error_budgets",
-    "error_surface",
-    "held_out",
-    "learning_rates",
-    "profiles",
-    "residuals",
-}
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +69,11 @@ def test_the_page_tells_the_whole_story(report):
 def test_the_page_needs_nothing_else(report):
     page = (report / "index.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:)", page)
-    assert page.count("<img") == len(FIGURES)
+    assert page.count("<img") == len(STUDY_FIGURES)
 
 
 def test_everything_lies_beside_the_page(report):
-    expected = {f"figures/{name}.{kind}" for name in FIGURES for kind in ("svg", "pdf", "png")}
+    expected = {f"figures/{name}.{kind}" for name in STUDY_FIGURES for kind in ("svg", "pdf", "png")}
     expected |= {"index.html", "fit.json", "cells.csv"}
     assert {str(path.relative_to(report)) for path in report.rglob("*") if path.is_file()} == expected
     document = json.loads((report / "fit.json").read_text())
