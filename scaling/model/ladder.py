@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from scaling.errors import UserError
 from scaling.model.specvit import REFERENCE_WIDTH, ModelConfig
 
 REFERENCE_DEPTH = 6
 HEAD_WIDTH = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whitening:
+    """A linear map of the spectra before the tokenizer, fitted to the covariance of the noisy training spectra.
+
+    "pca" gives the largest `components` (0: all) principal components, each with variance 1; "zca" turns them back to
+    pixels. The map is frozen for the first `frozen_epochs` passes, then trained with the rest: 0 never freezes it, None
+    freezes it for ever; only where it is trained do its parameters count in N.
+    """
+
+    kind: Literal["pca", "zca"]
+    components: int = 0
+    frozen_epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            UserError: naming the field, its value and the remedy.
+        """
+        if self.kind not in ("pca", "zca"):
+            raise UserError(f"Whitening.kind = {self.kind!r}: must be one of pca, zca")
+        if self.components < 0 or (self.kind == "zca" and self.components):
+            raise UserError(
+                f"Whitening(kind={self.kind!r}, components={self.components}): give at least 1 for pca, 0 for all; zca keeps all pixels"
+            )
+        if self.frozen_epochs is not None and self.frozen_epochs < 0:
+            raise UserError(f"Whitening.frozen_epochs = {self.frozen_epochs}: must be 0 or more, or None for ever")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,52 +51,69 @@ class Ladder:
 
     num_pixels: int = 4096
     patch_size: int = 16
+    stride: int = 0
+    tokenizer: Literal["conv1d", "sliding"] = "conv1d"
+    positions: Literal["learned", "rope", "none"] = "learned"
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    whitening: Whitening | None = None
 
-    def rung(self, width: int) -> ModelConfig:
-        """The model of one rung.
+    def rung(self, width: int, num_outputs: int = 1) -> ModelConfig:
+        """The model of one rung, for so many labels.
 
         Raises:
             UserError: if the width is not a multiple of its number of heads (a multiple of 32 above 32 always is).
         """
+        whitening = self.whitening
         return ModelConfig(
             num_pixels=self.num_pixels,
             patch_size=self.patch_size,
+            stride=self.stride,
+            tokenizer=self.tokenizer,
+            positions=self.positions,
             width=width,
             depth=max(1, round(REFERENCE_DEPTH * (width / REFERENCE_WIDTH) ** 0.5)),
             num_heads=max(1, width // HEAD_WIDTH),
             mlp_width=4 * width,
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
+            num_outputs=num_outputs,
+            whitening_components=0 if whitening is None else whitening.components or self.num_pixels,
+            whitening_trained=whitening is not None and whitening.frozen_epochs is not None,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterCount:
-    """Exact numbers of parameters. `reach_loss` is the N of the laws; there are no others in our model."""
+    """Exact numbers of parameters. `reach_loss` is the N of the laws: those that are trained.
+
+    `total` also counts a whitening map that is never trained. `non_embedding` leaves out the tokenizer, the class token,
+    the positions and the whitening map. `with_pooler` adds to `reach_loss` the pooler of Hugging Face's `ViTModel`, which
+    the original's published 4,875,521 includes although no gradient reaches it.
+    """
 
     reach_loss: int
     non_embedding: int
+    total: int
     with_pooler: int
 
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
-    """Count the parameters of a SpecViT from its dimensions.
-
-    `non_embedding` leaves out the tokenizer, the class token and the positions; `with_pooler` adds the pooler of
-    Hugging Face's `ViTModel`, which the original's published 4,875,521 includes although no gradient reaches it.
-    """
+    """Count the parameters of a SpecViT from its dimensions."""
     width = config.width
-    embedding = width * (config.patch_size + 1) + width * (config.num_tokens + 1)
+    whitening = config.whitening_components * (config.num_pixels + 1)
+    positions = config.num_tokens * width if config.positions == "learned" else 0
+    embedding = width * (config.patch_size + 1) + width + positions
     attention = 4 * (width * width + width)
     mlp = 2 * width * config.mlp_width + config.mlp_width + width
     norms = 4 * width
     non_embedding = config.depth * (attention + mlp + norms) + 2 * width + config.num_outputs * (width + 1)
+    reach_loss = embedding + non_embedding + (whitening if config.whitening_trained else 0)
     return ParameterCount(
-        reach_loss=embedding + non_embedding,
+        reach_loss=reach_loss,
         non_embedding=non_embedding,
-        with_pooler=embedding + non_embedding + width * width + width,
+        total=embedding + non_embedding + whitening,
+        with_pooler=reach_loss + width * width + width,
     )
 
 
@@ -78,16 +126,23 @@ def forward_flops(config: ModelConfig) -> int:
     projections = 4 * width * width + 2 * width * config.mlp_width
     attention = 2 * tokens * width
     layers = 2 * config.depth * tokens * (projections + attention)
-    return _tokenizer_flops(config) + layers + 2 * width * config.num_outputs
+    return _whitening_flops(config) + _tokenizer_flops(config) + layers + 2 * width * config.num_outputs
 
 
 def train_flops(config: ModelConfig, samples_seen: int) -> int:
     """Floating-point operations of training on `samples_seen` spectra: forward and twice that backward.
 
-    The tokenizer needs no gradient of its input, which saves one third of its own share.
+    The first map that is trained, the tokenizer or the whitening, needs no gradient of its input, which saves one third
+    of its share; a frozen whitening needs no backward pass at all. One that is frozen at first counts as trained always.
     """
-    return samples_seen * (3 * forward_flops(config) - _tokenizer_flops(config))
+    whitening, tokenizer = _whitening_flops(config), _tokenizer_flops(config)
+    saved = whitening if config.whitening_trained else 2 * whitening + tokenizer
+    return samples_seen * (3 * forward_flops(config) - saved)
 
 
 def _tokenizer_flops(config: ModelConfig) -> int:
     return 2 * config.num_patches * config.patch_size * config.width
+
+
+def _whitening_flops(config: ModelConfig) -> int:
+    return 2 * config.num_pixels * config.whitening_components

@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scaling.errors import UserError
 from scaling.model.checkpoint import load_model, model_bytes
-from scaling.model.ladder import Ladder, count_parameters, forward_flops, train_flops
+from scaling.model.ladder import Ladder, Whitening, count_parameters, forward_flops, train_flops
 from scaling.model.specvit import ModelConfig, SpecViT
 
 SMALL = Ladder(num_pixels=1024, patch_size=128)
@@ -20,7 +20,17 @@ def test_reference_parameters_are_the_audited_ones():
     assert sum(p.numel() for p in SpecViT(config).parameters()) == count.reach_loss
 
 
-@pytest.mark.parametrize("ladder", [Ladder(), SMALL])
+OPTIONS = [
+    Ladder(),
+    SMALL,
+    Ladder(num_pixels=1024, patch_size=128, tokenizer="sliding", stride=100),
+    Ladder(num_pixels=1024, patch_size=128, stride=64, positions="none"),
+    Ladder(num_pixels=1024, patch_size=128, positions="rope"),
+    Ladder(num_pixels=1024, patch_size=16, whitening=Whitening(kind="pca", components=64, frozen_epochs=0)),
+]
+
+
+@pytest.mark.parametrize("ladder", OPTIONS)
 @pytest.mark.parametrize("width", [4, 8, 32, 64])
 def test_counted_parameters_are_those_of_the_module_and_all_reach_the_loss(ladder, width):
     model = SpecViT(ladder.rung(width))
@@ -36,9 +46,16 @@ def test_ladder_spans_800_to_30_million_parameters():
     assert sizes == sorted(sizes)
 
 
-@pytest.mark.parametrize("config", [SMALL.rung(4), SMALL.rung(32), Ladder().rung(64)])
+FROZEN = Ladder(num_pixels=1024, patch_size=128, whitening=Whitening(kind="zca"))
+
+
+@pytest.mark.parametrize(
+    "config", [SMALL.rung(4), SMALL.rung(32, num_outputs=3), FROZEN.rung(8), *(ladder.rung(64) for ladder in OPTIONS)]
+)
 def test_flops_are_those_pytorch_counts(config):
     model = SpecViT(config).eval()
+    if config.whitening_components and not config.whitening_trained:
+        model.whitening.requires_grad_(False)
     # The counter does not know the CPU's fused attention; the plain one does the same arithmetic.
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
@@ -53,6 +70,9 @@ def test_flops_are_those_pytorch_counts(config):
     ("change", "word"),
     [
         ({"patch_size": 100}, "patch_size"),
+        ({"stride": 17}, "stride"),
+        ({"positions": "rope", "width": 6, "num_heads": 2}, "rope"),
+        ({"whitening_components": 5000}, "whitening_components"),
         ({"num_heads": 7}, "num_heads"),
         ({"dropout": 1.0}, "dropout"),
         ({"depth": 0}, "depth"),
