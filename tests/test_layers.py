@@ -10,7 +10,7 @@ FORBIDDEN = {
     "scaling/data": ["scaling.model", "scaling.training", "scaling.study", "analysis", "experiments"],
     "scaling/model": ["ray", "scaling.data", "scaling.training", "scaling.study", "analysis", "experiments"],
     "scaling/training": ["scaling.study", "analysis", "experiments", "optuna"],
-    "scaling/study": ["experiments", "scaling.__main__"],
+    "scaling/study": ["experiments", "scaling.commands", "scaling.__main__"],
     "analysis": ["ray", "torch", "optuna", "scaling.data", "scaling.model", "scaling.training", "experiments"],
     "experiments": ["ray", "torch", "analysis", "scaling.data", "scaling.training"],
 }

@@ -101,7 +101,7 @@ class _PiecewiseAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, weights, kept, out = ctx.saved_tensors
         by_query, by_key, by_value = (torch.empty_like(query) for _ in range(3))
         # The softmax's backward pass needs the sums over keys of weight · d(loss)/d(weight), dropped ones included:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from scaling.__main__ import _load_study
+from scaling.commands.common import load_study
 from scaling.data.shardfile import CHECKSUM, parquet_options
 from scaling.errors import UserError
 from scaling.study.store import Store, StudyFolder
@@ -73,7 +73,7 @@ def test_a_killed_trial_process_is_replaced_and_goes_on_from_its_checkpoint(tmp_
     os.kill(victim, signal.SIGKILL)
     output = driver.communicate(timeout=200)
     assert driver.returncode == 0, output
-    study = _load_study(str(study_file))
+    study = load_study(str(study_file))
     folder = StudyFolder(Store(str(tmp_path / "store")), "mine")
     (row,) = folder.rows()
     sweep = dataclasses.replace(Sweep.prepare(study, folder, shards, tmp_path / "cache"), access={256: "auto"})
@@ -144,7 +144,7 @@ def test_a_shard_that_is_not_the_listed_one_ends_a_study_before_it_begins(tmp_pa
         shard.unlink()
     else:
         os.truncate(shard, shard.stat().st_size // 2)
-    study = _load_study(str(write_study(tmp_path / "mine.py", damaged, samples=640)))
+    study = load_study(str(write_study(tmp_path / "mine.py", damaged, samples=640)))
     folder = StudyFolder(Store(str(tmp_path / "store")), "mine")
     with pytest.raises(UserError, match=r"part-00001\.parquet: this shard is missing or not the one in manifest\.json"):
         Sweep.prepare(study, folder, damaged, tmp_path / "cache")

@@ -1,0 +1,92 @@
+"""`scaling plan`, `run`, `status`, `collect` and `report`: a study from its declaration to its report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from scaling.commands.common import AddCommand, load_study, say, study_and_store, write_json
+
+
+def add_commands(command: AddCommand) -> None:
+    """Add these commands to the parser."""
+    sub = command("plan", _plan, "Print a study's cells, parameters, FLOPs and hours; runs nothing.")
+    sub.add_argument("study", metavar="STUDY", help="a module such as experiments.demo, or a file")
+    sub.add_argument("--tflops", type=float, default=312.0, help="peak of one device (default: an A100 in bf16)")
+    sub.add_argument("--mfu", type=float, default=0.2, help="fraction of it that training reaches")
+    sub.add_argument("--json", type=Path, metavar="OUT")
+
+    sub = command("run", _run, "Run a study, or continue it: data, sweep, rows, report.")
+    study_and_store(sub)
+    sub.add_argument("--address", help="Ray cluster to use; one is started on this machine otherwise")
+    sub.add_argument("--cache", type=Path, metavar="DIR", help="folder for the nodes' memory maps")
+    sub.add_argument(
+        "--cache-limit", type=float, metavar="GB", help="what the maps of a node may take; also $SCALING_CACHE_LIMIT"
+    )
+    sub.add_argument("--retry-failed", action="store_true", help="try trials again whose row says failed")
+
+    sub = command("status", _status, "Say how far a study is.")
+    study_and_store(sub)
+    sub.add_argument("--json", type=Path, metavar="OUT")
+
+    study_and_store(command("collect", _collect, "Gather a study's rows into results.parquet."))
+    study_and_store(command("report", _report, "Fit the law and write report/index.html."))
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from scaling.study.declaration import stable
+    from scaling.study.plan import describe, make_plan
+
+    plan = make_plan(load_study(options.study), tflops=options.tflops, mfu=options.mfu)
+    print(describe(plan))
+    write_json(
+        options.json, {"device_hours": plan.device_hours, "trials": plan.num_trials, "cells": stable(plan.cells)}
+    )
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from scaling.data.cache import CACHE_LIMIT, default_cache_root
+    from scaling.study.run import run_study
+
+    study = load_study(options.study)
+    cache = options.cache or default_cache_root()
+    if options.cache_limit is not None:
+        os.environ[CACHE_LIMIT] = str(options.cache_limit)  # the workers read it too
+    rows = run_study(study, options.store, address=options.address, cache=cache, retry=options.retry_failed, say=say)
+    bad = [row for row in rows if row.status == "failed"]
+    for row in bad:
+        print(f"scaling: trial {row.trial} failed: {row.error}", file=sys.stderr)
+    return 1 if bad or len(rows) < len(study.cells()) * study.search.trials else 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from scaling.study.inspect import study_status
+    from scaling.study.store import Store, StudyFolder
+
+    study = load_study(options.study)
+    text, found = study_status(StudyFolder(Store(options.store), study.name), study)
+    print(text)
+    write_json(options.json, found)
+    return 0
+
+
+def _collect(options: argparse.Namespace) -> int:
+    from scaling.study.run import collect
+    from scaling.study.store import Store, StudyFolder
+
+    study = load_study(options.study)
+    folder = StudyFolder(Store(options.store), study.name)
+    print(f"{len(collect(study, folder))} rows in {folder.store.locate(folder.table_path)}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from scaling.study.run import write_study_report
+    from scaling.study.store import Store, StudyFolder
+
+    study = load_study(options.study)
+    print(write_study_report(study, StudyFolder(Store(options.store), study.name)))
+    return 0
