@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scaling.errors import UserError
+from scaling.training.schedule import Schedule
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -53,20 +54,29 @@ class Recipe:
     """Everything about training that is the same for all cells. The defaults are the original study's.
 
     The learning rate is not here: it is searched in each cell. `evaluations` validation passes are spread evenly
-    over the run, the last at its end; each also writes a checkpoint. `schedule` "cosine" decays from the learning
-    rate to `final_lr_fraction` of it, after `warmup` (a fraction of all steps) of linear rise; it moves once an
-    epoch (as the original does) or at each step.
+    over the run, the last at its end; each also writes a checkpoint. `loss` is in normalised label units, "huber" with
+    its corner at `huber_delta`.
+
+    `schedule` "cosine" decays from the learning rate to `final_lr_fraction` of it, after `warmup` (a fraction of all
+    steps) of linear rise; it moves once an epoch (as the original does) or at each step. "wsd" (warm-up, stable, decay)
+    keeps the full rate until the last `decay` of the run. It can give results of shorter budgets on the way: `branches`
+    are fractions of the budget, and at each the run forks, decays over the last `decay` of that shorter budget, and
+    is scored as a run of it would be; the warm-up is then a fraction of the shortest. Only weights of a decay are
+    results.
     """
 
     budget: Budget
     batch_size: int = 256
-    loss: Literal["l1", "mse"] = "l1"
+    loss: Literal["l1", "mse", "huber"] = "l1"
+    huber_delta: float = 1.0
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 0.5
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     schedule_unit: Literal["epoch", "step"] = "epoch"
     warmup: float = 0.0
+    decay: float = 0.2
+    branches: tuple[float, ...] = ()
     final_lr_fraction: float = 1 / 30
     precision: Precision = "fp16"
     evaluations: int = 200
@@ -78,37 +88,67 @@ class Recipe:
             UserError: naming the field, its value and the remedy.
         """
         choices: dict[str, tuple[str, ...]] = {
-            "loss": ("l1", "mse"),
-            "schedule": ("cosine", "constant"),
+            "loss": ("l1", "mse", "huber"),
+            "schedule": ("cosine", "constant", "wsd"),
             "schedule_unit": ("epoch", "step"),
             "precision": ("fp32", "bf16", "fp16"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"Recipe.{name} = {getattr(self, name)!r}: must be one of {', '.join(allowed)}")
-        for name in ("batch_size", "evaluations", "clip_norm"):
+        for name in ("batch_size", "evaluations", "clip_norm", "huber_delta"):
             if getattr(self, name) <= 0:
                 raise UserError(f"Recipe.{name} = {getattr(self, name)}: must be positive")
-        for name in ("warmup", "final_lr_fraction"):
+        for name in ("warmup", "final_lr_fraction", "decay"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"Recipe.{name} = {getattr(self, name)}: must be in [0, 1]")
+        if self.schedule == "wsd" and (self.decay == 0 or self.warmup + self.decay > 1):
+            raise UserError(
+                f"Recipe(warmup={self.warmup}, decay={self.decay}): with schedule='wsd' decay must be positive and their sum at most 1"
+            )
+        if self.branches and self.schedule != "wsd":
+            raise UserError(f"Recipe.branches = {self.branches}: only schedule='wsd' can branch, not {self.schedule!r}")
+        if any(not 0 < share < 1 for share in self.branches) or list(self.branches) != sorted(set(self.branches)):
+            raise UserError(f"Recipe.branches = {self.branches}: give fractions of the budget between 0 and 1, rising")
 
-    def lr_factor(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
-        """The learning rate of `step` as a fraction of the trial's: a pure function, so that resuming needs no state."""
-        warmup_steps = round(self.warmup * total_steps)
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        if self.schedule == "constant":
-            return 1.0
-        unit = steps_per_epoch if self.schedule_unit == "epoch" else 1
-        done = (step - warmup_steps) // unit * unit
-        progress = min(1.0, done / max(1, total_steps - warmup_steps))
-        return self.final_lr_fraction + (1 - self.final_lr_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The budgets that a trial gives results of, as fractions of the whole one, which is the last."""
+        return (*self.branches, 1.0)
 
-    def evaluation_steps(self, total_steps: int) -> frozenset[int]:
-        """Numbers of completed steps after which the validation split is scored; `total_steps` is one of them."""
-        count = min(self.evaluations, total_steps)
-        return frozenset(math.ceil(total_steps * (i + 1) / count) for i in range(count))
+    def runs(self, num_spectra: int) -> tuple[Schedule, ...]:
+        """The schedule of each share's run, in rising order."""
+        per_epoch = math.ceil(num_spectra / self.batch_size)
+        whole = self.budget.steps(num_spectra, self.batch_size)
+        totals = [max(1, round(share * whole)) for share in self.shares]
+        return tuple(
+            Schedule(
+                kind=self.schedule,
+                total=total,
+                warmup=round(self.warmup * totals[0]),
+                fork=total - max(1, round(self.decay * total)),
+                final=self.final_lr_fraction,
+                unit=per_epoch if self.schedule_unit == "epoch" else 1,
+            )
+            for total in totals
+        )
+
+    def evaluation_steps(self, run: Schedule) -> frozenset[int]:
+        """Numbers of completed steps after which the validation split is scored; the run's last is one of them.
+
+        The decay of a "wsd" run has its own, so that a branch is scored where a run of that budget would be.
+        """
+        if run.kind != "wsd":
+            return _spread(0, run.total, self.evaluations)
+        in_decay = max(1, round(self.decay * self.evaluations))
+        return _spread(0, run.fork, self.evaluations - in_decay) | _spread(run.fork, run.total, in_decay)
+
+
+def _spread(after: int, last: int, count: int) -> frozenset[int]:
+    """So many numbers in (after, last], or as many as there are, evenly spread; `last` is one if there are any."""
+    length = last - after
+    count = min(count, length)
+    return frozenset(after + math.ceil(length * (i + 1) / count) for i in range(count))
 
 
 def samples_seen(steps: int, num_spectra: int, batch_size: int) -> int:
