@@ -76,6 +76,8 @@ def _row(rung: int, N: int, D: int, seed: int, cell: str, trial: str, rate: floa
         "batch_size": 256,
         "seed": seed,
         "precision": "example",
+        "budget_share": 1.0,
+        "schedule": "example",
         "label": "log_g",
         "label_mean": 3.0,
         "label_std": 1.15,

@@ -15,7 +15,7 @@ from scaling.data.dataset import DataRules
 from scaling.data.order import Order
 from scaling.data.simulate import Simulation
 from scaling.errors import UserError
-from scaling.model.ladder import Ladder
+from scaling.model.ladder import Ladder, Whitening
 from scaling.training.recipe import Budget, Recipe
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Simulation",
     "Sources",
     "Study",
+    "Whitening",
 ]
 
 
@@ -135,7 +136,8 @@ class Placement:
     """What a trial of at least this width and this many spectra occupies. The last placement that applies holds.
 
     `gpus` can be a fraction: such trials share a device, each in its own process. A trial with several workers, or
-    with whole GPUs, runs under Ray Train.
+    with whole GPUs, runs under Ray Train; with `min_workers` it goes on with fewer where a lost one is not replaced.
+    `micro_batch` bounds the spectra that a worker takes through the model at a time, `compiled` uses `torch.compile`.
     """
 
     from_width: int = 0
@@ -143,6 +145,9 @@ class Placement:
     workers: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
+    min_workers: int | None = None
+    micro_batch: int | None = None
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -150,6 +155,10 @@ class Placement:
         Raises:
             UserError: naming the field, its value and the remedy.
         """
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise UserError(f"Placement.min_workers = {self.min_workers}: must be in 1 ... workers = {self.workers}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise UserError(f"Placement.micro_batch = {self.micro_batch}: must be at least 1, or None")
         if self.workers < 1 or self.cpus <= 0 or self.gpus < 0:
             raise UserError(f"{self}: workers and cpus must be positive, gpus 0 or more")
         if (self.workers > 1 or self.gpus > 1) and self.gpus % 1:

@@ -30,6 +30,12 @@ class Row:
     metrics. `test_guess_mae_dex` is the error of always answering the training mean, `test_p90_dex` the 90th percentile
     of |error|.
     `access` says where the trial read its spectra: "resident", "mapped", or "streamed" in an order shuffled within windows.
+    `budget_share` is 1 but for the branches of a "wsd" trial: results of that fraction of its budget. A trial's row of
+    share 1 is its last; `device_seconds` of a branch leave out what it shares with a shorter one, so that they add up.
+    `val_error_rate` and `test_error_rate` are those of a classification, whose errors in dex are NaN. `other_labels` is
+    JSON: scores of further labels, each in its own unit. `eval_draws` noise draws of the evaluation spectra are averaged.
+    `mfu` is the model's FLOPs (train_flops, evaluation not counted) per second as a fraction of `peak_flops`, what a
+    worker's device reaches in large matrix products at that precision.
     Metrics are NaN unless `status` is "done"; `error` then says what happened.
     """
 
@@ -48,6 +54,8 @@ class Row:
     steps: int
     samples_seen: int
     budget: str
+    budget_share: float
+    schedule: str
     noise: str
     train_flops: float
     lr: float
@@ -62,16 +70,25 @@ class Row:
     val_mae_z: float
     val_r2: float
     val_mae_sem_dex: float
+    val_mae_sem_z: float
     test_mae_dex: float
     test_mae_z: float
     test_r2: float
     test_mae_sem_dex: float
+    test_mae_sem_z: float
     test_rmse_dex: float
+    test_rmse_z: float
     test_bias_dex: float
+    test_bias_z: float
     test_p90_dex: float
+    test_p90_z: float
     test_guess_mae_dex: float
     test_by_snr: str
     test_by_label: str
+    val_error_rate: float
+    test_error_rate: float
+    other_labels: str
+    eval_draws: int
     num_val: int
     num_test: int
     best_epoch: float
@@ -86,6 +103,8 @@ class Row:
     device_seconds: float
     wall_seconds: float
     samples_per_second: float
+    peak_flops: float
+    mfu: float
     code_commit: str
     versions: str
 
@@ -129,8 +148,8 @@ def schema() -> pa.Schema:
 
 
 def to_table(rows: list[Row]) -> pa.Table:
-    """Rows as an Arrow table in the order of (cell, trial), so that the same rows always give the same file."""
-    ordered = sorted(rows, key=lambda row: (row.cell, row.trial))
+    """Rows as an Arrow table in the order of (cell, trial, share), so that the same rows always give the same file."""
+    ordered = sorted(rows, key=lambda row: (row.cell, row.trial, row.budget_share))
     return pa.Table.from_pylist([dataclasses.asdict(row) for row in ordered], schema=schema())
 
 

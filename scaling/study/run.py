@@ -69,7 +69,9 @@ def collect(study: Study, folder: StudyFolder) -> list[Row]:
     """
     cells = {cell.key: cell for cell in study.cells()}
     rows = [
-        dataclasses.replace(row, held_out=study.held_out(cells[row.cell])) for row in folder.rows() if row.cell in cells
+        dataclasses.replace(row, held_out=study.held_out(cells[row.cell]))
+        for row in folder.rows_with_branches()
+        if row.cell in cells
     ]
     folder.write_table(rows)
     return rows

@@ -96,6 +96,12 @@ class Store:
             info.base_name for info in filesystem.get_file_info(selector) if info.type == fs.FileType.Directory
         )
 
+    def files(self, path: str = "") -> list[str]:
+        """Names of the files directly below `path`, sorted."""
+        filesystem, root = self._open()
+        selector = fs.FileSelector(posixpath.join(root, path), allow_not_found=True)
+        return sorted(info.base_name for info in filesystem.get_file_info(selector) if info.type == fs.FileType.File)
+
     def check_writable(self) -> None:
         """Write and remove a probe.
 
@@ -177,13 +183,14 @@ class StudyFolder:
         return TrialFolder(self.store, f"{self.name}/trials/{key}")
 
     def rows(self) -> list[Row]:
-        """All rows that are in the store, by trial name."""
-        found = []
-        for key in self.store.folders(f"{self.name}/trials"):
-            row = self.trial(key).read_row()
-            if row is not None:
-                found.append(row)
-        return found
+        """The rows of all finished trials, by trial name."""
+        found = (self.trial(key).read_row() for key in self.store.folders(f"{self.name}/trials"))
+        return [row for row in found if row is not None]
+
+    def rows_with_branches(self) -> list[Row]:
+        """The same with the results of shorter budgets, those of unfinished trials too."""
+        keys = self.store.folders(f"{self.name}/trials")
+        return [row for key in keys for row in self.trial(key).read_rows()]
 
     def unfinished(self) -> dict[str, str]:
         """Trials that have begun but have no row, with the last line of their curve."""
@@ -224,15 +231,25 @@ class TrialFolder:
         content = self.store.read(f"{self.path}/row.json")
         return None if content is None else Row.from_json(content.decode(), self.store.locate(f"{self.path}/row.json"))
 
+    def read_rows(self) -> list[Row]:
+        """The trial's row and those of its branches, as far as they are there."""
+        names = [name for name in self.store.files(self.path) if name.startswith("row") and name.endswith(".json")]
+        contents = [(name, self.store.read(f"{self.path}/{name}")) for name in names]
+        where = self.store.locate(self.path)
+        return [Row.from_json(content.decode(), f"{where}/{name}") for name, content in contents if content is not None]
+
     def write_row(self, row: Row) -> None:
-        """The act that finishes the trial. The state to resume from is dropped after it, unless it failed and may be retried."""
-        self.store.write(f"{self.path}/row.json", row.to_json().encode())
-        if row.status != "failed":
+        """Write a branch's row, or the trial's own, which finishes it.
+
+        The state to resume from is dropped after that, unless the trial failed and may be retried.
+        """
+        self.store.write(f"{self.path}/{_of_share('row', row.budget_share)}.json", row.to_json().encode())
+        if row.budget_share == 1.0 and row.status != "failed":
             self.store.delete(f"{self.path}/state.pt")
 
-    def write_model(self, content: bytes) -> None:
-        """The best weights."""
-        self.store.write(f"{self.path}/model.safetensors", content)
+    def write_model(self, content: bytes, share: float = 1.0) -> None:
+        """The best weights, of the whole budget or of a branch."""
+        self.store.write(f"{self.path}/{_of_share('model', share)}.safetensors", content)
 
     def write_progress(self, csv: str, events: bytes) -> None:
         """The curve so far, as CSV and for TensorBoard."""
@@ -265,3 +282,7 @@ class TrialFolder:
         """Forget a failed trial's row, so that it is tried again."""
         self.store.delete(f"{self.path}/error.txt")
         self.store.delete(f"{self.path}/row.json")
+
+
+def _of_share(name: str, share: float) -> str:
+    return name if share == 1.0 else f"{name}-{share!r}"

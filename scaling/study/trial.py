@@ -24,6 +24,7 @@ from scaling.model.checkpoint import model_bytes
 from scaling.study.declaration import Cell, Study, stable
 from scaling.study.rows import Row
 from scaling.study.store import StudyFolder, TrialFolder
+from scaling.training.device import Device
 from scaling.training.loop import Outcome, Task
 from scaling.training.metrics import Detail, Scores
 from scaling.training.trainer import Job, run_in_process, run_under_ray_train
@@ -83,6 +84,8 @@ class Trial:
             workers=placement.workers,
             cpus=placement.cpus,
             gpus=placement.gpus,
+            micro_batch=placement.micro_batch,
+            compiled=placement.compiled,
         )
         if placement.host == "ray_train":
             run_under_ray_train(job, self.folder.ray_train_storage, ray_train_callback)
@@ -91,10 +94,10 @@ class Trial:
 
     def failed_row(self, error: str) -> Row:
         """The row of a trial that could not be finished."""
-        return _row(self, None, error=error, device="", wall_seconds=math.nan)
+        return _row(self, None, error=error, device=Device(name="", peak_flops=math.nan), wall_seconds=math.nan)
 
 
-def _finish(trial: Trial, started: float, outcome: Outcome, device: str) -> None:
+def _finish(trial: Trial, started: float, outcome: Outcome, device: Device) -> None:
     if outcome.status == "done":
         standardisation = outcome.standardisation
         extra = {
@@ -111,19 +114,20 @@ def _finish(trial: Trial, started: float, outcome: Outcome, device: str) -> None
             "lr": trial.lr,
             "rules": stable(trial.study.data.rules),
         }
-        trial.output.write_model(model_bytes(trial.task().model, outcome.weights, extra, about))
+        trial.output.write_model(model_bytes(trial.task().model, outcome.weights, extra, about), outcome.share)
     row = _row(trial, outcome, error=outcome.error, device=device, wall_seconds=time.time() - started)
     trial.output.write_row(row)
 
 
-def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: str, wall_seconds: float) -> Row:
+def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: Device, wall_seconds: float) -> Row:
     study, cell = trial.study, trial.cell
     config, recipe, rules = study.ladder.rung(cell.width), study.recipe, study.data.rules
     placement, count = study.placement(cell), ladder.count_parameters(config)
     label = Manifest.load(trial.shards).labels[rules.label]
     seen = outcome.samples_seen if outcome else 0
-    seconds = outcome.train_seconds if outcome else math.nan
+    seconds, added = (outcome.train_seconds, outcome.added_seconds) if outcome else (math.nan, math.nan)
     z = outcome.z if outcome else math.nan
+    flops, speed = float(ladder.train_flops(config, seen)), device.peak_flops * placement.workers
     return Row(
         study=study.name,
         cell=cell.key,
@@ -133,15 +137,17 @@ def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: str, wall
         rung=f"w{cell.width}",
         num_params=count.reach_loss,
         num_params_nonembedding=count.non_embedding,
-        num_params_total=count.reach_loss,
+        num_params_total=count.total,
         num_spectra=cell.num_spectra,
         held_out=study.held_out(cell),
         epochs=seen / cell.num_spectra,
         steps=outcome.steps if outcome else 0,
         samples_seen=seen,
         budget=recipe.budget.kind,
+        budget_share=outcome.share if outcome else 1.0,
+        schedule=recipe.schedule,
         noise=rules.noise,
-        train_flops=float(ladder.train_flops(config, seen)),
+        train_flops=flops,
         lr=trial.lr,
         weight_decay=recipe.weight_decay,
         batch_size=recipe.batch_size,
@@ -152,7 +158,11 @@ def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: str, wall
         label_std=label.std,
         **_scores("val", outcome.val if outcome else None, z),
         **_scores("test", outcome.test if outcome else None, z),
-        **_detail(outcome.test if outcome else None, outcome.test_detail if outcome else None),
+        **_detail(outcome.test if outcome else None, outcome.test_detail if outcome else None, z),
+        val_error_rate=math.nan,
+        test_error_rate=math.nan,
+        other_labels="{}",
+        eval_draws=1,
         best_epoch=outcome.best_epoch if outcome else math.nan,
         eval_pin=trial.eval_pin,
         status=outcome.status if outcome else "failed",
@@ -160,11 +170,13 @@ def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: str, wall
         access=outcome.access if outcome else trial.access,
         host=placement.host,
         workers=placement.workers,
-        device=device,
+        device=device.name,
         skipped_steps=outcome.skipped_steps if outcome else 0,
-        device_seconds=seconds * placement.workers * (placement.gpus or placement.cpus),
+        device_seconds=added * placement.workers * (placement.gpus or placement.cpus),
         wall_seconds=wall_seconds,
         samples_per_second=seen / seconds if seconds else math.nan,
+        peak_flops=device.peak_flops,
+        mfu=flops / (seconds * speed) if seconds else math.nan,
         code_commit=trial.code_commit,
         versions=_versions(),
     )
@@ -173,23 +185,26 @@ def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: str, wall
 def _scores(split: str, found: Scores | None, z: float) -> dict[str, Any]:
     mae, sem = (found.mae, found.mae_sem) if found else (math.nan, math.nan)
     return {
-        f"{split}_mae_dex": mae,
-        f"{split}_mae_z": mae * z,
+        **_in_both_units(f"{split}_mae", mae, z),
+        **_in_both_units(f"{split}_mae_sem", sem, z),
         f"{split}_r2": found.r2 if found else math.nan,
-        f"{split}_mae_sem_dex": sem,
         f"num_{split}": found.count if found else 0,
     }
 
 
-def _detail(found: Scores | None, detail: Detail | None) -> dict[str, Any]:
+def _detail(found: Scores | None, detail: Detail | None, z: float) -> dict[str, Any]:
     return {
-        "test_rmse_dex": found.rmse if found else math.nan,
-        "test_bias_dex": found.bias if found else math.nan,
-        "test_p90_dex": detail.p90 if detail else math.nan,
+        **_in_both_units("test_rmse", found.rmse if found else math.nan, z),
+        **_in_both_units("test_bias", found.bias if found else math.nan, z),
+        **_in_both_units("test_p90", detail.p90 if detail else math.nan, z),
         "test_guess_mae_dex": detail.guess_mae if detail else math.nan,
         "test_by_snr": json.dumps(detail.by_snr if detail else []),
         "test_by_label": json.dumps(detail.by_label if detail else []),
     }
+
+
+def _in_both_units(name: str, dex: float, z: float) -> dict[str, float]:
+    return {f"{name}_dex": dex, f"{name}_z": dex * z}
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 import time
@@ -12,18 +13,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from scaling.data.batches import Access, training_batches
+from scaling.data.batches import Access, TrainingBatches, training_batches
 from scaling.data.bins import SplitBins
 from scaling.data.dataset import DataRules, EvaluationSplit, Standardisation
-from scaling.data.seeds import stable_seed
-from scaling.model.specvit import ModelConfig, SpecViT
+from scaling.model.specvit import ModelConfig
+from scaling.training.evaluate import evaluate, predict
 from scaling.training.metrics import Detail, Scores, all_reduce, detail, error_sums, gather_rows, scores
 from scaling.training.recipe import Recipe, samples_seen
+from scaling.training.schedule import Schedule
+from scaling.training.step import Stepper
 
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 State = dict[str, Any]
 
 
@@ -49,9 +50,10 @@ class Task:
 class Context:
     """What the loop sees of its host.
 
-    `device_share` is the fraction of the device that this trial may take; others may run beside it.
-    `report` takes the metrics of an evaluation and the state to resume from, on every worker; the host keeps rank
-    0's. `load` gives back the last state, or None.
+    `device_share` is the fraction of the device that this trial may take; others may run beside it. `micro_batch` and
+    `compiled` are those of `Stepper`. `report` takes the metrics of an evaluation and the state to resume from, on every
+    worker; the host keeps rank 0's. `load` gives back the last state, or None. `branch` takes the outcome of a shorter
+    budget, on every worker; a trial that is resumed may give the same one again.
     """
 
     rank: int
@@ -59,14 +61,22 @@ class Context:
     device: torch.device
     report: Callable[[dict[str, float], State], None]
     load: Callable[[], State | None]
+    branch: Callable[[Outcome], None] = lambda outcome: None
     device_share: float = 1.0
+    micro_batch: int | None = None
+    compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a finished trial leaves behind. Scores are in dex, `z` converts them to label standard deviations."""
+    """What a finished run leaves behind. Scores are in dex, `z` converts them to label standard deviations.
+
+    `share` is the fraction of the trial's budget that it is a run of. `train_seconds` are those a run of this budget
+    takes; `added_seconds` leaves out what it shares with a shorter one.
+    """
 
     status: Literal["done", "diverged"]
+    share: float
     error: str
     val: Scores | None
     test: Scores | None
@@ -77,6 +87,7 @@ class Outcome:
     samples_seen: int
     skipped_steps: int
     train_seconds: float
+    added_seconds: float
     access: str
     weights: dict[str, Tensor]
     standardisation: Standardisation
@@ -84,13 +95,16 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Progress:
-    """The part of the state that is neither model nor optimiser."""
+    """The part of the state that is neither model nor optimiser. `run` counts the budgets that are finished."""
 
+    run: int = 0
     step: int = 0
     best_mae: float = math.inf
     best_step: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     train_seconds: float = 0.0
+    shared_seconds: float = 0.0
+    fork: State = field(default_factory=dict)
 
 
 def train(task: Task, context: Context) -> Outcome:
@@ -102,198 +116,156 @@ def train(task: Task, context: Context) -> Outcome:
     Raises:
         UserError: if the data cannot be used, such as a damaged shard; one worker may raise it while others wait.
     """
-    stepper = _Stepper(task, context)
-    with contextlib.closing(stepper.batches):
-        return _train(task, context, stepper)
+    trainer = _Trainer(task, context)
+    with contextlib.closing(trainer.batches):
+        return trainer.train()
 
 
-def _train(task: Task, context: Context, stepper: _Stepper) -> Outcome:
-    recipe = task.recipe
-    progress = stepper.resume(context.load())
-    dex = stepper.standardisation.label_scale
-    val = stepper.evaluation_split("val")
-    total = recipe.budget.steps(task.num_spectra, recipe.batch_size)
-    evaluate_after = recipe.evaluation_steps(total)
-    started, diverged = time.perf_counter(), False
-    while progress.step < total and not diverged:
-        stepper.step(progress.step, total)
-        progress.step += 1
-        if progress.step not in evaluate_after:
-            continue
-        now, train_loss = scores(evaluate(stepper.model, val, recipe), unit=dex), stepper.mean_loss()
-        diverged = not (math.isfinite(train_loss) and math.isfinite(now.mae))
-        elapsed, started = time.perf_counter() - started, time.perf_counter()
-        progress.train_seconds += elapsed
-        if diverged:  # not reported: a checkpoint always holds a finite model
-            continue
-        if now.mae < progress.best_mae:
-            progress.best_mae, progress.best_step = now.mae, progress.step
-            progress.best_weights = {name: t.detach().cpu().clone() for name, t in stepper.model.state_dict().items()}
-        metrics = {
-            "step": progress.step,
-            "epoch": progress.step / stepper.batches.steps_per_epoch,
-            "train_loss": train_loss,
-            "val_mae_dex": now.mae,
-            "val_r2": now.r2,
-            "lr": stepper.optimizer.param_groups[0]["lr"],
-            "train_seconds": progress.train_seconds,
-        }
-        context.report(metrics, stepper.state(progress))
-    return _conclude(task, stepper, progress, val, total, diverged)
-
-
-def _conclude(
-    task: Task, stepper: _Stepper, progress: _Progress, val: EvaluationSplit, total: int, diverged: bool
-) -> Outcome:
-    dex, recipe = stepper.standardisation.label_scale, task.recipe
-    error, best_val, best_test, test_detail = "", None, None, None
-    if diverged:
-        error = f"loss or validation error not finite by step {progress.step} of {total} at lr {task.lr:g}"
-    else:
-        skipped = progress.step - stepper.applied_steps()
-        stepper.model.load_state_dict(progress.best_weights)
-        best_val = scores(evaluate(stepper.model, val, recipe), unit=dex)
-        test = stepper.evaluation_split("test")
-        predicted = predict(stepper.model, test, recipe)
-        best_test = scores(all_reduce(error_sums(predicted, test.labels)), unit=dex)
-        test_detail = stepper.test_detail(dex * (predicted.double() - test.labels.double()))
-    return Outcome(
-        status="diverged" if diverged else "done",
-        error=error,
-        val=best_val,
-        test=best_test,
-        test_detail=test_detail,
-        z=1.0 / stepper.standardisation.label_std,
-        best_epoch=progress.best_step / stepper.batches.steps_per_epoch,
-        steps=progress.step,
-        samples_seen=samples_seen(progress.step, task.num_spectra, recipe.batch_size),
-        skipped_steps=0 if diverged else skipped,
-        train_seconds=progress.train_seconds,
-        access=stepper.batches.access,
-        weights=progress.best_weights,
-        standardisation=stepper.standardisation,
-    )
-
-
-class _Stepper:
-    """Model, optimiser and data of one worker, and one optimiser step on its share of a global batch."""
+class _Trainer:
+    """One worker's part in a trial."""
 
     def __init__(self, task: Task, context: Context) -> None:
-        device, recipe = context.device, task.recipe
-        self.task, self.context = task, context
-        self._where: dict[str, Any] = {
-            "device": device,
-            "cache_root": task.cache_root,
-            "rank": context.rank,
-            "world": context.world,
-        }
+        self.task, self.context, self.recipe = task, context, task.recipe
+        workers = {"rank": context.rank, "world": context.world}
+        self._where: dict[str, Any] = {"device": context.device, "cache_root": task.cache_root, **workers}
         self.standardisation = Standardisation.of(task.shards, task.rules)
-        self.batches = training_batches(
+        self.batches: TrainingBatches = training_batches(
             task.shards,
             task.rules,
             task.num_spectra,
-            recipe.batch_size,
+            task.recipe.batch_size,
             seed=task.seed,
             access=task.access,
             device_share=context.device_share,
             **self._where,
         )
-        torch.manual_seed(stable_seed("weights", task.seed))
-        self.model = SpecViT(task.model).to(device)
-        self.parameters = list(self.model.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=task.lr, weight_decay=recipe.weight_decay, betas=recipe.betas, fused=True
+        self.stepper = Stepper(
+            task.model,
+            task.recipe,
+            self.batches,
+            lr=task.lr,
+            seed=task.seed,
+            device=context.device,
+            micro_batch=context.micro_batch,
+            compiled=context.compiled,
+            **workers,
         )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        self.parallel: nn.Module = self.model
-        if context.world > 1:
-            self.parallel = DistributedDataParallel(self.model, [device] if device.type == "cuda" else None)
-        self.dropout = task.model.dropout > 0 or task.model.attention_dropout > 0
-        self._loss_sum, self._loss_rows = torch.zeros((), device=device), 0
+        self.val = self._split("val")
+        self.runs = task.recipe.runs(task.num_spectra)
+        self.progress = _Progress()
 
-    def evaluation_split(self, split: Literal["val", "test"]) -> EvaluationSplit:
-        """This worker's share of a noisy split."""
-        return EvaluationSplit.load(self.task.shards, self.task.rules, split, **self._where)
+    def train(self) -> Outcome:
+        """All runs of the trial, shortest first; returns the last's outcome."""
+        self._resume(self.context.load())
+        while True:
+            run, last = self.runs[self.progress.run], self.progress.run == len(self.runs) - 1
+            diverged = self._train_run(run, forks=not last)
+            outcome = self._conclude(run, diverged)
+            if diverged or last:
+                return outcome
+            self.context.branch(outcome)
+            self._return_to_fork()
 
-    def test_detail(self, errors: Tensor) -> Detail:
-        """What the whole test split's errors tell by bins; `errors` (row,) are those of this worker's share, in dex."""
-        task, context = self.task, self.context
-        bins = SplitBins.load(task.shards, task.rules.label, "test", task.cache_root)
-        errors = gather_rows(errors, rank=context.rank, world=context.world, total=len(bins.snr))
-        return detail(errors.cpu().numpy(), bins, self.standardisation.label_mean)
+    def _train_run(self, run: Schedule, *, forks: bool) -> bool:
+        """Take all steps of a run that are left; returns whether it diverged."""
+        progress, stepper = self.progress, self.stepper
+        evaluate_after = self.recipe.evaluation_steps(run)
+        started = time.perf_counter()
+        while progress.step < run.total:
+            stepper.step(progress.step, run)
+            progress.step += 1
+            if forks and progress.step == run.fork:
+                seconds = progress.train_seconds + time.perf_counter() - started
+                progress.fork = {"step": run.fork, "seconds": seconds, **copy.deepcopy(stepper.state())}
+            if progress.step not in evaluate_after:
+                continue
+            now, train_loss = self._score_val(), stepper.mean_loss()
+            elapsed, started = time.perf_counter() - started, time.perf_counter()
+            progress.train_seconds += elapsed
+            if not (math.isfinite(train_loss) and math.isfinite(now.mae)):
+                return True  # not reported: a checkpoint always holds a finite model
+            self._keep_best(run, now.mae)
+            self.context.report(self._metrics(now, train_loss), self._state())
+        return False
 
-    def state(self, progress: _Progress) -> State:
-        """Everything to resume from."""
+    def _keep_best(self, run: Schedule, mae: float) -> None:
+        progress = self.progress
+        if run.selects(progress.step) and mae < progress.best_mae:
+            weights = self.stepper.model.state_dict()
+            progress.best_mae, progress.best_step = mae, progress.step
+            progress.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+
+    def _metrics(self, now: Scores, train_loss: float) -> dict[str, float]:
+        progress = self.progress
         return {
-            "progress": {field.name: getattr(progress, field.name) for field in dataclasses.fields(progress)},
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "step": progress.step,
+            "epoch": progress.step / self.batches.steps_per_epoch,
+            "budget_share": self.recipe.shares[progress.run],
+            "train_loss": train_loss,
+            "val_mae_dex": now.mae,
+            "val_r2": now.r2,
+            "lr": self.stepper.optimizer.param_groups[0]["lr"],
+            "train_seconds": progress.train_seconds,
         }
 
-    def resume(self, state: State | None) -> _Progress:
-        """Go back to a state; without one, to the beginning."""
-        if state is None:
-            return _Progress()
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        return _Progress(**state["progress"])
+    def _state(self) -> State:
+        progress = {field.name: getattr(self.progress, field.name) for field in dataclasses.fields(_Progress)}
+        return {"progress": progress, **self.stepper.state()}
 
-    def applied_steps(self) -> int:
-        """Updates the optimiser made; it does not count fp16 steps skipped because a gradient overflowed."""
-        states = list(self.optimizer.state.values())
-        return int(states[0]["step"]) if states else 0
+    def _resume(self, state: State | None) -> None:
+        if state is not None:
+            self.progress = _Progress(**state["progress"])
+            self.stepper.restore(state)
 
-    def step(self, step: int, total_steps: int) -> None:
-        """Train on this worker's share of the step's batch; all workers end with the same weights."""
-        task, recipe, context = self.task, self.task.recipe, self.context
-        if self.dropout:  # seeded by the step, so that a resumed run draws what an uninterrupted one does
-            torch.manual_seed(stable_seed("dropout", task.seed, step, context.rank))
-        factor = recipe.lr_factor(step, total_steps, self.batches.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = task.lr * factor
-        flux, labels = self.batches.batch(step)
-        global_rows = self.batches.global_rows(step)
-        with autocast(context.device, recipe):
-            # A worker whose share of a short batch is empty still takes part in the gradient's all-reduce.
-            predicted = self.parallel(flux if len(flux) else flux.new_zeros(1, task.model.num_pixels))[: len(labels), 0]
-        error = predicted.float() - labels
-        loss = (error.abs() if recipe.loss == "l1" else error.square()).sum() / global_rows
-        self.optimizer.zero_grad(set_to_none=True)
-        # DDP averages over the workers; the global mean needs the sum.
-        self.scaler.scale(loss * context.world).backward()
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm, foreach=True)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self._loss_sum += loss.detach() * global_rows
-        self._loss_rows += global_rows
+    def _return_to_fork(self) -> None:
+        """Back to where the finished run began to decay, for the next longer one to go on from."""
+        fork, run = self.progress.fork, self.progress.run + 1
+        self.stepper.restore(fork)
+        seconds = fork["seconds"]
+        self.progress = _Progress(run=run, step=fork["step"], train_seconds=seconds, shared_seconds=seconds)
 
-    def mean_loss(self) -> float:
-        """Mean training loss over all workers since the last call, in normalised label units."""
-        total = float(all_reduce(self._loss_sum)) / max(1, self._loss_rows)
-        self._loss_sum, self._loss_rows = torch.zeros_like(self._loss_sum), 0
-        return total
+    def _conclude(self, run: Schedule, diverged: bool) -> Outcome:
+        progress, task = self.progress, self.task
+        error, val, test, test_detail, skipped = "", None, None, None, 0
+        if diverged:
+            error = f"loss or validation error not finite by step {progress.step} of {run.total} at lr {task.lr:g}"
+        else:
+            skipped = progress.step - self.stepper.applied_steps()
+            self.stepper.model.load_state_dict(progress.best_weights)
+            val = self._score_val()
+            test, test_detail = self._score_test()
+        return Outcome(
+            status="diverged" if diverged else "done",
+            share=1.0 if diverged else self.recipe.shares[progress.run],
+            error=error,
+            val=val,
+            test=test,
+            test_detail=test_detail,
+            z=1.0 / self.standardisation.label_std,
+            best_epoch=progress.best_step / self.batches.steps_per_epoch,
+            steps=progress.step,
+            samples_seen=samples_seen(progress.step, task.num_spectra, self.recipe.batch_size),
+            skipped_steps=skipped,
+            train_seconds=progress.train_seconds,
+            added_seconds=progress.train_seconds - progress.shared_seconds,
+            access=self.batches.access,
+            weights=progress.best_weights,
+            standardisation=self.standardisation,
+        )
 
+    def _split(self, split: Literal["val", "test"]) -> EvaluationSplit:
+        return EvaluationSplit.load(self.task.shards, self.task.rules, split, **self._where)
 
-def evaluate(model: nn.Module, split: EvaluationSplit, recipe: Recipe) -> Tensor:
-    """Error sums (`metrics.error_sums`) of a split over all workers, in normalised label units."""
-    return all_reduce(error_sums(predict(model, split, recipe), split.labels))
+    def _score_val(self) -> Scores:
+        sums = evaluate(self.stepper.model, self.val, self.recipe.precision)
+        return scores(sums, unit=self.standardisation.label_scale)
 
-
-def predict(model: nn.Module, split: EvaluationSplit, recipe: Recipe, batch_size: int = 1024) -> Tensor:
-    """Predicted labels (row,) of this worker's share of a split, normalised."""
-    model.eval()
-    predicted = torch.empty_like(split.labels)
-    with torch.inference_mode(), autocast(split.flux.device, recipe):
-        for start in range(0, len(split.flux), batch_size):
-            predicted[start : start + batch_size] = model(split.flux[start : start + batch_size])[:, 0]
-    model.train()
-    return predicted
-
-
-def autocast(device: torch.device, recipe: Recipe) -> torch.autocast:
-    """The recipe's mixed precision on this device."""
-    dtype = AUTOCAST[recipe.precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+    def _score_test(self) -> tuple[Scores, Detail]:
+        """Scores of the whole test split, and what its errors tell by bins."""
+        task, dex, test = self.task, self.standardisation.label_scale, self._split("test")
+        predicted = predict(self.stepper.model, test, self.recipe.precision)
+        found = scores(all_reduce(error_sums(predicted, test.labels)), unit=dex)
+        bins = SplitBins.load(task.shards, task.rules.label, "test", task.cache_root)
+        errors = dex * (predicted.double() - test.labels.double())
+        errors = gather_rows(errors, rank=self.context.rank, world=self.context.world, total=len(bins.snr))
+        return found, detail(errors.cpu().numpy(), bins, self.standardisation.label_mean)

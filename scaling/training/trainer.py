@@ -2,82 +2,38 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from scaling.errors import UserError
-from scaling.training.loop import Context, Outcome, State, Task, train
-
-Metrics = dict[str, float]
-
-
-class Folder(Protocol):
-    """Where a trial keeps its curve and the state it resumes from. Every worker's node must reach it."""
-
-    def write_progress(self, csv: str, events: bytes) -> None:
-        """Replace the curve."""
-
-    def write_state(self, content: bytes) -> None:
-        """Replace the state."""
-
-    def read_state(self) -> bytes | None:
-        """The last state, if any."""
+from scaling.training.device import Device, measure
+from scaling.training.loop import Context, Outcome, Task, train
+from scaling.training.recorder import Folder, Metrics, Recorder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One trial as a host runs it. `finish` is called once, in the process of rank 0, with the outcome and the device.
+    """One trial as a host runs it.
 
-    `identity` is everything that determines the result: a state saved under another identity is not resumed from.
+    `finish` is called in the process of rank 0 with each budget's outcome and the device: with a shorter budget's perhaps
+    again, by a trial that was resumed. `identity` is everything that determines the result: a state saved under another
+    identity is not resumed from. `micro_batch` and `compiled` are those of `Stepper`.
     """
 
     name: str
     identity: str
     task: Task
     folder: Folder
-    finish: Callable[[Outcome, str], None]
+    finish: Callable[[Outcome, Device], None]
     workers: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
-
-
-class Recorder:
-    """Keeps a trial's curve and state in its folder. The curve is part of the state: no point is lost or doubled."""
-
-    def __init__(self, job: Job, forward: Callable[[Metrics], None], *, keeps: bool) -> None:
-        self.folder, self.identity, self.forward, self.keeps = job.folder, job.identity, forward, keeps
-        self.curve: list[Metrics] = []
-
-    def load(self) -> State | None:
-        """The state to resume from, if this very trial left one."""
-        content = self.folder.read_state()
-        if content is None:
-            return None
-        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        if saved["identity"] != self.identity:
-            return None
-        self.curve = saved["curve"]
-        return saved["loop"]
-
-    def report(self, metrics: Metrics, state: State) -> None:
-        """Keep an evaluation (on rank 0) and forward its metrics to the host (on all)."""
-        if self.keeps:
-            self.curve.append({**metrics, "time": time.time()})
-            content = io.BytesIO()
-            torch.save({"identity": self.identity, "loop": state, "curve": self.curve}, content)
-            self.folder.write_state(content.getvalue())
-            self.folder.write_progress(_csv(self.curve), _tensorboard_events(self.curve))
-        self.forward(metrics)
+    micro_batch: int | None = None
+    compiled: bool = False
 
 
 def run_in_process(job: Job, forward: Callable[[Metrics], None]) -> None:
@@ -159,36 +115,22 @@ def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int,
     # Many small trials side by side are faster with one thread each, and then give the same bits wherever they run.
     torch.set_num_threads(max(1, int(job.cpus)) if device.type == "cpu" else torch.get_num_threads())
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    recorder = Recorder(job, forward, keeps=rank == 0)
+    recorder = Recorder(job.folder, job.identity, forward, keeps=rank == 0)
+    measured = measure(device, job.task.recipe.precision)
+
+    def finish(outcome: Outcome) -> None:
+        if rank == 0:
+            job.finish(outcome, measured)
+
     context = Context(
         rank=rank,
         world=world,
         device=device,
         report=recorder.report,
         load=recorder.load,
+        branch=finish,
         device_share=min(1.0, job.gpus) if device.type == "cuda" else 1.0,
+        micro_batch=job.micro_batch,
+        compiled=job.compiled,
     )
-    outcome = train(job.task, context)
-    if rank == 0:
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        job.finish(outcome, name)
-
-
-def _csv(curve: list[Metrics]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(curve[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(curve)
-    return text.getvalue()
-
-
-def _tensorboard_events(curve: list[Metrics]) -> bytes:
-    """The curve as a TensorBoard event file. It only ever grows at its end, so a live TensorBoard can follow it."""
-    content = io.BytesIO()
-    writer = RecordWriter(content)
-    writer.write(Event(wall_time=curve[0]["time"], file_version="brain.Event:2").SerializeToString())
-    for point in curve:
-        scalars = [Summary.Value(tag=k, simple_value=v) for k, v in point.items() if k not in ("step", "time")]
-        event = Event(wall_time=point["time"], step=int(point["step"]), summary=Summary(value=scalars))
-        writer.write(event.SerializeToString())
-    return content.getvalue()
+    finish(train(job.task, context))

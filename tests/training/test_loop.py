@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import functools
 import io
@@ -10,7 +11,7 @@ import torch.multiprocessing
 
 from scaling.data.dataset import DataRules
 from scaling.model.ladder import Ladder
-from scaling.training.loop import Context, Task, train
+from scaling.training.loop import Context, Task, _Trainer, train
 from scaling.training.recipe import Budget, Recipe
 
 CPU = torch.device("cpu")
@@ -28,10 +29,18 @@ class Host:
 
     def __init__(self, kill_after=None, rank=0, world=1):
         self.kill_after, self.reports, self.saved = kill_after, [], None
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.branches = rank, world, []
 
-    def context(self):
-        return Context(rank=self.rank, world=self.world, device=CPU, report=self.report, load=lambda: self.saved)
+    def context(self, **changes):
+        return Context(
+            rank=self.rank,
+            world=self.world,
+            device=CPU,
+            report=self.report,
+            load=lambda: self.saved,
+            branch=self.branches.append,
+            **changes,
+        )
 
     def report(self, metrics, state):
         self.reports.append(metrics)
@@ -145,6 +154,60 @@ def _worker(rank, world, task, port, queue):
         curve = [(m["train_loss"], m["val_mae_dex"]) for m in host.reports]
         queue.put((curve, dataclasses.asdict(outcome.test), dataclasses.asdict(outcome.test_detail)))
     torch.distributed.destroy_process_group()
+
+
+WSD = dataclasses.replace(
+    RECIPE, budget=Budget(samples=2400), schedule="wsd", decay=0.25, warmup=0.1, branches=(0.25, 0.5), evaluations=8
+)
+
+
+@pytest.mark.parametrize("kill_after", [None, *range(1, 19, 3)])
+def test_a_branch_is_a_run_of_its_budget_killed_or_not(task, kill_after):
+    task = dataclasses.replace(task, recipe=WSD)
+    host, outcome = Host(kill_after), None
+    while outcome is None:
+        with contextlib.suppress(KilledError):
+            outcome = train(task, host.context())
+    by_share = {found.share: found for found in (*host.branches, outcome)}
+    assert list(by_share) == [0.25, 0.5, 1.0]
+    for run, (share, found) in zip(WSD.runs(200), by_share.items(), strict=True):
+        budget = Budget(samples=int(2400 * share))
+        alone = dataclasses.replace(WSD, budget=budget, warmup=run.warmup / run.total, branches=())
+        expected = train(dataclasses.replace(task, recipe=alone), Host().context())
+        assert scalars(found) == scalars(expected)
+        assert same_weights(found, expected)
+        assert found.steps == run.total
+    added = sum(found.added_seconds for found in by_share.values())
+    assert outcome.train_seconds < added < sum(found.train_seconds for found in by_share.values())
+
+
+@pytest.mark.parametrize("rows", [1, 24, 64])
+def test_micro_batches_give_the_losses_of_whole_ones(task, rows):
+    task = dataclasses.replace(task, model=dataclasses.replace(task.model, dropout=0.0, attention_dropout=0.0))
+    whole, parts = Host(), Host()
+    train(task, whole.context())
+    train(task, parts.context(micro_batch=rows))
+    expected = [(m["train_loss"], m["val_mae_dex"]) for m in whole.reports]
+    assert np.allclose([(m["train_loss"], m["val_mae_dex"]) for m in parts.reports], expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("loss", ["l1", "mse", "huber"])
+def test_the_first_loss_is_that_of_its_formula(task, loss):
+    recipe = dataclasses.replace(RECIPE, budget=Budget(samples=1), batch_size=200, loss=loss, huber_delta=0.5)
+    task = dataclasses.replace(
+        task, recipe=recipe, model=dataclasses.replace(task.model, dropout=0.0, attention_dropout=0.0)
+    )
+    host = Host()
+    train(task, host.context())
+    trainer = _Trainer(task, Host().context())
+    flux, labels = trainer.batches.batch(0)
+    error = (trainer.stepper.model(flux)[:, 0] - labels).detach().double().abs()
+    formula = {
+        "l1": error,
+        "mse": error**2,
+        "huber": torch.where(error < 0.5, 0.5 * error**2, 0.5 * (error - 0.25)),
+    }
+    assert host.reports[0]["train_loss"] == pytest.approx(float(formula[loss].mean()), rel=1e-6)
 
 
 @pytest.mark.slow

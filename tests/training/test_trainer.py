@@ -12,6 +12,7 @@ import torch
 from scaling.data.dataset import DataRules
 from scaling.errors import UserError
 from scaling.model.ladder import Ladder
+from scaling.training.device import Device
 from scaling.training.loop import Outcome, Task
 from scaling.training.recipe import Budget, Recipe
 from scaling.training.trainer import Job, run_in_process, run_under_ray_train
@@ -39,10 +40,12 @@ class LocalFolder:
         file = self.path / "state.pt"
         return file.read_bytes() if file.exists() else None
 
-    def finish(self, outcome: Outcome, device: str) -> None:
+    def finish(self, outcome: Outcome, device: Device) -> None:
         """Keep what is compared, once."""
         assert not (self.path / "outcome.pt").exists()
-        torch.save({"test": outcome.test.mae, "weights": outcome.weights, "device": device}, self.path / "outcome.pt")
+        torch.save(
+            {"test": outcome.test.mae, "weights": outcome.weights, "device": device.name}, self.path / "outcome.pt"
+        )
 
     def curve(self) -> pd.DataFrame:
         return pd.read_csv(self.path / "progress.csv")

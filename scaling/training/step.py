@@ -1,0 +1,130 @@
+"""Model, optimiser and data of one worker, and one optimiser step on its share of a global batch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from scaling.data.batches import TrainingBatches
+from scaling.data.seeds import stable_seed
+from scaling.model.specvit import ModelConfig, SpecViT
+from scaling.training.evaluate import autocast
+from scaling.training.metrics import all_reduce
+from scaling.training.recipe import Recipe
+from scaling.training.schedule import Schedule
+
+
+class Stepper:
+    """What changes while a trial trains, but for its place in the schedule.
+
+    With `micro_batch`, a worker's share of a batch goes through the model so many rows at a time and the gradients are
+    added up: the same step to rounding (dropout draws other masks), in less memory. `compiled` uses `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        recipe: Recipe,
+        batches: TrainingBatches,
+        *,
+        lr: float,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        micro_batch: int | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.recipe, self.batches, self.lr, self.seed, self.device = recipe, batches, lr, seed, device
+        self.rank, self.world, self.micro_batch = rank, world, micro_batch
+        torch.manual_seed(stable_seed("weights", seed))
+        self.model = SpecViT(config).to(device)
+        self.parameters = list(self.model.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=lr, weight_decay=recipe.weight_decay, betas=recipe.betas, fused=True
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if compiled else self.model
+        if world > 1:
+            assert isinstance(self._forward, nn.Module)
+            self._forward = DistributedDataParallel(self._forward, [device] if device.type == "cuda" else None)
+        self._dropout = config.dropout > 0 or config.attention_dropout > 0
+        self._loss_sum, self._loss_rows = torch.zeros((), device=device), 0
+
+    def state(self) -> dict[str, Any]:
+        """Everything to resume from."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a state."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def applied_steps(self) -> int:
+        """Updates the optimiser made; it does not count fp16 steps skipped because a gradient overflowed."""
+        states = list(self.optimizer.state.values())
+        return int(states[0]["step"]) if states else 0
+
+    def step(self, step: int, schedule: Schedule) -> None:
+        """Train on this worker's share of the step's batch; all workers end with the same weights.
+
+        Nothing here waits for a GPU: losses are added up on the device, and read at the next evaluation.
+        """
+        if self._dropout:  # seeded by the step, so that a resumed run draws what an uninterrupted one does
+            torch.manual_seed(stable_seed("dropout", self.seed, step, self.rank))
+        rate = self.lr * schedule.factor(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        flux, labels = self.batches.batch(step)
+        rows = self.batches.global_rows(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._loss_sum += self._backward(flux, labels, rows) * rows
+        self._loss_rows += rows
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm, foreach=True)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _backward(self, flux: Tensor, labels: Tensor, rows: int) -> Tensor:
+        """Add this share's gradients of the mean loss over the global batch of `rows`; returns its part of that mean."""
+        # A worker whose share of a short batch is empty still takes part in the gradient's all-reduce.
+        size = self.micro_batch or max(1, len(labels))
+        starts = range(0, max(1, len(labels)), size)
+        total = torch.zeros((), device=self.device)
+        for start in starts:
+            part, wanted = flux[start : start + size], labels[start : start + size]
+            with self._without_all_reduce() if start != starts[-1] else contextlib.nullcontext():
+                with autocast(self.device, self.recipe.precision):
+                    predicted = self._forward(part if len(part) else flux.new_zeros(1, flux.shape[1]))
+                loss = self._loss(predicted[: len(wanted), 0].float(), wanted) / rows
+                # DDP averages over the workers; the global mean needs the sum.
+                self.scaler.scale(loss * self.world).backward()
+            total += loss.detach()
+        return total
+
+    def _without_all_reduce(self) -> Any:
+        forward = self._forward
+        return forward.no_sync() if isinstance(forward, DistributedDataParallel) else contextlib.nullcontext()
+
+    def _loss(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        if self.recipe.loss == "huber":
+            return functional.huber_loss(predicted, wanted, reduction="sum", delta=self.recipe.huber_delta)
+        error = predicted - wanted
+        return (error.abs() if self.recipe.loss == "l1" else error.square()).sum()
+
+    def mean_loss(self) -> float:
+        """Mean training loss over all workers since the last call, in normalised label units."""
+        total = float(all_reduce(self._loss_sum)) / max(1, self._loss_rows)
+        self._loss_sum, self._loss_rows = torch.zeros_like(self._loss_sum), 0
+        return total
