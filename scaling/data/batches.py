@@ -152,7 +152,8 @@ class MappedBatches:
         """This worker's share of a step's global batch."""
         rows = self.rows(step)
         mine = torch.from_numpy(rows[self.rank :: self.world].copy())
-        there = mine.to(self.device)
+        # From page-locked memory, or the copy would wait for all that the GPU has to do.
+        there = (mine.pin_memory() if self.device.type == "cuda" else mine).to(self.device, non_blocking=True)
         if self.resident:
             flux, *error = (array.index_select(0, there) for array in self._arrays)
         else:
