@@ -12,6 +12,10 @@ from jaxtyping import install_import_hook
 install_import_hook(["scaling.data", "scaling.model", "scaling.training.metrics"], "beartype.beartype")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--write-golden", action="store_true", help="replace the golden losses in tests/golden")
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:
