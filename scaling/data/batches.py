@@ -38,7 +38,7 @@ class TrainingBatches(Protocol):
     steps_per_epoch: int
     access: Access
 
-    def batch(self, step: int) -> tuple[Float[Tensor, "batch pixel"], Float[Tensor, " batch"]]:
+    def batch(self, step: int) -> tuple[Float[Tensor, "batch pixel"], Float[Tensor, "batch label"]]:
         """This worker's share of a step's global batch: standardised noisy flux and normalised labels, on the device.
 
         The share can be empty, where the global batch has fewer rows than there are workers.
@@ -122,9 +122,8 @@ class MappedBatches:
         self._inputs = _Inputs(shards, rules, seed, device)
         noise = fixed_noise(rules)
         self._mapped = map_split(shards, "train", num_spectra, cache_root, noise=noise)
-        labels = read_labels(
-            self._mapped.params([rules.label]), rules.label, f"{shards}, first {num_spectra} training spectra"
-        )
+        params, where = self._mapped.params(list(rules.labels)), f"{shards}, first {num_spectra} training spectra"
+        labels = read_labels(params, rules.labels, where)
         self._labels = self._inputs.labels(labels)
         maps = (self._mapped.noisy,) if noise else (self._mapped.flux, self._mapped.error)
         arrays = [array for array in maps if array is not None]
@@ -148,7 +147,7 @@ class MappedBatches:
         """The number of rows in a step's global batch."""
         return len(self.rows(step))
 
-    def batch(self, step: int) -> tuple[Float[Tensor, "batch pixel"], Float[Tensor, " batch"]]:
+    def batch(self, step: int) -> tuple[Float[Tensor, "batch pixel"], Float[Tensor, "batch label"]]:
         """This worker's share of a step's global batch."""
         rows = self.rows(step)
         mine = torch.from_numpy(rows[self.rank :: self.world].copy())
@@ -164,7 +163,7 @@ class MappedBatches:
             if self._read_ahead.useful and (step + 1) % self.steps_per_epoch:
                 self._read_ahead.ask_for(self.rows(step + 1)[self.rank :: self.world])
         draw = _Draw(step, len(rows), slice(self.rank, None, self.world))
-        return self._inputs(draw, flux, *error), self._labels[there]
+        return self._inputs(draw, flux, *error), self._labels.index_select(0, there)
 
     def close(self) -> None:
         """Let go of the memory map."""
@@ -196,12 +195,13 @@ class StreamedBatches:
         self._stream = SpectrumStream(
             manifest,
             self.order,
-            label=rules.label,
+            labels=rules.labels,
             noise=fixed_noise(rules),
             rank=rank,
             world=world,
             readers=GPU_READERS if device.type == "cuda" else CPU_READERS,
         )
+        self._no_labels = np.empty((0, len(rules.labels)))
         rows = batch_size + len(self._stream.streams)
         self._flux, self._error = (Staging(rows, manifest.pixels, device) for _ in range(2))
 
@@ -209,12 +209,12 @@ class StreamedBatches:
         """The number of rows in a step's global batch."""
         return sum(stop - start for start, stop in self.order.shares(step))
 
-    def batch(self, step: int) -> tuple[Float[Tensor, "batch pixel"], Float[Tensor, " batch"]]:
+    def batch(self, step: int) -> tuple[Float[Tensor, "batch pixel"], Float[Tensor, "batch label"]]:
         """This worker's share of a step's global batch."""
         pieces = self._stream.take(step)
         flux = self._flux.join([piece.flux for piece in pieces])
         error = [piece.error for piece in pieces if piece.error is not None]
-        labels = self._inputs.labels(np.concatenate([np.empty(0), *(piece.label for piece in pieces)]))
+        labels = self._inputs.labels(np.concatenate([self._no_labels, *(piece.labels for piece in pieces)]))
         if not error:
             return self._inputs(None, flux), labels
         edges = np.cumsum([0] + [stop - start for start, stop in self.order.shares(step)])
@@ -249,7 +249,7 @@ class _Inputs:
         self._offset = torch.from_numpy(self._standardisation.flux_offset).to(device)
         self._scale = torch.from_numpy(self._standardisation.flux_scale).to(device)
 
-    def labels(self, labels: Float[ndarray, " row"]) -> Float[Tensor, " row"]:
+    def labels(self, labels: Float[ndarray, "row label"]) -> Float[Tensor, "row label"]:
         """Normalised labels on the device."""
         return torch.from_numpy(self._standardisation.normalise_labels(labels)).to(self.device)
 
@@ -259,13 +259,13 @@ class _Inputs:
         flux: Float[Tensor, "row pixel"],
         error: Float[Tensor, "row pixel"] | None = None,
     ) -> Float[Tensor, "row pixel"]:
-        """Standardised flux; with an error, after fresh noise."""
+        """Standardised flux, in its place; with an error, after fresh noise."""
         if error is not None and draw is not None:
             # The noise of the whole global batch is drawn everywhere, so that it does not depend on the workers.
             generator = torch.Generator(self.device).manual_seed(stable_seed("fresh", self.seed, draw.step))
             noise = torch.randn(draw.global_rows, flux.shape[1], generator=generator, device=self.device)
             flux = flux.clamp(min=0.0).addcmul(noise[draw.places], error, value=self.rules.noise_level)
-        return (flux - self._offset) / self._scale
+        return flux.sub_(self._offset).div_(self._scale)
 
 
 def _goes_to_device(num_bytes: int, device: torch.device, access: Access, device_share: float) -> bool:

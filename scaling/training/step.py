@@ -96,12 +96,12 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def _backward(self, flux: Tensor, labels: Tensor, rows: int) -> Tensor:
+    def _backward(self, flux: Tensor, labels: Tensor, rows: int) -> Tensor | float:
         """Add this share's gradients of the mean loss over the global batch of `rows`; returns its part of that mean."""
         # A worker whose share of a short batch is empty still takes part in the gradient's all-reduce.
         size = self.micro_batch or max(1, len(labels))
         starts = range(0, max(1, len(labels)), size)
-        total = torch.zeros((), device=self.device)
+        total: Tensor | float = 0.0
         for start in starts:
             part, wanted = flux[start : start + size], labels[start : start + size]
             with self._without_all_reduce() if start != starts[-1] else contextlib.nullcontext():
@@ -110,7 +110,7 @@ class Stepper:
                 loss = self._loss(predicted[: len(wanted), 0].float(), wanted) / rows
                 # DDP averages over the workers; the global mean needs the sum.
                 self.scaler.scale(loss * self.world).backward()
-            total += loss.detach()
+            total = total + loss.detach()
         return total
 
     def _without_all_reduce(self) -> Any:
