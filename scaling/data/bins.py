@@ -44,7 +44,7 @@ class SplitBins:
         mapped = map_split(shards, split, manifest.num_rows(split), cache_root)
         assert mapped.flux is not None
         assert mapped.error is not None
-        labels = read_labels(mapped.params([label]), label, f"{shards}, {split}")
+        labels = read_labels(mapped.params([label]), (label,), f"{shards}, {split}")[:, 0]
         snr = np.empty(len(labels))
         for start in range(0, len(labels), READ_ROWS):
             rows = slice(start, start + READ_ROWS)

@@ -24,7 +24,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from scaling.data.cachebuild import CacheBuild
-from scaling.data.cachefolder import LOCK, array_path, hold, part_path
+from scaling.data.cachefolder import LOCK, array_path, hold, part_path, split_folder
 from scaling.data.manifest import Manifest
 from scaling.data.noise import FixedNoise
 from scaling.data.shardfile import ERROR, FLUX
@@ -127,7 +127,7 @@ def map_split(
     manifest = Manifest.load(shards_dir)
     shards = manifest.leading_shards(split, num_rows)
     limit = cache_limit() if limit is None else limit
-    folder = (cache_root or default_cache_root()) / f"{split}-{manifest.digest(split, manifest.num_rows(split))}"
+    folder = split_folder(cache_root or default_cache_root(), manifest, split)
     arrays = (FLUX, ERROR) if noise is None else (f"noisy-{noise.seed}-{float(noise.level)!r}",)
     held = hold(folder)
     try:

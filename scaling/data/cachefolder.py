@@ -6,6 +6,7 @@
     flux.json, …                                      the watermark of each: rows and shards that are complete
     params/part-00000.parquet                         the columns of each shard that are not spectra
     source.json                                       the shard set that it was built from
+    whitening-<digest>.npz                            linear maps fitted to the training spectra (``whitening``)
     in-use                                            locked, shared, by every process that maps the split
     lock                                              locked by the one process that builds
 """
@@ -22,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.data.manifest import SPLITS, write_json
+from scaling.data.manifest import SPLITS, Manifest, write_json
 
 LOCK, IN_USE, SOURCE = "lock", "in-use", "source.json"
 _NAME = re.compile(rf"(?:{'|'.join(SPLITS)})-[0-9a-f]+")
@@ -47,6 +48,11 @@ class Watermark:
     def save(self, folder: Path, array: str) -> None:
         """Move an array's watermark, at once; its data must be on the disk."""
         write_json(folder / f"{array}.json", asdict(self))
+
+
+def split_folder(root: Path, manifest: Manifest, split: str) -> Path:
+    """A split's folder in a node's cache."""
+    return root / f"{split}-{manifest.digest(split, manifest.num_rows(split))}"
 
 
 def array_path(folder: Path, array: str) -> Path:

@@ -1,4 +1,4 @@
-"""How spectra become inputs and targets: the rules, the statistics they are normalised with, the evaluation splits."""
+"""How spectra become inputs and targets: the rules, and the statistics they are normalised with."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
+from jaxtyping import Float, Float32, Float64
+from numpy import ndarray
 
-from scaling.data.cache import map_split
 from scaling.data.manifest import Manifest
 from scaling.errors import UserError
 
@@ -29,14 +28,23 @@ class DataRules:
     one at every visit, as the original study does. `noise_level` multiplies the 1σ errors. Validation and test noise
     is drawn once from `eval_seed`. `input_norm` standardises the noisy flux with statistics of the training split:
     "none" (the original), "global" (one mean, one scale), "mean_spectrum" (each pixel's mean, one scale), "per_pixel".
-    `label_norm` maps the label to mean 0 and std 1, or to [0, 1].
+    `label_norm` maps the labels to mean 0 and std 1, or to [0, 1].
+
+    `label` is what a study is about: trials are selected and judged by it. `other_labels` are learned beside it, with
+    equal weight in the loss. With a `boundary`, in the label's unit, it is a classification: the model answers whether
+    the label is above, is trained on binary cross-entropy, and is selected and judged by its error rate.
+    With several `eval_draws`, validation and test spectra are scored under so many draws of their noise; the first is the
+    one that is always drawn.
     """
 
     label: str = "log_g"
+    other_labels: tuple[str, ...] = ()
+    boundary: float | None = None
     noise: Noise = "fresh"
     noise_level: float = 1.0
     noise_seed: int = 0
     eval_seed: int = 42
+    eval_draws: int = 1
     input_norm: Literal["none", "global", "mean_spectrum", "per_pixel"] = "mean_spectrum"
     label_norm: Literal["standard", "minmax"] = "standard"
 
@@ -56,36 +64,80 @@ class DataRules:
                 raise UserError(f"DataRules.{name} = {getattr(self, name)!r}: must be one of {', '.join(allowed)}")
         if not self.noise_level >= 0:
             raise UserError(f"DataRules.noise_level = {self.noise_level}: must be 0 or more")
+        if self.eval_draws < 1 or (self.eval_draws > 1 and self.noise_level == 0):
+            raise UserError(
+                f"DataRules.eval_draws = {self.eval_draws}: must be at least 1, and 1 without noise (noise_level 0)"
+            )
+        if not isinstance(self.other_labels, tuple) or len(set(self.labels)) < len(self.labels):
+            raise UserError(
+                f"DataRules.other_labels = {self.other_labels!r}: give a tuple of labels, none twice nor {self.label!r} again"
+            )
+        if self.boundary is not None:
+            self._check_boundary()
+
+    def _check_boundary(self) -> None:
+        if self.boundary is not None and not math.isfinite(self.boundary):
+            raise UserError(
+                f"DataRules.boundary = {self.boundary}: give a value of {self.label}, such as 2.5 for log_g"
+            )
+        if self.other_labels or self.label_norm != "standard":
+            raise UserError(
+                f"DataRules.boundary = {self.boundary}: a classification has one label and no label_norm; "
+                "drop other_labels and label_norm, or the boundary"
+            )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels in the order of the model's outputs; the first is the study's."""
+        return (self.label, *self.other_labels)
+
+    @property
+    def target(self) -> str:
+        """What is predicted, in words: "log_g", or "log_g > 2.5"."""
+        return self.label if self.boundary is None else f"{self.label} > {self.boundary:g}"
+
+    @property
+    def score(self) -> Literal["mae_dex", "error_rate"]:
+        """What trials are selected and judged by: the row's column after "val_" and "test_"."""
+        return "mae_dex" if self.boundary is None else "error_rate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standardisation:
     """Statistics of the training split that inputs and labels are normalised with; they travel with the checkpoint.
 
-    `flux_offset` and `flux_scale` have shape (pixel,); the label's offset, scale and std are in dex.
+    Those of the labels are in the labels' own units, in the order of `DataRules.labels`. With a `boundary` labels become
+    1 above it and 0 elsewhere, and offset and scale are not used.
     """
 
-    flux_offset: np.ndarray
-    flux_scale: np.ndarray
-    label_offset: float
-    label_scale: float
-    label_mean: float
-    label_std: float
+    flux_offset: Float32[ndarray, " pixel"]
+    flux_scale: Float32[ndarray, " pixel"]
+    label_offset: Float64[ndarray, " label"]
+    label_scale: Float64[ndarray, " label"]
+    label_mean: Float64[ndarray, " label"]
+    label_std: Float64[ndarray, " label"]
+    boundary: float | None = None
 
     @classmethod
     def of(cls, shards: Path, rules: DataRules) -> Standardisation:
         """Read the statistics of a shard set and reduce them as the rules say.
 
         Raises:
-            UserError: if the label is unknown or constant in the training split.
+            UserError: if a label is unknown, constant in the training split, or all on one side of the boundary.
         """
         manifest = Manifest.load(shards)
-        if rules.label not in manifest.labels:
-            raise UserError(f"{shards}: no label {rules.label!r}; the shards have {', '.join(sorted(manifest.labels))}")
-        label = manifest.labels[rules.label]
-        if not label.std > 0:
+        for name in rules.labels:
+            if name not in manifest.labels:
+                raise UserError(f"{shards}: no label {name!r}; the shards have {', '.join(sorted(manifest.labels))}")
+            if not manifest.labels[name].std > 0:
+                raise UserError(
+                    f"{shards}: label {name!r} has std {manifest.labels[name].std} in the training split; nothing to learn"
+                )
+        labels = [manifest.labels[name] for name in rules.labels]
+        if rules.boundary is not None and not labels[0].min <= rules.boundary < labels[0].max:
             raise UserError(
-                f"{shards}: label {rules.label!r} has std {label.std} in the training split; nothing to learn"
+                f"DataRules.boundary = {rules.boundary:g}: every {rules.label} in {shards} is on one side of it "
+                f"({labels[0].min:g} to {labels[0].max:g}); nothing to learn"
             )
         pixels = pd.read_parquet(shards / "statistics.parquet")
         mean = pixels["flux_mean"].to_numpy(np.float64)
@@ -104,82 +156,38 @@ class Standardisation:
         return cls(
             flux_offset=offset.astype(np.float32),
             flux_scale=scale.astype(np.float32),
-            label_offset=label.min if minmax else label.mean,
-            label_scale=label.max - label.min if minmax else label.std,
-            label_mean=label.mean,
-            label_std=label.std,
+            label_offset=np.array([label.min if minmax else label.mean for label in labels]),
+            label_scale=np.array([label.max - label.min if minmax else label.std for label in labels]),
+            label_mean=np.array([label.mean for label in labels]),
+            label_std=np.array([label.std for label in labels]),
+            boundary=rules.boundary,
         )
 
     def digest(self) -> str:
         """A short hash of the statistics; they are those of the whole training split, not of a cell's prefix."""
-        numbers = (self.label_offset, self.label_scale, self.label_mean, self.label_std)
-        content = self.flux_offset.tobytes() + self.flux_scale.tobytes() + repr(numbers).encode()
+        labels = np.stack([self.label_offset, self.label_scale, self.label_mean, self.label_std], axis=1)
+        content = self.flux_offset.tobytes() + self.flux_scale.tobytes() + labels.tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
-    def normalise_labels(self, labels: np.ndarray) -> np.ndarray:
-        """Labels in dex to the units of the loss, float32."""
+    def normalise_labels(self, labels: Float[ndarray, "row label"]) -> Float32[ndarray, "row label"]:
+        """Labels in their own units to those of the loss; to 0 and 1 with a boundary."""
+        if self.boundary is not None:
+            return (labels > self.boundary).astype(np.float32)
         return ((labels - self.label_offset) / self.label_scale).astype(np.float32)
 
 
-def read_labels(params: pd.DataFrame, label: str, where: str) -> np.ndarray:
-    """One label column as float64.
+def read_labels(params: pd.DataFrame, labels: tuple[str, ...], where: str) -> Float64[ndarray, "row label"]:
+    """Some label columns, in the labels' own units.
 
     Raises:
-        UserError: if it is missing or not finite, naming the first offending row.
+        UserError: if one is missing or not finite, naming the first offending row.
     """
-    if label not in params:
-        raise UserError(f"{where}: no label {label!r}")
-    values = params[label].to_numpy(np.float64)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        raise UserError(
-            f"{where}: label {label!r} is not finite in {len(bad)} rows, first in row {bad[0]}; remove them"
-        )
-    return values
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationSplit:
-    """A worker's share of a noisy split, on the device: flux (row, pixel) standardised, labels (row,) normalised."""
-
-    flux: Tensor
-    labels: Tensor
-
-    @classmethod
-    def load(
-        cls,
-        shards: Path,
-        rules: DataRules,
-        split: Literal["val", "test"],
-        *,
-        device: torch.device,
-        cache_root: Path,
-        rank: int = 0,
-        world: int = 1,
-    ) -> EvaluationSplit:
-        """Draw the split's noise once, on the CPU in row order from `eval_seed`, as the original study does."""
-        standardisation = Standardisation.of(shards, rules)
-        mapped = map_split(shards, split, Manifest.load(shards).num_rows(split), cache_root)
-        assert mapped.flux is not None
-        assert mapped.error is not None
-        params = mapped.params([rules.label])
-        labels = standardisation.normalise_labels(read_labels(params, rules.label, f"{shards}, {split}"))
-        generator = torch.Generator().manual_seed(rules.eval_seed)
-        flux = torch.empty(len(labels), mapped.flux.shape[1])
-        for start in range(0, len(labels), READ_ROWS):
-            rows = slice(start, start + READ_ROWS)
-            clean, error = torch.from_numpy(mapped.flux[rows]), torch.from_numpy(mapped.error[rows])
-            noise = torch.randn(clean.shape, generator=generator)
-            flux[rows] = clean.clamp(min=0.0).addcmul(noise, error, value=rules.noise_level)
-        mapped.close()
-        flux = (flux - torch.from_numpy(standardisation.flux_offset)) / torch.from_numpy(standardisation.flux_scale)
-        mine = slice(rank, None, world)
-        return cls(flux=flux[mine].to(device), labels=torch.from_numpy(labels[mine].copy()).to(device))
-
-
-def evaluation_pin(shards: Path, rules: DataRules) -> str:
-    """Hash of the validation and test spectra with their noise: rows compare only where it is equal."""
-    manifest = Manifest.load(shards)
-    parts = [manifest.digest(split, manifest.num_rows(split)) for split in ("val", "test")]
-    parts += [rules.label, str(rules.eval_seed), repr(rules.noise_level)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    for label in labels:
+        if label not in params:
+            raise UserError(f"{where}: no label {label!r}")
+        bad = np.flatnonzero(~np.isfinite(params[label].to_numpy(np.float64)))
+        if len(bad):
+            raise UserError(
+                f"{where}: label {label!r} is not finite in {len(bad)} rows, first in row {bad[0]}; remove them"
+            )
+    return params[list(labels)].to_numpy(np.float64)

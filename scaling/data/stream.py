@@ -32,19 +32,21 @@ WINDOWS_AHEAD = STREAMS + 2
 
 @dataclass(frozen=True, slots=True)
 class Spectra:
-    """Some rows of a stream: flux, without noise or with fixed noise; error (None with fixed noise); label, in dex."""
+    """Some rows of a stream: flux, without noise or with fixed noise; error (None with fixed noise); labels, in their own units."""
 
     flux: Float32[ndarray, "row pixel"]
     error: Float32[ndarray, "row pixel"] | None
-    label: Float[ndarray, " row"]
+    labels: Float[ndarray, "row label"]
 
     def part(self, start: int, stop: int) -> Spectra:
         """The rows from `start` to `stop`."""
         error = None if self.error is None else self.error[start:stop]
-        return Spectra(self.flux[start:stop], error, self.label[start:stop])
+        return Spectra(self.flux[start:stop], error, self.labels[start:stop])
 
 
-def load_window(window: Window, order: StreamOrder, pixels: int, label: str, noise: FixedNoise | None) -> Spectra | str:
+def load_window(
+    window: Window, order: StreamOrder, pixels: int, labels: tuple[str, ...], noise: FixedNoise | None
+) -> Spectra | str:
     """The Ray task: read, noise and shuffle a window.
 
     A user's mistake is returned in words, not raised: Ray would wrap it in tracebacks.
@@ -52,12 +54,12 @@ def load_window(window: Window, order: StreamOrder, pixels: int, label: str, noi
     groups, places = order.window_groups(window)
     flux = np.empty((len(places), pixels), np.float32)
     error = None if noise else np.empty_like(flux)
-    labels = np.empty(len(places))
+    values = np.empty((len(places), len(labels)))
     at = 0
     try:
         for group in groups:
             path, where = order.files[group.shard], places[at : at + group.rows]
-            clean, sigma, labels[where] = _read_group(path, group, label)
+            clean, sigma, values[where] = _read_group(path, group, labels)
             if noise:
                 flux[where] = noise.add(clean, sigma, split="train", first_row=group.first_row)
             else:
@@ -67,27 +69,27 @@ def load_window(window: Window, order: StreamOrder, pixels: int, label: str, noi
             at += group.rows
     except UserError as mistake:
         return str(mistake)
-    return Spectra(flux, error, labels)
+    return Spectra(flux, error, values)
 
 
-def _read_group(path: Path, group: Group, label: str) -> tuple[ndarray, ndarray, ndarray]:
-    """Flux, error and label of the rows of a group that belong to the prefix.
+def _read_group(path: Path, group: Group, labels: tuple[str, ...]) -> tuple[ndarray, ndarray, ndarray]:
+    """Flux, error and labels of the rows of a group that belong to the prefix.
 
     Raises:
         UserError: The shard is damaged, or is not the one that belongs there, or a label is not finite.
     """
-    table = next(row_groups(path, [group.group], [ROW_ID, FLUX, ERROR, label]))[: group.rows]
+    table = next(row_groups(path, [group.group], [ROW_ID, FLUX, ERROR, *labels]))[: group.rows]
     expected = group.first_row + np.arange(group.rows)
     if not np.array_equal(column_values(table, ROW_ID), expected):
         raise UserError(
             f"{path}: row group {group.group} does not hold rows {expected[0]} to {expected[-1]}: "
             "remove this shard and run the same `scaling shard` command again"
         )
-    labels = column_values(table, label).astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(labels))
+    values = np.stack([column_values(table, label).astype(np.float64) for label in labels], axis=1)
+    bad, which = np.nonzero(~np.isfinite(values))
     if len(bad):
-        raise UserError(f"{path}: label {label!r} is not finite in row {expected[bad[0]]}; remove such rows")
-    return column_values(table, FLUX), column_values(table, ERROR), labels
+        raise UserError(f"{path}: label {labels[which[0]]!r} is not finite in row {expected[bad[0]]}; remove such rows")
+    return column_values(table, FLUX), column_values(table, ERROR), values
 
 
 class SpectrumStream:
@@ -98,7 +100,7 @@ class SpectrumStream:
         manifest: Manifest,
         order: StreamOrder,
         *,
-        label: str,
+        labels: tuple[str, ...],
         noise: FixedNoise | None,
         rank: int,
         world: int,
@@ -109,7 +111,7 @@ class SpectrumStream:
         Args:
             manifest: The shards.
             order: Of the prefix.
-            label: The column of labels.
+            labels: The columns of labels.
             noise: Fixed noise, drawn where a window is read; None leaves flux and error apart.
             rank: This worker's number.
             world: The number of workers.
@@ -132,7 +134,7 @@ class SpectrumStream:
         self.order, self.streams, self._readers = order, range(rank, STREAMS, world), readers
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._read = ray.remote(load_window).options(num_cpus=0, scheduling_strategy=here)
-        self._settings = ray.put(order), manifest.pixels, label, noise
+        self._settings = ray.put(order), manifest.pixels, labels, noise
         self._next_step = -1
         self.close()
 

@@ -142,7 +142,7 @@ class SpecViT(nn.Module):
 
     def forward(self, flux: Float[Tensor, "batch pixel"]) -> Float[Tensor, "batch output"]:
         """Predict normalised labels from standardised flux."""
-        inputs = self.whitening(flux) if self.config.whitening_components else flux
+        inputs = self._whiten(flux) if self.config.whitening_components else flux
         hidden = torch.cat((self.class_token.expand(len(flux), -1, -1), self._tokens(inputs)), dim=1)
         if self.config.positions == "learned":
             hidden = hidden + self.positions
@@ -151,6 +151,11 @@ class SpecViT(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, rotation)
         return self.head(self.norm(hidden[:, 0]))
+
+    def _whiten(self, flux: Float[Tensor, "batch pixel"]) -> Float[Tensor, "batch component"]:
+        # In full precision always: what varies little is the small difference of large products.
+        with torch.autocast(flux.device.type, enabled=False):
+            return self.whitening(flux.float())
 
     def _tokens(self, inputs: Float[Tensor, "batch input"]) -> Float[Tensor, "batch patch width"]:
         config = self.config

@@ -16,6 +16,7 @@ from scaling.data.order import Order
 from scaling.data.simulate import Simulation
 from scaling.errors import UserError
 from scaling.model.ladder import Ladder, Whitening
+from scaling.model.specvit import ModelConfig
 from scaling.training.recipe import Budget, Recipe
 
 __all__ = [
@@ -228,7 +229,11 @@ class Study:
         if not self.placements or (self.placements[0].from_width, self.placements[0].from_spectra) != (0, 0):
             raise UserError("Study.placements: the first must apply to every cell (from_width 0, from_spectra 0)")
         for width in self.widths:
-            self.ladder.rung(width)
+            self.model(width)
+        if self.data.rules.boundary is not None and self.recipe.loss != "l1":
+            raise UserError(
+                f"Recipe.loss = {self.recipe.loss!r}: with DataRules.boundary it is cross-entropy; leave Recipe.loss out"
+            )
         source = self.data.source
         if isinstance(source, Simulation):
             if source.pixels != self.ladder.num_pixels:
@@ -250,6 +255,10 @@ class Study:
             for seed in self.seeds
         )
 
+    def model(self, width: int) -> ModelConfig:
+        """The model of a rung, with an output for each label."""
+        return self.ladder.rung(width, len(self.data.rules.labels))
+
     def held_out(self, cell: Cell) -> bool:
         """Whether the cell is kept out of the fit, to score the forecast."""
         edge = cell.width == self.widths[-1] or cell.num_spectra == self.data.num_spectra[-1]
@@ -266,7 +275,8 @@ class Study:
         Not part of it: the number of trials, placements, other cells and the title; they may change between runs.
         """
         search = {k: v for k, v in stable(self.search).items() if k != "trials"}
-        parts = [stable(part) for part in (cell, self.data.rules, self.ladder.rung(cell.width), self.recipe)]
+        declared = (cell, self.data.rules, self.model(cell.width), self.ladder.whitening, self.recipe)
+        parts = [stable(part) for part in declared]
         return hashlib.sha256(json.dumps([*parts, search, data_digest], sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -139,11 +139,10 @@ def _inspect_study(folder: StudyFolder) -> Finding:
         )
         done = [row for row in rows if row.status == "done"]
         if done:  # the test set chooses nothing: its error is that of the trial which validation chose
-            best = min(done, key=lambda row: row.val_mae_dex)
-            lines.append(
-                f"    best trial {best.trial}: val MAE {best.val_mae_dex:.4f} dex, test MAE {best.test_mae_dex:.4f} dex"
-            )
-            data["best"] = {name: getattr(best, name) for name in ("trial", "val_mae_dex", "test_mae_dex")}
+            best = min(done, key=lambda row: row.val_error)
+            val, test = (best.measure.tell(error, 4) for error in (best.val_error, best.test_error))
+            lines.append(f"    best trial {best.trial}: val {val}, test {test}")
+            data["best"] = {name: getattr(best, name) for name in ("trial", best.measure.val, best.measure.test)}
         pins = {row.eval_pin for row in rows}
         if len(pins) > 1:
             problems.append(f"rows were scored on {len(pins)} different evaluation sets and must not be compared")

@@ -55,7 +55,7 @@ def make_plan(study: Study, *, tflops: float, mfu: float) -> Plan:
         raise UserError(f"--tflops {tflops} --mfu {mfu}: the first must be positive, the second in (0, 1]")
     cells = []
     for cell in study.cells():
-        config, recipe = study.ladder.rung(cell.width), study.recipe
+        config, recipe = study.model(cell.width), study.recipe
         steps = recipe.budget.steps(cell.num_spectra, recipe.batch_size)
         seen = samples_seen(steps, cell.num_spectra, recipe.batch_size)
         flops = ladder.train_flops(config, seen)
@@ -91,7 +91,7 @@ def describe(plan: Plan) -> str:
     ]
     for width in study.widths:
         mine = [cell for cell in plan.cells if cell.cell.width == width]
-        config = study.ladder.rung(width)
+        config = study.model(width)
         where = sorted({_where(cell.placement) for cell in mine})
         lines.append(
             f"  {f'w{width}':>6} {config.depth:>6} {config.num_tokens:>6} {mine[0].num_params:>11,} "

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scaling.data.dataset import evaluation_pin
+from scaling.data.evaluation import evaluation_pin
 from scaling.data.information import FREE_LABELS, information_limit
 from scaling.data.manifest import MANIFEST, Manifest, Source
 from scaling.data.shards import convert
@@ -65,12 +65,12 @@ def prepare_data(study: Study, store: Store, progress: Callable[[str], None]) ->
 def keep_limit(study: Study, folder: StudyFolder) -> None:
     """Put the information limit of a simulated study's test spectra into the store, once.
 
-    Nothing is written where the spectra are not the study's own simulation or do not depend on its label: `scaling limit
-    SHARDS --json` gives the file for other shard sets that were simulated.
+    Nothing is written where the spectra are not the study's own simulation or do not depend on its label, or where it
+    classifies: `scaling limit SHARDS --json` gives the file for other shard sets that were simulated.
     """
     rules = study.data.rules
     known = isinstance(study.data.source, Simulation) and rules.label in FREE_LABELS and rules.noise_level > 0
-    if not known or not is_prepared(study, folder.store):
+    if not known or rules.boundary is not None or not is_prepared(study, folder.store):
         return
     shards = shards_path(study, folder.store)
     pin, kept = evaluation_pin(shards, rules), folder.read_limit()

@@ -26,7 +26,7 @@ class Progress:
     def add(self, row: Row) -> None:
         """Count a finished trial and say so."""
         self.rows[row.trial] = row
-        result = f"MAE {row.test_mae_dex:.3f} dex" if row.status == "done" else row.status.upper()
+        result = row.measure.tell(row.test_error) if row.status == "done" else row.status.upper()
         self.write(f"{self.line()} | {row.trial} lr {row.lr:.2g}: {result} in {row.wall_seconds:.0f} s")
 
     def line(self) -> str:
@@ -35,10 +35,12 @@ class Progress:
         for row in self.rows.values():
             by_cell[row.cell] = by_cell.get(row.cell, 0) + 1
         cells_done = sum(count >= self.study.search.trials for count in by_cell.values())
-        best = min((row.val_mae_dex for row in self.rows.values() if row.status == "done"), default=math.nan)
+        best = min(
+            (row for row in self.rows.values() if row.status == "done"), key=lambda row: row.val_error, default=None
+        )
         parts = [f"trials {len(self.rows)}/{self.total}", f"cells {cells_done}/{len(self.cells)}"]
-        if not math.isnan(best):
-            parts.append(f"best val MAE {best:.3f} dex")
+        if best is not None:
+            parts.append(f"best val {best.measure.tell(best.val_error)}")
         left = self.seconds_left()
         if left is not None:
             parts.append(f"about {duration(left)} left")
@@ -64,7 +66,7 @@ class Progress:
 
     def _wall_seconds(self, cell: Cell, measured: list[Row]) -> float:
         """From the measured trials nearest in cost per step, scaled by the steps; of the same host if there are any."""
-        config, recipe = self.study.ladder.rung(cell.width), self.study.recipe
+        config, recipe = self.study.model(cell.width), self.study.recipe
         steps = recipe.budget.steps(cell.num_spectra, recipe.batch_size)
         cost = math.log(train_flops(config, recipe.batch_size))
 

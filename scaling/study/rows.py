@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,32 @@ from scaling.errors import UserError
 Status = Literal["done", "diverged", "failed"]
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What trials are selected and judged by: its name, its unit, and its column after "val_" and "test_"."""
+
+    name: str
+    unit: str
+    column: str
+
+    @property
+    def val(self) -> str:
+        """The column that trials are selected by."""
+        return f"val_{self.column}"
+
+    @property
+    def test(self) -> str:
+        """The column that a law is fitted to."""
+        return f"test_{self.column}"
+
+    def tell(self, value: float, digits: int = 3) -> str:
+        """A value in words: "MAE 0.123 dex"."""
+        return f"{self.name} {value:.{digits}f} {self.unit}".rstrip()
+
+
+MAE, ERROR_RATE = Measure("MAE", "dex", "mae_dex"), Measure("error rate", "", "error_rate")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One trial's result. Units stand in the names: `_dex` as measured, `_z` in standard deviations of the training labels.
@@ -25,15 +52,16 @@ class Row:
     is their D. `epochs` is samples_seen / num_spectra. `noise` is "fresh" (drawn each epoch) or "fixed" (one draw a
     spectrum). `eval_pin` identifies the validation and test spectra with their noise: rows with different pins must
     not be compared. `held_out` marks cells that the study keeps out of its fit, to score the forecast.
-    `test_by_snr` and `test_by_label` are JSON: a list of {low, high, count, mae_dex, bias_dex, rmse_dex}, one a bin of
+    `test_by_snr` and `test_by_label` are JSON: a list of {low, high, count, mae_dex, bias_dex, rmse_dex, sem_dex}, one a bin of
     signal to noise (of the noise-free flux, as `scaling inspect` defines it) and of the true label; empty lists without
     metrics. `test_guess_mae_dex` is the error of always answering the training mean, `test_p90_dex` the 90th percentile
     of |error|.
     `access` says where the trial read its spectra: "resident", "mapped", or "streamed" in an order shuffled within windows.
     `budget_share` is 1 but for the branches of a "wsd" trial: results of that fraction of its budget. A trial's row of
     share 1 is its last; `device_seconds` of a branch leave out what it shares with a shorter one, so that they add up.
-    `val_error_rate` and `test_error_rate` are those of a classification, whose errors in dex are NaN. `other_labels` is
-    JSON: scores of further labels, each in its own unit. `eval_draws` noise draws of the evaluation spectra are averaged.
+    `val_error_rate` and `test_error_rate` are those of a classification, whose errors in dex are NaN and whose `label`
+    is like "log_g > 2.5". `other_labels` is JSON: {label: {val_mae, test_mae, test_r2, test_rmse, test_bias}} of further
+    labels, each in its own unit. `eval_draws` noise draws of the evaluation spectra are averaged.
     `mfu` is the model's FLOPs (train_flops, evaluation not counted) per second as a fraction of `peak_flops`, what a
     worker's device reaches in large matrix products at that precision.
     Metrics are NaN unless `status` is "done"; `error` then says what happened.
@@ -108,6 +136,21 @@ class Row:
     code_commit: str
     versions: str
 
+    @property
+    def measure(self) -> Measure:
+        """What the trial is judged by."""
+        return ERROR_RATE if math.isnan(self.test_mae_dex) and not math.isnan(self.test_error_rate) else MAE
+
+    @property
+    def val_error(self) -> float:
+        """What the trial is selected by; NaN unless it is done."""
+        return getattr(self, self.measure.val)
+
+    @property
+    def test_error(self) -> float:
+        """What a law is fitted to; NaN unless it is done."""
+        return getattr(self, self.measure.test)
+
     def to_json(self) -> str:
         """The row as one JSON object; NaN is written as null."""
         values = {name: None if value != value else value for name, value in dataclasses.asdict(self).items()}
@@ -138,6 +181,12 @@ def _typed(hint: Any, value: Any) -> Any:
     if hint is float:
         return float("nan") if value is None else float(value)
     return value
+
+
+def measure_of(rows: pd.DataFrame) -> Measure:
+    """What the trials of a table are judged by."""
+    classified = rows["test_mae_dex"].isna().all() and rows["test_error_rate"].notna().any()
+    return ERROR_RATE if classified else MAE
 
 
 def schema() -> pa.Schema:

@@ -30,7 +30,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def suggest_lr(search: Search, cell: Cell, number: int, history: History) -> float:
-    """The learning rate of a cell's trial `number`, given the (learning rate, validation MAE) of all earlier rounds.
+    """The learning rate of a cell's trial `number`, given the (learning rate, validation error) of all earlier rounds.
 
     The declared factors come first; then TPE over log(learning rate), its generator seeded by (cell, number).
     """
@@ -39,8 +39,8 @@ def suggest_lr(search: Search, cell: Cell, number: int, history: History) -> flo
         return min(max(search.centre(cell.width) * search.factors[number], space["lr"].low), space["lr"].high)
     sampler = optuna.samplers.TPESampler(seed=stable_seed("search", cell.key, number) % 2**32, n_startup_trials=3)
     past = optuna.create_study(sampler=sampler)
-    for lr, mae in history:
-        value = mae if math.isfinite(mae) else math.inf
+    for lr, error in history:
+        value = error if math.isfinite(error) else math.inf
         past.add_trial(optuna.create_trial(params={"lr": lr}, distributions=dict(space), value=value))
     return past.ask(fixed_distributions=dict(space)).params["lr"]
 
@@ -54,7 +54,7 @@ def open_rounds(search: Search, cell: Cell, rows: dict[int, Row]) -> list[tuple[
         missing = [number for number in numbers if number not in rows]
         if missing:
             return [(number, suggest_lr(search, cell, number, history)) for number in missing]
-        history += [(rows[number].lr, rows[number].val_mae_dex) for number in numbers]
+        history += [(rows[number].lr, rows[number].val_error) for number in numbers]
         start += size
     return []
 
@@ -81,7 +81,7 @@ class CellSearch(Searcher):
         capacity: Callable[[], dict[str, float]],
         on_row: Callable[[Row], None],
     ) -> None:
-        super().__init__(metric="val_mae_dex", mode="min")
+        super().__init__(metric=f"val_{study.data.rules.score}", mode="min")
         self.study, self.make_trial, self.capacity, self.on_row = study, make_trial, capacity, on_row
         self.live: dict[str, Trial] = {}
         self.cells = sorted(study.cells(), key=lambda cell: _order(study, cell))
@@ -154,7 +154,7 @@ class CellSearch(Searcher):
 def _order(study: Study, cell: Cell) -> tuple[bool, int, int, int, int]:
     """Trials under Ray Train first, then by cost: the longest must not be started last."""
     steps = study.recipe.budget.steps(cell.num_spectra, study.recipe.batch_size)
-    flops = forward_flops(study.ladder.rung(cell.width)) * steps
+    flops = forward_flops(study.model(cell.width)) * steps
     return (study.placement(cell).host != "ray_train", -flops, -cell.num_spectra, cell.width, cell.seed)
 
 
@@ -214,6 +214,6 @@ def _tell(view: optuna.Study, number: int, row: Row) -> None:
     if present is None or present.state.is_finished():
         return
     if row.status == "done":
-        view.tell(present.number, row.val_mae_dex)
+        view.tell(present.number, row.val_error)
     else:
         view.tell(present.number, state=TrialState.FAIL)

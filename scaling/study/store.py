@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from scaling.errors import UserError
-from scaling.study.rows import Row, to_table
+from scaling.study.rows import ERROR_RATE, MAE, Row, to_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,8 @@ class StudyFolder:
             if curve and trial.read_row() is None:
                 header, *points = curve.splitlines()
                 last = dict(zip(header.split(","), points[-1].split(","), strict=True))
-                found[key] = f"step {last['step']}, val MAE {float(last['val_mae_dex']):.3f} dex"
+                measure = ERROR_RATE if ERROR_RATE.val in last else MAE
+                found[key] = f"step {last['step']}, val {measure.tell(float(last[measure.val]))}"
         return found
 
     def write_table(self, rows: list[Row]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from scaling.data.batches import Access
 from scaling.data.cache import cache_limit
-from scaling.data.dataset import Standardisation, evaluation_pin
+from scaling.data.dataset import Standardisation
+from scaling.data.evaluation import check_labels, evaluation_pin
 from scaling.data.manifest import MANIFEST, SPLITS, Manifest
 from scaling.data.shardfile import is_as_listed
 from scaling.errors import UserError
@@ -44,8 +45,8 @@ class Sweep:
         """Check the declaration against the data.
 
         Raises:
-            UserError: if the shards are of other files or damaged, D exceeds the data, pixels differ, or the label is
-                unknown or NaN.
+            UserError: if the shards are of other files or damaged, D exceeds the data, pixels differ, or a label is
+                unknown, constant, or not finite somewhere.
         """
         manifest = Manifest.load(shards)
         check_sources(study, manifest)
@@ -57,17 +58,11 @@ class Sweep:
             )
         if manifest.pixels != study.ladder.num_pixels:
             raise UserError(f"Ladder.num_pixels = {study.ladder.num_pixels}: {shards} has {manifest.pixels} pixels")
-        if rules.label not in manifest.labels:
-            raise UserError(f"DataRules.label = {rules.label!r}: {shards} has {', '.join(sorted(manifest.labels))}")
         if lost := next((s for split in SPLITS for s in manifest.shards(split) if not is_as_listed(shards, s)), None):
             raise UserError(
                 f"{shards / lost.file}: this shard is missing or not the one in {MANIFEST}; run the same `scaling shard` command again"
             )
-        missing = manifest.labels[rules.label].nan
-        if missing:
-            raise UserError(
-                f"{shards}: label {rules.label!r} is NaN in {missing} training spectra; choose another label, or remove them"
-            )
+        check_labels(manifest, rules)
         return cls(
             study=study,
             folder=folder,

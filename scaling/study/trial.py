@@ -26,7 +26,7 @@ from scaling.study.rows import Row
 from scaling.study.store import StudyFolder, TrialFolder
 from scaling.training.device import Device
 from scaling.training.loop import Outcome, Task
-from scaling.training.metrics import Detail, Scores
+from scaling.training.metrics import Classified, Detail, Scores
 from scaling.training.trainer import Job, run_in_process, run_under_ray_train
 
 
@@ -63,11 +63,12 @@ class Trial:
             cache_root=self.cache_root,
             rules=self.study.data.rules,
             num_spectra=self.cell.num_spectra,
-            model=self.study.ladder.rung(self.cell.width),
+            model=self.study.model(self.cell.width),
             recipe=self.study.recipe,
             lr=self.lr,
             seed=self.cell.seed,
             access=self.access,
+            whitening=self.study.ladder.whitening,
         )
 
     def run(self, forward: Callable[[dict[str, float]], None], ray_train_callback: Callable[[], Any] | None) -> None:
@@ -77,11 +78,13 @@ class Trial:
         placement = self.study.placement(self.cell)
         job = Job(
             name=f"{self.study.name}-{self.key}",
-            identity=f"{self.fingerprint} {self.lr!r}" + (" streamed" if self.access == "streamed" else ""),
+            identity=self.fingerprint,
+            setting=f"{self.lr!r}" + (" streamed" if self.access == "streamed" else ""),
             task=self.task(),
             folder=self.output,
             finish=functools.partial(_finish, self, time.time()),
             workers=placement.workers,
+            min_workers=placement.min_workers,
             cpus=placement.cpus,
             gpus=placement.gpus,
             micro_batch=placement.micro_batch,
@@ -105,14 +108,19 @@ def _finish(trial: Trial, started: float, outcome: Outcome, device: Device) -> N
             "flux_scale": torch.from_numpy(standardisation.flux_scale),
             "wave": torch.tensor(Manifest.load(trial.shards).wave, dtype=torch.float64),
         }
+        rules = trial.study.data.rules
         about = {
             "trial": trial.key,
             "study": trial.study.name,
-            "label": trial.study.data.rules.label,
-            "label_offset": standardisation.label_offset,
-            "label_scale": standardisation.label_scale,
+            "label": rules.label,
+            "labels": list(rules.labels),
+            "label_offset": standardisation.label_offset.tolist(),
+            "label_scale": standardisation.label_scale.tolist(),
+            "label_mean": standardisation.label_mean.tolist(),
+            "label_std": standardisation.label_std.tolist(),
+            "boundary": rules.boundary,
             "lr": trial.lr,
-            "rules": stable(trial.study.data.rules),
+            "rules": stable(rules),
         }
         trial.output.write_model(model_bytes(trial.task().model, outcome.weights, extra, about), outcome.share)
     row = _row(trial, outcome, error=outcome.error, device=device, wall_seconds=time.time() - started)
@@ -121,7 +129,7 @@ def _finish(trial: Trial, started: float, outcome: Outcome, device: Device) -> N
 
 def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: Device, wall_seconds: float) -> Row:
     study, cell = trial.study, trial.cell
-    config, recipe, rules = study.ladder.rung(cell.width), study.recipe, study.data.rules
+    config, recipe, rules = study.model(cell.width), study.recipe, study.data.rules
     placement, count = study.placement(cell), ladder.count_parameters(config)
     label = Manifest.load(trial.shards).labels[rules.label]
     seen = outcome.samples_seen if outcome else 0
@@ -153,16 +161,14 @@ def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: Device, w
         batch_size=recipe.batch_size,
         seed=cell.seed,
         precision=recipe.precision,
-        label=rules.label,
+        label=rules.target,
         label_mean=label.mean,
         label_std=label.std,
         **_scores("val", outcome.val if outcome else None, z),
         **_scores("test", outcome.test if outcome else None, z),
         **_detail(outcome.test if outcome else None, outcome.test_detail if outcome else None, z),
-        val_error_rate=math.nan,
-        test_error_rate=math.nan,
-        other_labels="{}",
-        eval_draws=1,
+        other_labels=_other_labels(rules.other_labels, outcome.others if outcome else []),
+        eval_draws=rules.eval_draws,
         best_epoch=outcome.best_epoch if outcome else math.nan,
         eval_pin=trial.eval_pin,
         status=outcome.status if outcome else "failed",
@@ -182,25 +188,38 @@ def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: Device, w
     )
 
 
-def _scores(split: str, found: Scores | None, z: float) -> dict[str, Any]:
-    mae, sem = (found.mae, found.mae_sem) if found else (math.nan, math.nan)
+def _scores(split: str, found: Scores | Classified | None, z: float) -> dict[str, Any]:
+    regression = found if isinstance(found, Scores) else None
+    mae, sem = (regression.mae, regression.mae_sem) if regression else (math.nan, math.nan)
     return {
         **_in_both_units(f"{split}_mae", mae, z),
         **_in_both_units(f"{split}_mae_sem", sem, z),
-        f"{split}_r2": found.r2 if found else math.nan,
+        f"{split}_r2": regression.r2 if regression else math.nan,
+        f"{split}_error_rate": found.error_rate if isinstance(found, Classified) else math.nan,
         f"num_{split}": found.count if found else 0,
     }
 
 
-def _detail(found: Scores | None, detail: Detail | None, z: float) -> dict[str, Any]:
+def _detail(found: Scores | Classified | None, detail: Detail | None, z: float) -> dict[str, Any]:
+    rmse, bias = (found.rmse, found.bias) if isinstance(found, Scores) else (math.nan, math.nan)
     return {
-        **_in_both_units("test_rmse", found.rmse if found else math.nan, z),
-        **_in_both_units("test_bias", found.bias if found else math.nan, z),
+        **_in_both_units("test_rmse", rmse, z),
+        **_in_both_units("test_bias", bias, z),
         **_in_both_units("test_p90", detail.p90 if detail else math.nan, z),
         "test_guess_mae_dex": detail.guess_mae if detail else math.nan,
         "test_by_snr": json.dumps(detail.by_snr if detail else []),
         "test_by_label": json.dumps(detail.by_label if detail else []),
     }
+
+
+def _other_labels(names: tuple[str, ...], found: list[tuple[Scores, Scores]]) -> str:
+    """JSON of the scores of further labels, each in its own unit."""
+    told = {}
+    for name, (val, test) in zip(names, found, strict=bool(found)):
+        values = {"val_mae": val.mae, "test_mae": test.mae, "test_r2": test.r2}
+        values |= {"test_rmse": test.rmse, "test_bias": test.bias}
+        told[name] = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    return json.dumps(told)
 
 
 def _in_both_units(name: str, dex: float, z: float) -> dict[str, float]:
@@ -209,7 +228,7 @@ def _in_both_units(name: str, dex: float, z: float) -> dict[str, float]:
 
 @functools.cache
 def _versions() -> str:
-    names = ("ray", "torch", "transformers", "optuna", "numpy")
+    names = ("ray", "torch", "optuna", "numpy")
     return json.dumps({"python": platform.python_version(), **{name: version(name) for name in names}})
 
 

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
-from scaling.data.dataset import EvaluationSplit
-from scaling.training.metrics import all_reduce, error_sums
+from scaling.data.bins import SplitBins
+from scaling.data.evaluation import EvaluationSplit
+from scaling.training.metrics import (
+    Classified,
+    Detail,
+    Scores,
+    all_reduce,
+    class_sums,
+    classified,
+    detail,
+    error_sums,
+    gather_rows,
+    scores,
+)
 from scaling.training.recipe import Precision
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -18,17 +32,34 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def evaluate(model: nn.Module, split: EvaluationSplit, precision: Precision) -> Tensor:
-    """Error sums (`metrics.error_sums`) of a split over all workers, in normalised label units."""
-    return all_reduce(error_sums(predict(model, split, precision), split.labels))
-
-
 def predict(model: nn.Module, split: EvaluationSplit, precision: Precision, batch_size: int = 1024) -> Tensor:
-    """Predicted labels (row,) of this worker's share of a split, normalised."""
+    """What the model answers (draw, row, label) on this worker's share of a split: normalised labels, or logits."""
     model.eval()
-    predicted = torch.empty_like(split.labels)
+    predicted = torch.empty(split.rules.eval_draws, *split.labels.shape, device=split.labels.device)
     with torch.inference_mode(), autocast(split.flux.device, precision):
-        for start in range(0, len(split.flux), batch_size):
-            predicted[start : start + batch_size] = model(split.flux[start : start + batch_size])[:, 0]
+        for draw, flux in enumerate(split.draws()):
+            for start in range(0, len(flux), batch_size):
+                predicted[draw, start : start + batch_size] = model(flux[start : start + batch_size])
     model.train()
     return predicted
+
+
+def score(predicted: Tensor, split: EvaluationSplit) -> tuple[Scores | Classified, list[Scores]]:
+    """Scores of all workers' predictions: of the study's label, and of the others; each in the label's own unit."""
+    if split.rules.boundary is not None:
+        return classified(all_reduce(class_sums(predicted[..., 0], split.labels[:, 0]))), []
+    sums = all_reduce(error_sums(predicted, split.labels))
+    units = split.standardisation.label_scale.tolist()
+    first, *others = (scores(each, unit=unit) for each, unit in zip(sums, units, strict=True))
+    return first, others
+
+
+def score_detail(predicted: Tensor, split: EvaluationSplit, shards: Path, cache_root: Path) -> Detail | None:
+    """What all workers' predictions of the test split tell of its first label, by bins; None for a classification."""
+    if split.rules.boundary is not None:
+        return None
+    standardisation = split.standardisation
+    bins = SplitBins.load(shards, split.rules.label, "test", cache_root)
+    errors = float(standardisation.label_scale[0]) * (predicted[..., 0].double() - split.labels[:, 0].double())
+    errors = gather_rows(errors, rank=split.rank, world=split.world, total=len(bins.snr))
+    return detail(errors.cpu().numpy(), bins, float(standardisation.label_mean[0]))

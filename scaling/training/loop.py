@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from scaling.data.batches import Access, TrainingBatches, training_batches
-from scaling.data.bins import SplitBins
-from scaling.data.dataset import DataRules, EvaluationSplit, Standardisation
+from scaling.data.dataset import DataRules, Standardisation
+from scaling.data.evaluation import EvaluationSplit
+from scaling.data.whitening import fit_whitening
+from scaling.model.ladder import Whitening
 from scaling.model.specvit import ModelConfig
-from scaling.training.evaluate import evaluate, predict
-from scaling.training.metrics import Detail, Scores, all_reduce, detail, error_sums, gather_rows, scores
+from scaling.training.evaluate import predict, score, score_detail
+from scaling.training.metrics import Classified, Detail, Scores
 from scaling.training.recipe import Recipe, samples_seen
 from scaling.training.schedule import Schedule
 from scaling.training.step import Stepper
@@ -32,7 +34,7 @@ State = dict[str, Any]
 class Task:
     """Everything that determines one trial's result.
 
-    Of `access` only "streamed" does, whose order is another one.
+    Of `access` only "streamed" does, whose order is another one. `whitening` is that of a model which has such a map.
     """
 
     shards: Path
@@ -44,6 +46,7 @@ class Task:
     lr: float
     seed: int
     access: Access = "auto"
+    whitening: Whitening | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,8 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a finished run leaves behind. Scores are in dex, `z` converts them to label standard deviations.
+    """What a finished run leaves behind. Scores are in the labels' units, `z` converts those of the study's label to its
+    standard deviations. `others` has the validation and test scores of the other labels, in their order.
 
     `share` is the fraction of the trial's budget that it is a run of. `train_seconds` are those a run of this budget
     takes; `added_seconds` leaves out what it shares with a shorter one.
@@ -78,8 +82,9 @@ class Outcome:
     status: Literal["done", "diverged"]
     share: float
     error: str
-    val: Scores | None
-    test: Scores | None
+    val: Scores | Classified | None
+    test: Scores | Classified | None
+    others: list[tuple[Scores, Scores]]
     test_detail: Detail | None
     z: float
     best_epoch: float
@@ -99,7 +104,7 @@ class _Progress:
 
     run: int = 0
     step: int = 0
-    best_mae: float = math.inf
+    best_error: float = math.inf
     best_step: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     train_seconds: float = 0.0
@@ -110,8 +115,9 @@ class _Progress:
 def train(task: Task, context: Context) -> Outcome:
     """Train one trial to the end of its budget, from its last checkpoint if it has one.
 
-    The best weights by validation MAE are scored on the test split. A loss or validation error that is not finite
-    ends the trial as "diverged". On the CPU the same task gives the same bits, whether interrupted or not.
+    The best weights by validation error (the earliest of equals) are scored on the test split: by the MAE of the study's
+    label, or by the error rate of a classification. A loss or validation error that is not finite ends the trial as
+    "diverged". On the CPU the same task gives the same bits, whether interrupted or not.
 
     Raises:
         UserError: if the data cannot be used, such as a damaged shard; one worker may raise it while others wait.
@@ -126,8 +132,8 @@ class _Trainer:
 
     def __init__(self, task: Task, context: Context) -> None:
         self.task, self.context, self.recipe = task, context, task.recipe
-        workers = {"rank": context.rank, "world": context.world}
-        self._where: dict[str, Any] = {"device": context.device, "cache_root": task.cache_root, **workers}
+        workers: dict[str, Any] = {"rank": context.rank, "world": context.world}
+        self._where = {"device": context.device, "cache_root": task.cache_root, **workers}
         self.standardisation = Standardisation.of(task.shards, task.rules)
         self.batches: TrainingBatches = training_batches(
             task.shards,
@@ -148,11 +154,20 @@ class _Trainer:
             device=context.device,
             micro_batch=context.micro_batch,
             compiled=context.compiled,
+            classify=task.rules.boundary is not None,
+            **self._whitening(),
             **workers,
         )
         self.val = self._split("val")
         self.runs = task.recipe.runs(task.num_spectra)
         self.progress = _Progress()
+
+    def _whitening(self) -> dict[str, Any]:
+        task, rule = self.task, self.task.whitening
+        if rule is None:
+            return {}
+        fitted = fit_whitening(task.shards, task.rules, rule.kind, rule.components, task.cache_root)
+        return {"whitening": fitted, "frozen_epochs": rule.frozen_epochs}
 
     def train(self) -> Outcome:
         """All runs of the trial, shortest first; returns the last's outcome."""
@@ -179,31 +194,32 @@ class _Trainer:
                 progress.fork = {"step": run.fork, "seconds": seconds, **copy.deepcopy(stepper.state())}
             if progress.step not in evaluate_after:
                 continue
-            now, train_loss = self._score_val(), stepper.mean_loss()
+            (now, _), train_loss = self._score_val(), stepper.mean_loss()
             elapsed, started = time.perf_counter() - started, time.perf_counter()
             progress.train_seconds += elapsed
-            if not (math.isfinite(train_loss) and math.isfinite(now.mae)):
+            if not (math.isfinite(train_loss) and math.isfinite(now.error)):
                 return True  # not reported: a checkpoint always holds a finite model
-            self._keep_best(run, now.mae)
+            self._keep_best(run, now.error)
             self.context.report(self._metrics(now, train_loss), self._state())
         return False
 
-    def _keep_best(self, run: Schedule, mae: float) -> None:
+    def _keep_best(self, run: Schedule, error: float) -> None:
         progress = self.progress
-        if run.selects(progress.step) and mae < progress.best_mae:
+        if run.selects(progress.step) and error < progress.best_error:
             weights = self.stepper.model.state_dict()
-            progress.best_mae, progress.best_step = mae, progress.step
+            progress.best_error, progress.best_step = error, progress.step
             progress.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
 
-    def _metrics(self, now: Scores, train_loss: float) -> dict[str, float]:
+    def _metrics(self, now: Scores | Classified, train_loss: float) -> dict[str, float]:
         progress = self.progress
+        more = {"val_r2": now.r2} if isinstance(now, Scores) else {"val_cross_entropy": now.cross_entropy}
         return {
             "step": progress.step,
             "epoch": progress.step / self.batches.steps_per_epoch,
             "budget_share": self.recipe.shares[progress.run],
             "train_loss": train_loss,
-            "val_mae_dex": now.mae,
-            "val_r2": now.r2,
+            f"val_{self.task.rules.score}": now.error,
+            **more,
             "lr": self.stepper.optimizer.param_groups[0]["lr"],
             "train_seconds": progress.train_seconds,
         }
@@ -227,21 +243,24 @@ class _Trainer:
     def _conclude(self, run: Schedule, diverged: bool) -> Outcome:
         progress, task = self.progress, self.task
         error, val, test, test_detail, skipped = "", None, None, None, 0
+        others: list[tuple[Scores, Scores]] = []
         if diverged:
             error = f"loss or validation error not finite by step {progress.step} of {run.total} at lr {task.lr:g}"
         else:
             skipped = progress.step - self.stepper.applied_steps()
             self.stepper.model.load_state_dict(progress.best_weights)
-            val = self._score_val()
-            test, test_detail = self._score_test()
+            val, val_others = self._score_val()
+            test, test_others, test_detail = self._score_test()
+            others = list(zip(val_others, test_others, strict=True))
         return Outcome(
             status="diverged" if diverged else "done",
             share=1.0 if diverged else self.recipe.shares[progress.run],
             error=error,
             val=val,
             test=test,
+            others=others,
             test_detail=test_detail,
-            z=1.0 / self.standardisation.label_std,
+            z=1.0 / float(self.standardisation.label_std[0]),
             best_epoch=progress.best_step / self.batches.steps_per_epoch,
             steps=progress.step,
             samples_seen=samples_seen(progress.step, task.num_spectra, self.recipe.batch_size),
@@ -256,16 +275,11 @@ class _Trainer:
     def _split(self, split: Literal["val", "test"]) -> EvaluationSplit:
         return EvaluationSplit.load(self.task.shards, self.task.rules, split, **self._where)
 
-    def _score_val(self) -> Scores:
-        sums = evaluate(self.stepper.model, self.val, self.recipe.precision)
-        return scores(sums, unit=self.standardisation.label_scale)
+    def _score_val(self) -> tuple[Scores | Classified, list[Scores]]:
+        return score(predict(self.stepper.model, self.val, self.recipe.precision), self.val)
 
-    def _score_test(self) -> tuple[Scores, Detail]:
+    def _score_test(self) -> tuple[Scores | Classified, list[Scores], Detail | None]:
         """Scores of the whole test split, and what its errors tell by bins."""
-        task, dex, test = self.task, self.standardisation.label_scale, self._split("test")
+        test = self._split("test")
         predicted = predict(self.stepper.model, test, self.recipe.precision)
-        found = scores(all_reduce(error_sums(predicted, test.labels)), unit=dex)
-        bins = SplitBins.load(task.shards, task.rules.label, "test", task.cache_root)
-        errors = dex * (predicted.double() - test.labels.double())
-        errors = gather_rows(errors, rank=self.context.rank, world=self.context.world, total=len(bins.snr))
-        return found, detail(errors.cpu().numpy(), bins, self.standardisation.label_mean)
+        return *score(predicted, test), score_detail(predicted, test, self.task.shards, self.task.cache_root)

@@ -1,4 +1,4 @@
-"""Regression metrics from exact sums: they combine over batches and workers without weighting mistakes."""
+"""Metrics from exact sums: they combine over batches and workers without weighting mistakes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Float64
 from numpy import ndarray
 from torch import Tensor
+from torch.nn import functional
 
 from scaling.data.bins import SplitBins, bin_numbers
 
@@ -25,6 +26,31 @@ class Scores:
     rmse: float
     r2: float
     count: int
+
+    @property
+    def error(self) -> float:
+        """What trials are selected by."""
+        return self.mae
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classified:
+    """How well a split is classified; both are NaN if a prediction is not finite.
+
+    Attributes:
+        error_rate: The fraction of spectra put on the wrong side of the boundary, over all noise draws.
+        cross_entropy: Mean of −log of the probability given to the right side, in nats.
+        count: Spectra.
+    """
+
+    error_rate: float
+    cross_entropy: float
+    count: int
+
+    @property
+    def error(self) -> float:
+        """What trials are selected by."""
+        return self.error_rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +70,25 @@ class Detail:
     by_label: list[dict[str, float]]
 
 
-def error_sums(predicted: Float[Tensor, " batch"], target: Float[Tensor, " batch"]) -> Float64[Tensor, " 6"]:
-    """Count, Σ|e|, Σe², Σe, Σy and Σy² of a batch, with e = predicted − target, in float64.
+def error_sums(
+    predicted: Float[Tensor, "draw batch label"], target: Float[Tensor, "batch label"]
+) -> Float64[Tensor, "label 7"]:
+    """Count, Σ⟨|e|⟩, Σ⟨|e|⟩², Σ⟨e²⟩, Σ⟨e⟩, Σy and Σy² of a batch, in float64; e = predicted − target, ⟨⟩ over noise draws.
 
     Sums and counts, not means, so that workers and batches of unequal size combine exactly.
     """
     error, target = predicted.double() - target.double(), target.double()
-    count = torch.tensor(float(len(error)), dtype=torch.float64, device=error.device)
-    return torch.stack(
-        (count, error.abs().sum(), error.square().sum(), error.sum(), target.sum(), target.square().sum())
-    )
+    size = error.abs().mean(dim=0)
+    columns = (torch.ones_like(target), size, size.square(), error.square().mean(dim=0), error.mean(dim=0), target)
+    return torch.stack([values.sum(dim=0) for values in (*columns, target.square())], dim=1)
+
+
+def class_sums(logits: Float[Tensor, "draw batch"], target: Float[Tensor, " batch"]) -> Float64[Tensor, " 3"]:
+    """Count, Σ⟨wrong⟩ and Σ⟨cross-entropy⟩ of a batch, in float64; ⟨⟩ over noise draws, `target` is 0 or 1."""
+    logits, truth = logits.double(), target.double().expand(logits.shape)
+    wrong = ((logits > 0) != (truth > 0.5)).double().mean(dim=0)
+    entropy = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(dim=0)
+    return torch.stack((torch.ones_like(wrong).sum(), wrong.sum(), entropy.sum()))
 
 
 def all_reduce(sums: Tensor) -> Tensor:
@@ -63,18 +98,18 @@ def all_reduce(sums: Tensor) -> Tensor:
     return sums
 
 
-def scores(sums: Float64[Tensor, " 6"], unit: float = 1.0) -> Scores:
-    """Turn sums over z-scored labels into scores; `unit` (dex per z) converts them to dex.
+def scores(sums: Float64[Tensor, " 7"], unit: float = 1.0) -> Scores:
+    """Turn `error_sums` of one normalised label into scores; `unit` converts them to the label's own unit.
 
-    `mae_sem` is the standard error of the MAE over the finite split, sqrt((⟨e²⟩ − ⟨|e|⟩²)/(n − 1)).
-    R² = 1 − Σe²/Σ(y − ȳ)² has no unit.
+    `mae_sem` is the standard error of the MAE over the finite split: of n spectra whose errors aᵢ are each the mean of |e|
+    over the noise draws, sqrt((Σaᵢ²/n − (Σaᵢ/n)²)/(n − 1)). R² = 1 − Σe²/Σ(y − ȳ)² has no unit.
     """
-    count, absolute, square, signed, label, label_square = (float(value) for value in sums)
+    count, absolute, spread_sum, square, signed, label, label_square = (float(value) for value in sums)
     mae, mse = absolute / count, square / count
     spread = label_square - label * label / count
     return Scores(
         mae=unit * mae,
-        mae_sem=unit * math.sqrt(max(0.0, mse - mae * mae) / max(1.0, count - 1)),
+        mae_sem=unit * math.sqrt(max(0.0, spread_sum / count - mae * mae) / max(1.0, count - 1)),
         bias=unit * signed / count,
         rmse=unit * math.sqrt(mse),
         r2=1.0 - square / spread if spread > 0 else math.nan,
@@ -82,18 +117,31 @@ def scores(sums: Float64[Tensor, " 6"], unit: float = 1.0) -> Scores:
     )
 
 
-def gather_rows(mine: Float[Tensor, " share"], *, rank: int, world: int, total: int) -> Float64[Tensor, " row"]:
+def classified(sums: Float64[Tensor, " 3"]) -> Classified:
+    """Turn `class_sums` into scores. An error rate p of n spectra has the standard error sqrt(p(1 − p)/n) for one draw."""
+    count, wrong, entropy = (float(value) for value in sums)
+    finite = math.isfinite(entropy)
+    return Classified(
+        error_rate=wrong / count if finite else math.nan,
+        cross_entropy=entropy / count if finite else math.nan,
+        count=int(count),
+    )
+
+
+def gather_rows(
+    mine: Float[Tensor, "*draw share"], *, rank: int, world: int, total: int
+) -> Float64[Tensor, "*draw row"]:
     """All workers' values in row order, on every worker, where worker `rank` has every `world`-th of `total` rows.
 
     What is reckoned from them is the same, to the last bit, however many workers there are.
     """
-    rows = torch.zeros(total, dtype=torch.float64, device=mine.device)
-    rows[rank::world] = mine.double()
+    rows = torch.zeros(*mine.shape[:-1], total, dtype=torch.float64, device=mine.device)
+    rows[..., rank::world] = mine.double()
     return all_reduce(rows)
 
 
-def detail(errors: Float64[ndarray, " row"], bins: SplitBins, label_mean: float) -> Detail:
-    """Percentile, guess and bins of a whole split's errors, predicted − true, in the label's unit and in row order."""
+def detail(errors: Float64[ndarray, "draw row"], bins: SplitBins, label_mean: float) -> Detail:
+    """Percentile (over all draws), guess and bins of a whole split's errors, predicted − true, in the label's unit."""
     return Detail(
         guess_mae=float(np.abs(bins.labels - label_mean).mean()),
         p90=float(np.quantile(np.abs(errors), 0.9)),
@@ -103,24 +151,24 @@ def detail(errors: Float64[ndarray, " row"], bins: SplitBins, label_mean: float)
 
 
 def binned(
-    errors: Float64[ndarray, " row"], values: Float64[ndarray, " row"], edges: Float64[ndarray, " edge"]
+    errors: Float64[ndarray, "draw row"], values: Float64[ndarray, " row"], edges: Float64[ndarray, " edge"]
 ) -> list[dict[str, float]]:
-    """Errors by bins of a value: {low, high, count, mae_dex, bias_dex, rmse_dex} of each bin that has rows.
+    """Errors by bins of a value: {low, high, count, mae_dex, bias_dex, rmse_dex, sem_dex} of each bin that has rows.
 
-    A bin's MAE has the standard error sqrt((rmse² − mae²)/(count − 1)).
+    `sem_dex` is the standard error of a bin's MAE over its spectra, as `scores` has it of all.
     """
-    number = bin_numbers(values, edges)
-    counts, absolute, signed, square = (
-        np.bincount(number, weights, len(edges) - 1) for weights in (None, np.abs(errors), errors, errors**2)
-    )
+    number, size = bin_numbers(values, edges), np.abs(errors).mean(axis=0)
+    columns = (None, size, errors.mean(axis=0), (errors**2).mean(axis=0), size**2)
+    counts, absolute, signed, square, size_square = (np.bincount(number, each, len(edges) - 1) for each in columns)
     return [
         {
             "low": float(edges[k]),
             "high": float(edges[k + 1]),
-            "count": int(counts[k]),
-            "mae_dex": float(absolute[k] / counts[k]),
-            "bias_dex": float(signed[k] / counts[k]),
-            "rmse_dex": math.sqrt(square[k] / counts[k]),
+            "count": int(n := counts[k]),
+            "mae_dex": float(mae := absolute[k] / n),
+            "bias_dex": float(signed[k] / n),
+            "rmse_dex": math.sqrt(square[k] / n),
+            "sem_dex": math.sqrt(max(0.0, size_square[k] / n - mae * mae) / max(1, n - 1)),
         }
         for k in np.flatnonzero(counts)
     ]

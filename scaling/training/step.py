@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scaling.data.batches import TrainingBatches
 from scaling.data.seeds import stable_seed
+from scaling.data.whitening import LinearMap
 from scaling.model.specvit import ModelConfig, SpecViT
 from scaling.training.evaluate import autocast
 from scaling.training.metrics import all_reduce
@@ -25,6 +27,9 @@ class Stepper:
 
     With `micro_batch`, a worker's share of a batch goes through the model so many rows at a time and the gradients are
     added up: the same step to rounding (dropout draws other masks), in less memory. `compiled` uses `torch.compile`.
+    With `classify`, the loss is binary cross-entropy of the model's answer as a logit, instead of the recipe's.
+    `whitening` is what the model's whitening map starts as; for the first `frozen_epochs` passes, or for ever (None), it
+    has no part in an update: not in the gradient's norm, nor in weight decay.
     """
 
     def __init__(
@@ -40,12 +45,22 @@ class Stepper:
         world: int = 1,
         micro_batch: int | None = None,
         compiled: bool = False,
+        classify: bool = False,
+        whitening: LinearMap | None = None,
+        frozen_epochs: int | None = 0,
     ) -> None:
         self.recipe, self.batches, self.lr, self.seed, self.device = recipe, batches, lr, seed, device
-        self.rank, self.world, self.micro_batch = rank, world, micro_batch
+        self.rank, self.world, self.micro_batch, self.classify = rank, world, micro_batch, classify
         torch.manual_seed(stable_seed("weights", seed))
-        self.model = SpecViT(config).to(device)
-        self.parameters = list(self.model.parameters())
+        self.model = SpecViT(config)
+        self._frozen = list(self.model.whitening.parameters()) if whitening is not None else []
+        self._frozen_steps = math.inf if frozen_epochs is None else frozen_epochs * batches.steps_per_epoch
+        if whitening is not None:
+            arrays = {"weight": whitening.weight, "bias": whitening.bias}
+            self.model.whitening.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+            self.model.whitening.requires_grad_(frozen_epochs is not None)
+        self.model.to(device)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=lr, weight_decay=recipe.weight_decay, betas=recipe.betas, fused=True
         )
@@ -73,8 +88,8 @@ class Stepper:
 
     def applied_steps(self) -> int:
         """Updates the optimiser made; it does not count fp16 steps skipped because a gradient overflowed."""
-        states = list(self.optimizer.state.values())
-        return int(states[0]["step"]) if states else 0
+        state = self.optimizer.state.get(self.model.head.bias)  # never frozen
+        return int(state["step"]) if state else 0
 
     def step(self, step: int, schedule: Schedule) -> None:
         """Train on this worker's share of the step's batch; all workers end with the same weights.
@@ -91,6 +106,9 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         self._loss_sum += self._backward(flux, labels, rows) * rows
         self._loss_rows += rows
+        if step < self._frozen_steps:
+            for parameter in self._frozen:
+                parameter.grad = None
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm, foreach=True)
         self.scaler.step(self.optimizer)
@@ -107,7 +125,7 @@ class Stepper:
             with self._without_all_reduce() if start != starts[-1] else contextlib.nullcontext():
                 with autocast(self.device, self.recipe.precision):
                     predicted = self._forward(part if len(part) else flux.new_zeros(1, flux.shape[1]))
-                loss = self._loss(predicted[: len(wanted), 0].float(), wanted) / rows
+                loss = self._loss(predicted[: len(wanted)].float(), wanted) / (rows * wanted.shape[1])
                 # DDP averages over the workers; the global mean needs the sum.
                 self.scaler.scale(loss * self.world).backward()
             total = total + loss.detach()
@@ -118,6 +136,8 @@ class Stepper:
         return forward.no_sync() if isinstance(forward, DistributedDataParallel) else contextlib.nullcontext()
 
     def _loss(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        if self.classify:
+            return functional.binary_cross_entropy_with_logits(predicted, wanted, reduction="sum")
         if self.recipe.loss == "huber":
             return functional.huber_loss(predicted, wanted, reduction="sum", delta=self.recipe.huber_delta)
         error = predicted - wanted

@@ -11,7 +11,8 @@ import torch
 from scaling.data import batches as module
 from scaling.data import gather
 from scaling.data.batches import training_batches
-from scaling.data.dataset import DataRules, EvaluationSplit, Standardisation, evaluation_pin
+from scaling.data.dataset import DataRules, Standardisation
+from scaling.data.evaluation import EvaluationSplit, evaluation_pin
 from scaling.data.noise import FixedNoise
 from scaling.errors import UserError
 from tests.data.converting import read_split
@@ -75,7 +76,7 @@ def test_a_batch_is_the_shards_rows_with_their_noise(shards, open_batches):
     rows = np.random.Generator(np.random.Philox(key=[3, 1])).permutation(200)[64:128]
     found, labels = batches.batch(5)
     assert np.array_equal(found.numpy(), expected[rows])
-    assert np.array_equal(labels.numpy(), standardisation.normalise_labels(params["log_g"].to_numpy()[rows]))
+    assert np.array_equal(labels.numpy(), standardisation.normalise_labels(params[["log_g"]].to_numpy()[rows]))
 
 
 @pytest.mark.parametrize("rules", [FIXED, FRESH], ids=["fixed", "fresh"])
@@ -211,7 +212,7 @@ def test_standardised_inputs_have_the_promised_moments(open_batches, input_norm)
 
 def test_minmax_labels_lie_in_the_unit_interval(shards):
     standardisation = Standardisation.of(shards, DataRules(label_norm="minmax"))
-    assert standardisation.normalise_labels(np.array([1.0, 5.0])) == pytest.approx([0.0, 1.0], abs=0.05)
+    assert standardisation.normalise_labels(np.array([[1.0], [5.0]]))[:, 0] == pytest.approx([0.0, 1.0], abs=0.05)
 
 
 def test_the_evaluation_pin_follows_what_is_scored(shards):
