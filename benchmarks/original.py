@@ -60,7 +60,7 @@ def original_step(model: nn.Module, lr: float = LR) -> Callable[[Tensor, Tensor]
 
     def step(flux: Tensor, labels: Tensor) -> float:
         optimizer.zero_grad()
-        loss = nn.functional.l1_loss(model(flux)[:, 0], labels)
+        loss = nn.functional.l1_loss(model(flux), labels)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         optimizer.step()

@@ -31,7 +31,8 @@ from scaling.training.recipe import Budget, Precision, Recipe
 from scaling.training.step import Stepper
 
 CPU = torch.device("cpu")
-WIDTHS = (64, 128, 256, 384)
+SMALL = Ladder(num_pixels=1024, patch_size=128)
+CASES = ((SMALL, 8), (SMALL, 32), (Ladder(), 64), (Ladder(), 128), (Ladder(), 256), (Ladder(), 384))
 TARGETS = {"bf16": 2.0, "bf16, no attention dropout": 3.0}
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::convolution_backward", "aten::_convolution"),
@@ -46,7 +47,7 @@ KINDS = {
 
 @dataclasses.dataclass
 class InMemory:
-    """One batch, again and again."""
+    """One batch, again and again: flux (row, pixel) and labels (row, label)."""
 
     flux: Tensor
     labels: Tensor
@@ -82,11 +83,10 @@ def rate(step: Callable[[], object], rows: int, seconds: float = 2.0) -> float:
     return steps * rows / (time.perf_counter() - started)
 
 
-def compare(width: int, rows: int, rounds: int) -> dict[str, list[float]]:
+def compare(config: ModelConfig, rows: int, rounds: int) -> dict[str, list[float]]:
     """Samples/s of the original way and of ours, one after the other, several times."""
-    config = Ladder().rung(width)
     quiet = dataclasses.replace(config, attention_dropout=0.0)
-    flux, labels = torch.randn(rows, config.num_pixels), torch.randn(rows)
+    flux, labels = torch.randn(rows, config.num_pixels), torch.randn(rows, 1)
     original = original_step(OriginalModel(config, SpecViT(config)))
     ways: dict[str, Callable[[], object]] = {
         "original way": lambda: original(flux, labels),
@@ -106,7 +106,7 @@ def compare(width: int, rows: int, rounds: int) -> dict[str, list[float]]:
 def where_time_goes(rows: int) -> dict[str, float]:
     """Shares of the reference model's step in bf16, by kind of work."""
     config = Ladder().rung(256)
-    step = our_step(config, "bf16", torch.randn(rows, config.num_pixels), torch.randn(rows))
+    step = our_step(config, "bf16", torch.randn(rows, config.num_pixels), torch.randn(rows, 1))
     step()
     with profile(activities=[ProfilerActivity.CPU]) as found:
         step()
@@ -129,9 +129,9 @@ def main() -> None:
         + ", ".join(f"{p / 1e9:,.0f} GFLOP/s in {n}" for n, p in peaks.items())
     )
     table: dict[str, dict[str, float]] = {}
-    for width in WIDTHS:
-        rates = compare(width, options.batch, options.rounds)
-        flops = train_flops(Ladder().rung(width), 1)
+    for ladder, width in CASES:
+        config = ladder.rung(width)
+        rates, flops = compare(config, options.batch, options.rounds), train_flops(config, 1)
         for name, values in rates.items():
             speed = statistics.median(values)
             ratio = statistics.median(a / b for a, b in zip(values, rates["original way"], strict=True))

@@ -18,9 +18,9 @@ QUIET = dataclasses.replace(CONFIG, dropout=0.0, attention_dropout=0.0)
 def curves(config, precision, steps, seed=0):
     """The losses of both ways from the same weights, on the same batch of spectra with a line each."""
     torch.manual_seed(100)
-    labels = torch.randn(64)
+    labels = torch.randn(64, 1)
     flux = torch.randn(64, config.num_pixels)
-    flux[:, 200:240] += labels.unsqueeze(1)
+    flux[:, 200:240] += labels
     recipe = Recipe(
         budget=Budget(epochs=steps), batch_size=64, weight_decay=WEIGHT_DECAY, schedule="constant", precision=precision
     )
