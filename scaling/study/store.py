@@ -1,7 +1,8 @@
 """The store: the only module that spells paths. A folder, or any URI that pyarrow's filesystems open.
 
 STORE/<study>/study.json, optuna.journal, results.parquet, limit.json, report/
-STORE/<study>/trials/<trial>/row.json, state.pt, model.safetensors, progress.csv, events.out.tfevents.trial
+STORE/<study>/trials/<trial>/row.json, state.pt, model.safetensors, progress.csv, events.out.tfevents.trial,
+                            row-0.25.json and model-0.25.safetensors of a branch at a quarter of the budget
 STORE/data/<simulation>/hdf5, shards
 """
 
@@ -10,124 +11,15 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import posixpath
 import shutil
 import tempfile
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
-from scaling.errors import UserError
+from scaling.study.files import Store
 from scaling.study.rows import ERROR_RATE, MAE, Row, to_table
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Reads and writes whole files, atomically: a reader never sees half of one."""
-
-    uri: str
-
-    def __post_init__(self) -> None:
-        """Make a local path absolute, so that workers elsewhere resolve it alike."""
-        if "://" not in self.uri:
-            object.__setattr__(self, "uri", str(Path(self.uri).expanduser().absolute()))
-
-    @property
-    def local(self) -> Path | None:
-        """The store as a local path, or None where it is elsewhere."""
-        return (
-            None if "://" in self.uri and not self.uri.startswith("file://") else Path(self.uri.removeprefix("file://"))
-        )
-
-    def locate(self, path: str) -> str:
-        """The place of a file or folder of the store, as a local path or a URI; options of the store's URI stay at its end."""
-        base, mark, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
-        return f"{base.rstrip('/')}/{path}{mark}{options}"
-
-    def _open(self) -> tuple[fs.FileSystem, str]:
-        try:
-            return fs.FileSystem.from_uri(self.uri)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(
-                f"--store {self.uri}: cannot be opened ({error}); give a folder or a URI such as s3://bucket/path"
-            ) from error
-
-    def write(self, path: str, content: bytes) -> None:
-        """Write a file under a temporary name and rename it (object stores publish a file when it is closed)."""
-        filesystem, root = self._open()
-        target = posixpath.join(root, path)
-        temporary = f"{target}.{uuid.uuid4().hex[:8]}.partial" if self.local else target
-        filesystem.create_dir(posixpath.dirname(target), recursive=True)
-        with filesystem.open_output_stream(temporary) as stream:
-            stream.write(content)
-        if temporary != target:
-            filesystem.move(temporary, target)
-
-    def read(self, path: str) -> bytes | None:
-        """The content of a file, or None if there is none."""
-        filesystem, root = self._open()
-        try:
-            with filesystem.open_input_stream(posixpath.join(root, path)) as stream:
-                return stream.read()
-        except FileNotFoundError:
-            return None
-
-    def delete(self, path: str) -> None:
-        """Remove a file if it is there."""
-        filesystem, root = self._open()
-        if filesystem.get_file_info(posixpath.join(root, path)).type != fs.FileType.NotFound:
-            filesystem.delete_file(posixpath.join(root, path))
-
-    def delete_folder(self, path: str) -> None:
-        """Remove a folder and all in it, if it is there."""
-        filesystem, root = self._open()
-        if filesystem.get_file_info(posixpath.join(root, path)).type != fs.FileType.NotFound:
-            filesystem.delete_dir(posixpath.join(root, path))
-
-    def folders(self, path: str = "") -> list[str]:
-        """Names of the folders directly below `path`, sorted."""
-        filesystem, root = self._open()
-        selector = fs.FileSelector(posixpath.join(root, path), allow_not_found=True)
-        return sorted(
-            info.base_name for info in filesystem.get_file_info(selector) if info.type == fs.FileType.Directory
-        )
-
-    def files(self, path: str = "") -> list[str]:
-        """Names of the files directly below `path`, sorted."""
-        filesystem, root = self._open()
-        selector = fs.FileSelector(posixpath.join(root, path), allow_not_found=True)
-        return sorted(info.base_name for info in filesystem.get_file_info(selector) if info.type == fs.FileType.File)
-
-    def check_writable(self) -> None:
-        """Write and remove a probe.
-
-        Raises:
-            UserError: if the store cannot be written.
-        """
-        probe = f".probe-{uuid.uuid4().hex[:8]}"
-        try:
-            self.write(probe, b"")
-            self.delete(probe)
-        except OSError as error:
-            raise UserError(
-                f"--store {self.uri}: cannot be written ({error}); choose another or mend its permissions"
-            ) from error
-
-    def simulated(self, digest: str) -> Path:
-        """Where simulated spectra of a given digest and their shards lie.
-
-        Raises:
-            UserError: if the store is not local; HDF5 files need a file system.
-        """
-        if self.local is None:
-            raise UserError(
-                f"--store {self.uri}: simulated spectra need a local store; use a folder, or a study on shards"
-            )
-        return self.local / "data" / digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,11 +134,14 @@ class TrialFolder:
     def write_row(self, row: Row) -> None:
         """Write a branch's row, or the trial's own, which finishes it.
 
-        The state to resume from is dropped after that, unless the trial failed and may be retried.
+        The state to resume from is dropped after that, unless the trial failed and may be retried; and what processes
+        that were killed left half-written.
         """
         self.store.write(f"{self.path}/{_of_share('row', row.budget_share)}.json", row.to_json().encode())
         if row.budget_share == 1.0 and row.status != "failed":
-            self.store.delete(f"{self.path}/state.pt")
+            for name in self.store.files(self.path):
+                if name == "state.pt" or name.endswith(".partial"):
+                    self.store.delete(f"{self.path}/{name}")
 
     def write_model(self, content: bytes, share: float = 1.0) -> None:
         """The best weights, of the whole budget or of a branch."""
@@ -266,9 +161,18 @@ class TrialFolder:
         """The state to resume from."""
         self.store.write(f"{self.path}/state.pt", content)
 
-    def read_state(self) -> bytes | None:
-        """The last state written."""
-        return self.store.read(f"{self.path}/state.pt")
+    def read_state(self, limit: int | None = None) -> bytes | None:
+        """The last state written, or its first `limit` bytes."""
+        return self.store.read(f"{self.path}/state.pt", limit)
+
+    @property
+    def state_place(self) -> str:
+        """Path or URI of the state, for messages."""
+        return self.store.locate(f"{self.path}/state.pt")
+
+    def set_state_aside(self) -> None:
+        """Keep a damaged state as state.pt.damaged."""
+        self.store.rename(f"{self.path}/state.pt", f"{self.path}/state.pt.damaged")
 
     def write_error(self, message: str) -> None:
         """What went wrong in the last attempt."""

@@ -11,20 +11,23 @@ import torch
 from scaling.training.evaluate import AUTOCAST
 from scaling.training.recipe import Precision
 
-PEAK_SIZES = {"cpu": 1024, "cuda": 8192}
 PEAK_REPEATS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A worker's device. `peak_flops` is the rate (FLOP/s) of large matrix products in the precision of training."""
+    """A worker's device. `peak_flops` is the rate (FLOP/s) of large matrix products in the precision of training.
+
+    It is the whole device's, with the trial's threads on a CPU. A trial on a fraction of a GPU is compared with the
+    whole GPU too: where two share one, each can reach about half of it.
+    """
 
     name: str
     peak_flops: float
 
 
 def measure(device: torch.device, precision: Precision) -> Device:
-    """Name a device and measure its peak, once a process and number of threads; on a CPU in 0.1 s.
+    """Name a device and measure its peak, once a process, precision and number of threads; on a CPU in 0.1 to 0.2 s.
 
     It is what the device gives at this moment: less while other processes use it.
     """
@@ -35,7 +38,7 @@ def measure(device: torch.device, precision: Precision) -> Device:
 @functools.cache
 def _peak_flops(device: torch.device, precision: Precision, threads: int) -> float:
     """The best of some square products; `threads` tells apart what is remembered."""
-    size = PEAK_SIZES[device.type]
+    size = 8192 if device.type == "cuda" else 256 if precision == "fp16" else 1024  # most CPUs have no fp16: 2 GFLOP/s
     left, right = (torch.ones(size, size, dtype=AUTOCAST[precision] or torch.float32, device=device) for _ in range(2))
     shortest = float("inf")
     for _ in range(PEAK_REPEATS):

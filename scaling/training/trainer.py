@@ -20,16 +20,21 @@ class Job:
     """One trial as a host runs it.
 
     `finish` is called in the process of rank 0 with each budget's outcome and the device: with a shorter budget's perhaps
-    again, by a trial that was resumed. `identity` is everything that determines the result: a state saved under another
-    identity is not resumed from. `micro_batch` and `compiled` are those of `Stepper`.
+    again, by a trial that was resumed. `identity` and `setting` together are everything that determines the result, as
+    `Recorder` compares them with a saved state's. `micro_batch` and `compiled` are those of `Stepper`.
+
+    With `min_workers`, a lost worker that is not replaced at once is done without: Ray Train goes on from the last
+    state with those there is room for, and looks for room once a minute.
     """
 
     name: str
     identity: str
+    setting: str = ""
     task: Task
     folder: Folder
     finish: Callable[[Outcome, Device], None]
     workers: int = 1
+    min_workers: int | None = None
     cpus: float = 1.0
     gpus: float = 0.0
     micro_batch: int | None = None
@@ -60,11 +65,14 @@ def run_under_ray_train(job: Job, storage: str, forward: Callable[[], Any] | Non
     from ray.train.torch import TorchTrainer
 
     resources = {"CPU": job.cpus} | ({"GPU": job.gpus} if job.gpus else {})
+    workers: Any = (job.min_workers, job.workers) if job.min_workers else job.workers
     trainer = TorchTrainer(
         _ray_train_worker,
         train_loop_config={"job": job},
         scaling_config=ray_train.ScalingConfig(
-            num_workers=job.workers, use_gpu=job.gpus > 0, resources_per_worker=resources
+            num_workers=workers,
+            use_gpu=job.gpus > 0,
+            resources_per_worker=resources,
         ),
         run_config=ray_train.RunConfig(
             name=job.name,
@@ -115,7 +123,7 @@ def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int,
     # Many small trials side by side are faster with one thread each, and then give the same bits wherever they run.
     torch.set_num_threads(max(1, int(job.cpus)) if device.type == "cpu" else torch.get_num_threads())
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    recorder = Recorder(job.folder, job.identity, forward, keeps=rank == 0)
+    recorder = Recorder(job.folder, job.identity, job.setting, forward, keeps=rank == 0)
     measured = measure(device, job.task.recipe.precision)
 
     def finish(outcome: Outcome) -> None:

@@ -31,8 +31,15 @@ class LocalFolder:
         (self.path / "progress.csv").write_text(csv)
         (self.path / "events.out.tfevents.trial").write_bytes(events)
 
+    @property
+    def state_place(self) -> str:
+        return str(self.path / "state.pt")
+
     def write_state(self, content: bytes) -> None:
         (self.path / "state.pt").write_bytes(content)
+
+    def set_state_aside(self) -> None:
+        (self.path / "state.pt").rename(self.path / "state.pt.damaged")
 
     def read_state(self) -> bytes | None:
         with (self.path / "attempts").open("a") as file:
@@ -116,7 +123,7 @@ def test_a_damaged_shard_ends_all_workers_at_once_with_one_line(make_job, shards
     with pytest.raises(UserError, match=r"part-00001\.parquet: this shard cannot be read") as raised:
         run_under_ray_train(job, str(tmp_path / "storage"))
     assert "\n" not in str(raised.value)
-    assert (job.folder.path / "attempts").read_text() == "..", "once by each worker"
+    assert (job.folder.path / "attempts").read_text() == ".", "once, for both workers"
 
 
 def test_the_curve_is_kept_for_tensorboard(make_job):
@@ -132,30 +139,75 @@ def test_the_curve_is_kept_for_tensorboard(make_job):
     assert {"val_mae_dex", "train_loss", "lr"} <= tags
 
 
-def test_a_resumed_curve_has_no_point_twice(make_job):
-    class KilledError(Exception):
-        pass
+class KilledError(Exception):
+    pass
+
+
+def run_killed(job, at=8):
+    """Run a job until it has reported this step."""
 
     def kill(metrics):
-        if metrics["step"] == 8:
+        if metrics["step"] == at:
             raise KilledError
 
-    whole, job = make_job("whole"), make_job("process")
-    run_in_process(whole, lambda metrics: None)
     with pytest.raises(KilledError):
         run_in_process(job, kill)
-    run_in_process(job, lambda metrics: None)
+
+
+def ignore(metrics):
+    pass
+
+
+def test_a_resumed_curve_has_no_point_twice(make_job):
+    whole, job = make_job("whole"), make_job("process")
+    run_in_process(whole, ignore)
+    run_killed(job)
+    run_in_process(job, ignore)
     assert np.array_equal(job.folder.curve()["step"], whole.folder.curve()["step"])
     assert np.array_equal(job.folder.curve()["val_mae_dex"], whole.folder.curve()["val_mae_dex"])
 
 
-def test_a_state_of_another_trial_is_not_resumed_from(make_job):
+def test_a_state_of_another_configuration_is_refused_by_name(make_job):
     job = make_job("process")
-    run_in_process(
-        dataclasses.replace(job, identity="another", finish=lambda outcome, device: None), lambda metrics: None
-    )
-    stale = job.folder.read_state()
-    run_in_process(job, lambda metrics: None)
-    assert job.folder.read_state() != stale
-    assert job.folder.curve()["train_loss"].notna().all()
-    assert len(job.folder.curve()) == 4
+    run_killed(dataclasses.replace(job, identity="another"))
+    state = job.folder.read_state()
+    with pytest.raises(
+        UserError, match=r"process/state\.pt: this unfinished trial was begun under another declaration"
+    ):
+        run_in_process(job, ignore)
+    assert job.folder.read_state() == state, "nothing is lost"
+
+
+def test_a_state_of_another_setting_is_replaced(make_job):
+    whole, job = make_job("whole"), make_job("process")
+    run_in_process(whole, ignore)
+    run_killed(dataclasses.replace(job, setting="0.1", task=dataclasses.replace(job.task, lr=0.1)))
+    run_in_process(job, ignore)
+    assert_same(job, whole)
+
+
+def assert_same(job, other):
+    pd.testing.assert_frame_equal(job.folder.curve()[COLUMNS], other.folder.curve()[COLUMNS], check_exact=True)
+    assert job.folder.outcome()["test"] == other.folder.outcome()["test"]
+
+
+DAMAGES = {
+    "torn": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "a flipped bit": lambda content: content[:-5000] + bytes([content[-5000] ^ 1]) + content[-4999:],
+    "zeros": lambda content: bytes(len(content)),
+    "no head": lambda content: b"{}\n" + content,
+}
+
+
+@pytest.mark.parametrize("damaged", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_state_is_set_aside_and_the_trial_begins_anew(make_job, damaged, caplog):
+    whole, job = make_job("whole"), make_job("process")
+    run_in_process(whole, ignore)
+    run_killed(job)
+    content = damaged(job.folder.read_state())
+    job.folder.write_state(content)
+    run_in_process(job, ignore)
+    assert_same(job, whole)
+    assert (job.folder.path / "state.pt.damaged").read_bytes() == content
+    assert f"{job.folder.path}/state.pt: damaged" in caplog.text
