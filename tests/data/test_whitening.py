@@ -1,0 +1,97 @@
+"""Whitening: noisy training spectra get mean 0 and covariance 1, and a node works the map out once."""
+
+import numpy as np
+import pytest
+
+from scaling.data import whitening as module
+from scaling.data.dataset import DataRules, Standardisation
+from scaling.data.evict import evict
+from scaling.data.manifest import Manifest
+from scaling.data.whitening import fit_whitening, noisy_moments, whitening_map
+from tests.data.converting import read_split
+
+RULES = DataRules(noise="fresh", noise_level=0.7)
+
+
+@pytest.mark.parametrize(("kind", "components"), [("pca", 24), ("zca", 0)])
+def test_whitened_noisy_spectra_have_mean_0_and_covariance_1(shards, tmp_path, kind, components):
+    flux, error, _ = read_split(shards, "train")
+    standardisation = Standardisation.of(shards, RULES)
+    found = fit_whitening(shards, RULES, kind, components, tmp_path)
+    rng, draws = np.random.default_rng(1), 40
+    # Seen along 24 axes at right angles: the components, or any.
+    axes = np.eye(24) if kind == "pca" else np.linalg.qr(rng.standard_normal((1024, 24)))[0]
+    weight, bias = (found.weight.T @ axes).astype(np.float32), found.bias @ axes
+    total, square = 0.0, 0.0
+    for _ in range(draws):
+        noisy = flux.clip(0) + np.float32(0.7) * rng.standard_normal(flux.shape, np.float32) * error
+        white = (noisy - standardisation.flux_offset) / standardisation.flux_scale @ weight + bias
+        total, square = total + white.mean(axis=0) / draws, square + white.T @ white / (len(white) * draws)
+    assert np.abs(total).max() < 0.06
+    assert np.abs(square - np.eye(len(square))).max() < 0.08  # 12,000 noisy spectra: a standard error of 0.013 at most
+
+
+@pytest.mark.parametrize("input_norm", ["none", "global", "mean_spectrum", "per_pixel"])
+@pytest.mark.parametrize("rows", [200, 65_536])
+def test_the_moments_are_those_of_all_rows_at_once(shards, monkeypatch, input_norm, rows):
+    monkeypatch.setattr(module, "WHITENING_ROWS", rows)
+    rules = DataRules(input_norm=input_norm, noise_level=0.7)
+    flux, error, _ = (values[:rows] for values in read_split(shards, "train"))
+    standardisation = Standardisation.of(shards, rules)
+    scale = standardisation.flux_scale.astype(float)
+    inputs = (flux.clip(0).astype(float) - standardisation.flux_offset) / scale
+    expected = np.cov(inputs.T, bias=True) + np.diag(0.49 * (error.astype(float) ** 2).mean(axis=0) / scale**2)
+    mean, covariance = noisy_moments(Manifest.load(shards), rules)
+    assert np.allclose(mean, inputs.mean(axis=0), rtol=1e-9, atol=1e-9 * np.abs(inputs).max())
+    assert np.allclose(np.triu(covariance), np.triu(expected), rtol=1e-7, atol=1e-10 * np.abs(expected).max())
+
+
+def test_the_maps_are_the_textbook_ones():
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(500, 6)) @ rng.normal(size=(6, 6)) + 3.0
+    mean, covariance = samples.mean(axis=0), np.cov(samples.T, bias=True)
+    values, vectors = np.linalg.eigh(covariance)
+    zca = vectors @ np.diag(values**-0.5) @ vectors.T
+    found = whitening_map(mean, np.triu(covariance), "zca", 0)
+    assert np.allclose(found.weight, zca, atol=1e-6)
+    assert np.allclose(found.bias, -zca @ mean, atol=1e-5)
+    pca = whitening_map(mean, np.triu(covariance), "pca", 0)
+    leading = whitening_map(mean, np.triu(covariance), "pca", 2)
+    rows = (vectors / np.sqrt(values)).T[::-1]
+    for k, row in enumerate(pca.weight):
+        assert row[np.abs(row).argmax()] > 0
+        assert np.allclose(row, rows[k] * np.sign(rows[k] @ row), atol=1e-6)
+    assert np.allclose(leading.weight, pca.weight[:2], atol=1e-6)
+    white = samples @ pca.weight.T + pca.bias
+    assert np.allclose(np.cov(white.T, bias=True), np.eye(6), atol=1e-5)
+
+
+def test_directions_without_any_variance_are_not_blown_up():
+    covariance = np.diag([4.0, 1.0, 0.0, -1e-17])
+    weight = whitening_map(np.zeros(4), covariance, "pca", 0).weight
+    assert np.allclose(np.abs(weight).max(axis=1), [0.5, 1.0, 1 / (4e-10) ** 0.5, 1 / (4e-10) ** 0.5])
+
+
+def test_a_node_fits_a_map_once_and_again_after_an_eviction(shards, tmp_path, monkeypatch):
+    fitted = []
+
+    def moments(manifest, rules):
+        fitted.append(rules)
+        return np.ones(16), np.diag(np.arange(1.0, 17.0)) + rules.noise_level
+
+    def fit(rules=RULES, kind="pca", components=8):
+        return fit_whitening(shards, rules, kind, components, tmp_path).weight
+
+    monkeypatch.setattr(module, "noisy_moments", moments)
+    first = fit()
+    assert np.array_equal(first, fit())
+    assert len(fitted) == 1
+    assert not np.array_equal(first, fit(DataRules(noise_level=0.5)))
+    assert len(fit(components=9)) == 9
+    assert len(fit(kind="zca", components=0)) == 16
+    fit(DataRules(noise_level=0.7, input_norm="none"))
+    assert len(fitted) == 5
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert len(evict(tmp_path)) == 1
+    assert np.array_equal(first, fit())
+    assert len(fitted) == 6
