@@ -21,6 +21,7 @@ from scaling.data.batches import Access
 from scaling.data.manifest import Manifest
 from scaling.model import ladder
 from scaling.model.checkpoint import model_bytes
+from scaling.study.columns import detail_columns, score_columns
 from scaling.study.declaration import Cell, Study, stable
 from scaling.study.rows import Row
 from scaling.study.store import StudyFolder, TrialFolder
@@ -119,6 +120,8 @@ def _finish(trial: Trial, started: float, outcome: Outcome, device: Device) -> N
             "label_mean": standardisation.label_mean.tolist(),
             "label_std": standardisation.label_std.tolist(),
             "boundary": rules.boundary,
+            "num_spectra": trial.cell.num_spectra,
+            "precision": trial.study.recipe.precision,
             "lr": trial.lr,
             "rules": stable(rules),
         }
@@ -164,8 +167,8 @@ def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: Device, w
         label=rules.target,
         label_mean=label.mean,
         label_std=label.std,
-        **_scores("val", outcome.val if outcome else None, z),
-        **_scores("test", outcome.test if outcome else None, z),
+        **score_columns("val", outcome.val if outcome else None, z),
+        **score_columns("test", outcome.test if outcome else None, z),
         **_detail(outcome.test if outcome else None, outcome.test_detail if outcome else None, z),
         other_labels=_other_labels(rules.other_labels, outcome.others if outcome else []),
         eval_draws=rules.eval_draws,
@@ -188,28 +191,9 @@ def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: Device, w
     )
 
 
-def _scores(split: str, found: Scores | Classified | None, z: float) -> dict[str, Any]:
-    regression = found if isinstance(found, Scores) else None
-    mae, sem = (regression.mae, regression.mae_sem) if regression else (math.nan, math.nan)
-    return {
-        **_in_both_units(f"{split}_mae", mae, z),
-        **_in_both_units(f"{split}_mae_sem", sem, z),
-        f"{split}_r2": regression.r2 if regression else math.nan,
-        f"{split}_error_rate": found.error_rate if isinstance(found, Classified) else math.nan,
-        f"num_{split}": found.count if found else 0,
-    }
-
-
 def _detail(found: Scores | Classified | None, detail: Detail | None, z: float) -> dict[str, Any]:
-    rmse, bias = (found.rmse, found.bias) if isinstance(found, Scores) else (math.nan, math.nan)
-    return {
-        **_in_both_units("test_rmse", rmse, z),
-        **_in_both_units("test_bias", bias, z),
-        **_in_both_units("test_p90", detail.p90 if detail else math.nan, z),
-        "test_guess_mae_dex": detail.guess_mae if detail else math.nan,
-        "test_by_snr": json.dumps(detail.by_snr if detail else []),
-        "test_by_label": json.dumps(detail.by_label if detail else []),
-    }
+    columns = detail_columns("test", found, detail, z)
+    return {name: json.dumps(value) if isinstance(value, list) else value for name, value in columns.items()}
 
 
 def _other_labels(names: tuple[str, ...], found: list[tuple[Scores, Scores]]) -> str:
@@ -220,10 +204,6 @@ def _other_labels(names: tuple[str, ...], found: list[tuple[Scores, Scores]]) ->
         values |= {"test_rmse": test.rmse, "test_bias": test.bias}
         told[name] = {key: value if math.isfinite(value) else None for key, value in values.items()}
     return json.dumps(told)
-
-
-def _in_both_units(name: str, dex: float, z: float) -> dict[str, float]:
-    return {f"{name}_dex": dex, f"{name}_z": dex * z}
 
 
 @functools.cache
