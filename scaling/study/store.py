@@ -1,6 +1,6 @@
 """The store: the only module that spells paths. A folder, or any URI that pyarrow's filesystems open.
 
-STORE/<study>/study.json, optuna.journal, results.parquet, limit.json, report/
+STORE/<study>/study.json, optuna.journal, results.parquet, limit.json, anchors/<name>.json, report/
 STORE/<study>/trials/<trial>/row.json, state.pt, model.safetensors, progress.csv, events.out.tfevents.trial,
                             row-0.25.json and model-0.25.safetensors of a branch at a quarter of the budget
 STORE/data/<simulation>/hdf5, shards
@@ -69,6 +69,18 @@ class StudyFolder:
     def write_limit(self, content: bytes) -> None:
         """Keep the information limit beside the results."""
         self.store.write(f"{self.name}/limit.json", content)
+
+    def read_anchors(self) -> list[tuple[str, bytes]]:
+        """Scores of models beside the study, in the order of their names, each with its place for messages."""
+        paths = [f"{self.name}/anchors/{file}" for file in self.store.files(f"{self.name}/anchors")]
+        found = [(path, self.store.read(path)) for path in paths if path.endswith(".json")]
+        return [(self.store.locate(path), content) for path, content in found if content is not None]
+
+    def write_anchor(self, name: str, content: bytes) -> str:
+        """Keep the score of a model beside the study; returns its place."""
+        path = f"{self.name}/anchors/{name}.json"
+        self.store.write(path, content)
+        return self.store.locate(path)
 
     def trial(self, key: str) -> TrialFolder:
         """The folder of one trial."""

@@ -54,12 +54,14 @@ def score(predicted: Tensor, split: EvaluationSplit) -> tuple[Scores | Classifie
     return first, others
 
 
-def score_detail(predicted: Tensor, split: EvaluationSplit, shards: Path, cache_root: Path) -> Detail | None:
-    """What all workers' predictions of the test split tell of its first label, by bins; None for a classification."""
+def score_detail(
+    predicted: Tensor, split: EvaluationSplit, shards: Path, cache_root: Path, name: str = "test"
+) -> Detail | None:
+    """What all workers' predictions of the split of that name tell of its first label, by bins; None for a classification."""
     if split.rules.boundary is not None:
         return None
     standardisation = split.standardisation
-    bins = SplitBins.load(shards, split.rules.label, "test", cache_root)
+    bins = SplitBins.load(shards, split.rules.label, name, cache_root)
     errors = float(standardisation.label_scale[0]) * (predicted[..., 0].double() - split.labels[:, 0].double())
     errors = gather_rows(errors, rank=split.rank, world=split.world, total=len(bins.snr))
     return detail(errors.cpu().numpy(), bins, float(standardisation.label_mean[0]))
