@@ -51,7 +51,8 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         ray.init(
             address=address or ("auto" if job else "local"),
             runtime_env={
-                "env_vars": ENVIRONMENT | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+                "env_vars": ENVIRONMENT | {name: os.environ[name] for name in PASSED_ON if name in os.environ},
+                "worker_process_setup_hook": _name_cluster,
             },
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -65,6 +66,17 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _name_cluster() -> None:
+    """Tell a worker process which cluster is its own.
+
+    Ray Train (2.60) frees the devices of a controller that was killed by looking up the cluster of its host anew. Where
+    a host has several it gives up without this, and the trial's next attempt would wait for its devices for ever.
+    """
+    import ray
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
 def _require_listener(address: str) -> None:

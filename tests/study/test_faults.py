@@ -12,6 +12,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.multiprocessing
 
 from scaling.commands.common import load_study
 from scaling.data.shardfile import CHECKSUM, parquet_options
@@ -59,16 +60,22 @@ def descendants(pid, name):
     return found
 
 
+def wait_for(condition, driver):
+    """Wait until something is so while the study runs; returns it."""
+    deadline = time.monotonic() + 120
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.02)
+    return found
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_killed_trial_process_is_replaced_and_goes_on_from_its_checkpoint(tmp_path, shards):
     study_file = write_study(tmp_path / "mine.py", shards, samples=64_000)
     driver = start(study_file, tmp_path / "store", tmp_path / "cache")
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "store").glob("mine/trials/*/state.pt")):
-        assert time.monotonic() < deadline
-        assert driver.poll() is None, driver.communicate()
-        time.sleep(0.02)
+    wait_for(lambda: list((tmp_path / "store").glob("mine/trials/*/state.pt")), driver)
     (victim,) = descendants(driver.pid, "ray::ImplicitFunc")
     os.kill(victim, signal.SIGKILL)
     output = driver.communicate(timeout=200)
@@ -86,6 +93,48 @@ def test_a_killed_trial_process_is_replaced_and_goes_on_from_its_checkpoint(tmp_
     assert (row.val_mae_dex, row.test_mae_dex) == (expected.val.mae, expected.test.mae)
     steps = [int(line.split(",")[0]) for line in folder.trial(row.trial).read_progress().splitlines()[1:]]
     assert steps == list(range(100, 2001, 100))
+
+
+def _undisturbed(rank, port, task, queue):
+    """One of two workers; the first tells the trial's scores."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    context = Context(
+        rank=rank, world=2, device=torch.device("cpu"), report=lambda metrics, state: None, load=lambda: None
+    )
+    outcome = train(task, context)
+    if rank == 0:
+        queue.put((outcome.val.mae, outcome.test.mae))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_worker_and_then_a_killed_controller_change_nothing(tmp_path, shards, free_port, ray_cluster):
+    # With another cluster on this host, as `ray_cluster` is, Ray Train alone would not free a killed controller's CPUs.
+    study_file = write_study(tmp_path / "mine.py", shards, samples=32_000, workers=2)
+    driver = start(study_file, tmp_path / "store", tmp_path / "cache")
+    folder = StudyFolder(Store(str(tmp_path / "store")), "mine")
+    study = load_study(str(study_file))
+    (cell,) = study.cells()
+
+    def curve():
+        text = folder.trial(cell.trial(0)).read_progress()
+        return [] if text is None else [int(line.split(",")[0]) for line in text.splitlines()[1:]]
+
+    for name in ("ray::RayTrainWorker", "ray::TrainController"):
+        before = len(curve())
+        wait_for(lambda before=before: len(curve()) > before, driver)
+        os.kill(descendants(driver.pid, name)[-1], signal.SIGKILL)
+    output = driver.communicate(timeout=250)
+    assert driver.returncode == 0, output
+    (row,) = folder.rows()
+    assert (row.status, row.steps, row.error) == ("done", 1000, "")
+    assert curve() == list(range(50, 1001, 50))
+    sweep = dataclasses.replace(Sweep.prepare(study, folder, shards, tmp_path / "cache"), access={256: "auto"})
+    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    torch.multiprocessing.spawn(_undisturbed, (free_port, sweep.trial(cell, 0, row.lr).task(), queue), nprocs=2)
+    assert (row.val_mae_dex, row.test_mae_dex) == queue.get()
 
 
 @pytest.mark.ray

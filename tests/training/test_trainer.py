@@ -1,13 +1,17 @@
 """The same trial on both hosts, and with two workers, gives the same losses."""
 
+import contextlib
 import dataclasses
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.multiprocessing
 
 from scaling.data.dataset import DataRules
 from scaling.errors import UserError
@@ -15,7 +19,7 @@ from scaling.model.ladder import Ladder
 from scaling.training.device import Device
 from scaling.training.loop import Outcome, Task
 from scaling.training.recipe import Budget, Recipe
-from scaling.training.trainer import Job, run_in_process, run_under_ray_train
+from scaling.training.trainer import Job, _run, run_in_process, run_under_ray_train
 from tests.data.converting import damage
 
 COLUMNS = ["step", "train_loss", "val_mae_dex", "val_r2", "lr"]
@@ -124,6 +128,41 @@ def test_a_damaged_shard_ends_all_workers_at_once_with_one_line(make_job, shards
         run_under_ray_train(job, str(tmp_path / "storage"))
     assert "\n" not in str(raised.value)
     assert (job.folder.path / "attempts").read_text() == ".", "once, for both workers"
+
+
+def _gloo_worker(rank, port, job, kill_at):
+    """One of two workers, killed once it has reported a step."""
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+
+    def forward(metrics):
+        if metrics["step"] == kill_at:
+            torch.distributed.barrier()  # rank 0 has kept the state by now
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _run(job, forward, rank=rank, world=2, device=torch.device("cpu"))
+    torch.distributed.destroy_process_group()
+
+
+def run_on_two(job, port, kill_at=None):
+    killed = (
+        contextlib.nullcontext() if kill_at is None else pytest.raises(torch.multiprocessing.ProcessExitedException)
+    )
+    with killed:
+        torch.multiprocessing.spawn(_gloo_worker, (port, job, kill_at), nprocs=2)
+
+
+@pytest.mark.slow
+def test_a_trial_that_loses_and_gains_workers_has_the_losses_of_one_worker(make_job, free_port):
+    alone, job = make_job("alone"), make_job("elastic")
+    run_in_process(alone, ignore)
+    run_on_two(job, free_port, kill_at=4)
+    assert list(job.folder.curve()["step"]) == [4]
+    run_killed(job, at=12)
+    run_on_two(job, free_port)
+    pd.testing.assert_frame_equal(job.folder.curve()[COLUMNS], alone.folder.curve()[COLUMNS], rtol=2e-5)
+    assert job.folder.outcome()["test"] == pytest.approx(alone.folder.outcome()["test"], rel=2e-5)
+    read = len((job.folder.path / "attempts").read_text())
+    assert read == 3, "the state is read by one worker for both"
 
 
 def test_the_curve_is_kept_for_tensorboard(make_job):
