@@ -10,11 +10,10 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from filelock import FileLock
 from jaxtyping import Float32, Float64
-from numpy import ndarray
-from scipy.linalg import eigh
-from scipy.linalg.blas import dsyrk
+from torch import Tensor
 
 from scaling.data.cachefolder import hold, split_folder
 from scaling.data.dataset import DataRules, Standardisation
@@ -33,12 +32,18 @@ LOCK = "whitening.lock"
 class LinearMap:
     """Standardised flux x to weight · x + bias."""
 
-    weight: Float32[ndarray, "component pixel"]
-    bias: Float32[ndarray, " component"]
+    weight: Float32[Tensor, "component pixel"]
+    bias: Float32[Tensor, " component"]
 
 
 def fit_whitening(
-    shards: Path, rules: DataRules, kind: Literal["pca", "zca"], components: int, cache_root: Path
+    shards: Path,
+    rules: DataRules,
+    kind: Literal["pca", "zca"],
+    components: int,
+    *,
+    cache_root: Path,
+    device: torch.device,
 ) -> LinearMap:
     """The map under which noisy training spectra have mean 0 and covariance 1, from this node's cache if it is there.
 
@@ -52,6 +57,7 @@ def fit_whitening(
         kind: "pca" or "zca".
         components: Rows of the map; 0 for as many as pixels.
         cache_root: The node's cache. All trials of a node use one file; other nodes' agree to rounding.
+        device: Where it is reckoned, in float64: for 4,096 pixels a minute or two of one core, less than a second of a GPU.
 
     Raises:
         UserError: A shard is damaged, or the map cannot be written.
@@ -64,12 +70,12 @@ def fit_whitening(
     try:
         with FileLock(folder / LOCK):
             if not path.is_file():
-                mean, covariance = noisy_moments(manifest, rules)
+                mean, covariance = noisy_moments(manifest, rules, device)
                 found = whitening_map(mean, covariance, kind, components)
                 with published(path) as temporary, open(temporary, "wb") as file:
-                    np.savez(file, weight=found.weight, bias=found.bias)
+                    np.savez(file, weight=found.weight.numpy(), bias=found.bias.numpy())
             with np.load(path) as content:
-                return LinearMap(content["weight"], content["bias"])
+                return LinearMap(torch.from_numpy(content["weight"]), torch.from_numpy(content["bias"]))
     except OSError as error:
         raise UserError(f"{path}: cannot be kept ({error.strerror}): set SCALING_CACHE to another folder") from error
     finally:
@@ -77,9 +83,9 @@ def fit_whitening(
 
 
 def noisy_moments(
-    manifest: Manifest, rules: DataRules
-) -> tuple[Float64[ndarray, " pixel"], Float64[ndarray, "pixel pixel"]]:
-    """Mean and covariance of the standardised noisy training flux; of the covariance, the upper triangle.
+    manifest: Manifest, rules: DataRules, device: torch.device
+) -> tuple[Float64[Tensor, " pixel"], Float64[Tensor, "pixel pixel"]]:
+    """Mean and covariance of the standardised noisy training flux, on the device.
 
     Independent noise adds level² · ⟨error²⟩ to each pixel's variance, so none is drawn. The shards are read a row group
     at a time, and summed in float64.
@@ -87,43 +93,44 @@ def noisy_moments(
     rows = min(WHITENING_ROWS, manifest.num_rows("train"))
     # Sums are taken about a point close to the mean, or the covariance would be a small difference of large numbers.
     origin = pd.read_parquet(manifest.dest / STATISTICS)["flux_mean"].to_numpy(np.float64)
-    square = np.zeros((manifest.pixels, manifest.pixels), order="F")
     total, error_square, left = np.zeros(manifest.pixels), np.zeros(manifest.pixels), rows
+    square = torch.zeros(manifest.pixels, manifest.pixels, dtype=torch.float64, device=device)
     for shard in manifest.leading_shards("train", rows):
         for table in row_groups(manifest.dest / shard.file, columns=[FLUX, ERROR]):
             flux = np.maximum(column_values(table, FLUX)[:left], 0.0).astype(np.float64) - origin
             error = column_values(table, ERROR)[:left].astype(np.float64)
             total += flux.sum(axis=0)
             error_square += np.einsum("rp,rp->p", error, error)
-            square = dsyrk(1.0, flux.T, beta=1.0, c=square, overwrite_c=1)
+            block = torch.from_numpy(flux).to(device)
+            square.addmm_(block.T, block)
             left -= len(flux)
             if not left:
                 break
     standardisation = Standardisation.of(manifest.dest, rules)
     offset, scale = (a.astype(np.float64) for a in (standardisation.flux_offset, standardisation.flux_scale))
-    shift = total / rows
+    noise, shift = rules.noise_level**2 * error_square / rows, total / rows
     square /= rows
-    square -= np.outer(shift, shift)
-    square[np.diag_indices_from(square)] += rules.noise_level**2 * error_square / rows
-    square /= np.outer(scale, scale)
-    return (origin + shift - offset) / scale, square
+    moved = torch.from_numpy(shift).to(device)
+    square.addr_(moved, moved, alpha=-1)
+    square.diagonal().add_(torch.from_numpy(noise).to(device))
+    unit = torch.from_numpy(scale).to(device)
+    return torch.from_numpy((origin + shift - offset) / scale).to(device), square.div_(unit).div_(unit[:, None])
 
 
 def whitening_map(
-    mean: Float64[ndarray, " pixel"],
-    covariance: Float64[ndarray, "pixel pixel"],
+    mean: Float64[Tensor, " pixel"],
+    covariance: Float64[Tensor, "pixel pixel"],
     kind: Literal["pca", "zca"],
     components: int,
 ) -> LinearMap:
-    """The whitening of spectra of this mean and covariance, of which the upper triangle is read."""
-    pixels = len(mean)
-    wanted = (pixels - (components or pixels), pixels - 1)
-    values, vectors = eigh(covariance, lower=False, subset_by_index=wanted)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    scaled = vectors / np.sqrt(np.maximum(values, EIGENVALUE_FLOOR * values[0]))
+    """The whitening of spectra of this mean and covariance, on the CPU."""
+    values, vectors = torch.linalg.eigh(covariance)  # in rising order
+    first = len(values) - (components or len(values))
+    values, vectors = values[first:].flip(0), vectors[:, first:].flip(1)
+    scaled = vectors / values.clamp(min=EIGENVALUE_FLOOR * float(values[0])).sqrt()
     if kind == "zca":
         weight = scaled @ vectors.T
     else:
         weight = scaled.T
-        weight = weight * np.sign(weight[np.arange(len(weight)), np.abs(weight).argmax(axis=1)])[:, None]
-    return LinearMap(weight.astype(np.float32), (-weight @ mean).astype(np.float32))
+        weight = weight * weight.gather(1, weight.abs().argmax(dim=1, keepdim=True)).sign()
+    return LinearMap(weight.float().cpu(), (-weight @ mean).float().cpu())

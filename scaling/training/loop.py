@@ -166,7 +166,10 @@ class _Trainer:
         task, rule = self.task, self.task.whitening
         if rule is None:
             return {}
-        fitted = fit_whitening(task.shards, task.rules, rule.kind, rule.components, task.cache_root)
+        device = self.context.device
+        fitted = fit_whitening(
+            task.shards, task.rules, rule.kind, rule.components, cache_root=task.cache_root, device=device
+        )
         return {"whitening": fitted, "frozen_epochs": rule.frozen_epochs}
 
     def train(self) -> Outcome:

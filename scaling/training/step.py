@@ -56,8 +56,7 @@ class Stepper:
         self._frozen = list(self.model.whitening.parameters()) if whitening is not None else []
         self._frozen_steps = math.inf if frozen_epochs is None else frozen_epochs * batches.steps_per_epoch
         if whitening is not None:
-            arrays = {"weight": whitening.weight, "bias": whitening.bias}
-            self.model.whitening.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+            self.model.whitening.load_state_dict({"weight": whitening.weight, "bias": whitening.bias})
             self.model.whitening.requires_grad_(frozen_epochs is not None)
         self.model.to(device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from scaling.data import whitening as module
 from scaling.data.dataset import DataRules, Standardisation
@@ -11,17 +12,18 @@ from scaling.data.whitening import fit_whitening, noisy_moments, whitening_map
 from tests.data.converting import read_split
 
 RULES = DataRules(noise="fresh", noise_level=0.7)
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("kind", "components"), [("pca", 24), ("zca", 0)])
 def test_whitened_noisy_spectra_have_mean_0_and_covariance_1(shards, tmp_path, kind, components):
     flux, error, _ = read_split(shards, "train")
     standardisation = Standardisation.of(shards, RULES)
-    found = fit_whitening(shards, RULES, kind, components, tmp_path)
+    found = fit_whitening(shards, RULES, kind, components, cache_root=tmp_path, device=CPU)
     rng, draws = np.random.default_rng(1), 40
     # Seen along 24 axes at right angles: the components, or any.
     axes = np.eye(24) if kind == "pca" else np.linalg.qr(rng.standard_normal((1024, 24)))[0]
-    weight, bias = (found.weight.T @ axes).astype(np.float32), found.bias @ axes
+    weight, bias = (found.weight.T.numpy() @ axes).astype(np.float32), found.bias.numpy() @ axes
     total, square = 0.0, 0.0
     for _ in range(draws):
         noisy = flux.clip(0) + np.float32(0.7) * rng.standard_normal(flux.shape, np.float32) * error
@@ -41,9 +43,9 @@ def test_the_moments_are_those_of_all_rows_at_once(shards, monkeypatch, input_no
     scale = standardisation.flux_scale.astype(float)
     inputs = (flux.clip(0).astype(float) - standardisation.flux_offset) / scale
     expected = np.cov(inputs.T, bias=True) + np.diag(0.49 * (error.astype(float) ** 2).mean(axis=0) / scale**2)
-    mean, covariance = noisy_moments(Manifest.load(shards), rules)
+    mean, covariance = noisy_moments(Manifest.load(shards), rules, CPU)
     assert np.allclose(mean, inputs.mean(axis=0), rtol=1e-9, atol=1e-9 * np.abs(inputs).max())
-    assert np.allclose(np.triu(covariance), np.triu(expected), rtol=1e-7, atol=1e-10 * np.abs(expected).max())
+    assert np.allclose(covariance, expected, rtol=1e-7, atol=1e-10 * np.abs(expected).max())
 
 
 def test_the_maps_are_the_textbook_ones():
@@ -52,46 +54,56 @@ def test_the_maps_are_the_textbook_ones():
     mean, covariance = samples.mean(axis=0), np.cov(samples.T, bias=True)
     values, vectors = np.linalg.eigh(covariance)
     zca = vectors @ np.diag(values**-0.5) @ vectors.T
-    found = whitening_map(mean, np.triu(covariance), "zca", 0)
+    moments = torch.from_numpy(mean), torch.from_numpy(covariance)
+    found = whitening_map(*moments, "zca", 0)
     assert np.allclose(found.weight, zca, atol=1e-6)
     assert np.allclose(found.bias, -zca @ mean, atol=1e-5)
-    pca = whitening_map(mean, np.triu(covariance), "pca", 0)
-    leading = whitening_map(mean, np.triu(covariance), "pca", 2)
+    pca, leading = whitening_map(*moments, "pca", 0), whitening_map(*moments, "pca", 2)
     rows = (vectors / np.sqrt(values)).T[::-1]
-    for k, row in enumerate(pca.weight):
+    for k, row in enumerate(pca.weight.numpy()):
         assert row[np.abs(row).argmax()] > 0
         assert np.allclose(row, rows[k] * np.sign(rows[k] @ row), atol=1e-6)
     assert np.allclose(leading.weight, pca.weight[:2], atol=1e-6)
-    white = samples @ pca.weight.T + pca.bias
+    white = samples @ pca.weight.T.numpy() + pca.bias.numpy()
     assert np.allclose(np.cov(white.T, bias=True), np.eye(6), atol=1e-5)
 
 
 def test_directions_without_any_variance_are_not_blown_up():
-    covariance = np.diag([4.0, 1.0, 0.0, -1e-17])
-    weight = whitening_map(np.zeros(4), covariance, "pca", 0).weight
-    assert np.allclose(np.abs(weight).max(axis=1), [0.5, 1.0, 1 / (4e-10) ** 0.5, 1 / (4e-10) ** 0.5])
+    covariance = torch.tensor([4.0, 1.0, 0.0, -1e-17], dtype=torch.float64).diag()
+    weight = whitening_map(torch.zeros(4, dtype=torch.float64), covariance, "pca", 0).weight
+    assert np.allclose(weight.abs().amax(dim=1), [0.5, 1.0, 1 / (4e-10) ** 0.5, 1 / (4e-10) ** 0.5])
 
 
 def test_a_node_fits_a_map_once_and_again_after_an_eviction(shards, tmp_path, monkeypatch):
     fitted = []
 
-    def moments(manifest, rules):
+    def moments(manifest, rules, device):
         fitted.append(rules)
-        return np.ones(16), np.diag(np.arange(1.0, 17.0)) + rules.noise_level
+        sizes = torch.arange(1.0, 17.0, dtype=torch.float64)
+        return torch.ones_like(sizes), sizes.diag() + rules.noise_level
 
     def fit(rules=RULES, kind="pca", components=8):
-        return fit_whitening(shards, rules, kind, components, tmp_path).weight
+        return fit_whitening(shards, rules, kind, components, cache_root=tmp_path, device=CPU).weight
 
     monkeypatch.setattr(module, "noisy_moments", moments)
     first = fit()
-    assert np.array_equal(first, fit())
+    assert torch.equal(first, fit())
     assert len(fitted) == 1
-    assert not np.array_equal(first, fit(DataRules(noise_level=0.5)))
+    assert not torch.equal(first, fit(DataRules(noise_level=0.5)))
     assert len(fit(components=9)) == 9
     assert len(fit(kind="zca", components=0)) == 16
     fit(DataRules(noise_level=0.7, input_norm="none"))
     assert len(fitted) == 5
     assert not list(tmp_path.rglob("*.tmp"))
     assert len(evict(tmp_path)) == 1
-    assert np.array_equal(first, fit())
+    assert torch.equal(first, fit())
     assert len(fitted) == 6
+
+
+@pytest.mark.gpu
+def test_a_gpu_fits_the_map_of_the_cpu(shards, tmp_path):
+    cpu, gpu = (
+        fit_whitening(shards, RULES, "zca", 0, cache_root=tmp_path / name, device=torch.device(name))
+        for name in ("cpu", "cuda")
+    )
+    assert torch.allclose(cpu.weight, gpu.weight, atol=1e-5 * float(cpu.weight.abs().max()))

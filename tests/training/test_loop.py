@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing
 
 from scaling.data.dataset import DataRules
-from scaling.model.ladder import Ladder
+from scaling.model.ladder import Ladder, Whitening
 from scaling.training.loop import Context, Task, _Trainer, train
 from scaling.training.recipe import Budget, Recipe
 
@@ -210,12 +210,24 @@ def test_the_first_loss_is_that_of_its_formula(task, loss):
     assert host.reports[0]["train_loss"] == pytest.approx(float(formula[loss].mean()), rel=1e-6)
 
 
+THAWED = Whitening(kind="pca", components=256, frozen_epochs=1)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("noise", ["fixed", "fresh"])
-def test_workers_give_the_losses_of_one_worker(task, noise, free_port):
+@pytest.mark.parametrize(
+    ("rules", "whitening"),
+    [
+        (DataRules(noise="fixed"), None),
+        (DataRules(noise="fresh"), Whitening(kind="pca", components=256)),
+        (DataRules(noise="fixed", other_labels=("T_eff",), eval_draws=2), THAWED),
+    ],
+    ids=["fixed noise", "fresh noise, frozen whitening", "several labels and draws, thawed whitening"],
+)
+def test_workers_give_the_losses_of_one_worker(task, rules, whitening, free_port):
     # 129 rows in batches of 64 end each epoch with a batch of one row: the second worker's share is empty.
-    model = dataclasses.replace(task.model, dropout=0.0, attention_dropout=0.0)
-    task = dataclasses.replace(task, rules=DataRules(noise=noise), model=model, num_spectra=129)
+    ladder = Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0, whitening=whitening)
+    model = ladder.rung(8, len(rules.labels))
+    task = dataclasses.replace(task, rules=rules, model=model, num_spectra=129, whitening=whitening)
     host = Host()
     alone = train(task, host.context())
     context = torch.multiprocessing.get_context("spawn")
