@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from scaling.commands import data, study
+from scaling.commands import data, model, study
 from scaling.errors import UserError
 
 
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
-    for group in (data, study):
+    for group in (data, study, model):
         group.add_commands(command)
     return parser
 

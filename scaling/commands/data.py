@@ -29,7 +29,7 @@ def add_commands(command: AddCommand) -> None:
     sub = command(
         "inspect",
         _inspect,
-        "Say what is in HDF5 files, a folder of <split>/dataset.h5, a shard set or a store, and what is wrong with it. "
+        "Say what is in HDF5 files, a folder of <split>/dataset.h5, a shard set, a model file or a store, and what is wrong with it. "
         "Exit status 0: no problem found; 1: problems found; 2: nothing that is known.",
     )
     sub.add_argument("paths", nargs="+", metavar="PATH")

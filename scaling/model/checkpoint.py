@@ -38,10 +38,12 @@ def load_model(path: Path) -> tuple[SpecViT, dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         model = SpecViT(ModelConfig(**json.loads(metadata["config"])))
         model.load_state_dict({n.removeprefix(_MODEL): t for n, t in tensors.items() if n.startswith(_MODEL)})
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        about = json.loads(metadata["about"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path}: not a model file of a trial ({reason}); expected the model.safetensors of one"
+            f"{path}: not a model file, or one of another version ({reason}); expected the model.safetensors of a trial, or "
+            "what `scaling export` writes"
         ) from error
     extra = {name.removeprefix(_EXTRA): tensor for name, tensor in tensors.items() if name.startswith(_EXTRA)}
-    return model.eval(), extra, json.loads(metadata["about"])
+    return model.eval(), extra, about

@@ -26,7 +26,7 @@ class Finding:
 
 
 def inspect(paths: list[str]) -> Finding:
-    """Describe HDF5 files, folders of such files, shard sets, stores, or single studies of a store.
+    """Describe HDF5 files, folders of such files, shard sets, model files, stores, or single studies of a store.
 
     Files, from several folders too, are described together: what differs between them, and spectra that are in two splits.
 
@@ -42,6 +42,8 @@ def inspect(paths: list[str]) -> Finding:
             raise UserError(f"{path}: no such file or folder")
         if local is not None and ((local / MANIFEST).is_file() or (local / "conversion.json").is_file()):
             findings.append(_inspect_shards(local))
+        elif local is not None and local.suffix == ".safetensors":
+            findings.append(_inspect_model(local))
         elif local is not None and (below := [local] if local.is_file() else _spectra_below(local)):
             files += [file for file in below if file not in files]
         else:
@@ -69,6 +71,14 @@ def _inspect_files(files: list[Path]) -> Finding:
     return Finding(
         text=found.to_text(), data=dataclasses.asdict(found) | {"problems": found.problems}, problems=found.problems
     )
+
+
+def _inspect_model(path: Path) -> Finding:
+    from scaling.study.trained import open_model
+
+    model = open_model(path)
+    data = {"path": str(path), "num_params": model.num_params, "config": dataclasses.asdict(model.model.config)}
+    return Finding(text=model.describe(), data=data | {"about": model.about}, problems=[])
 
 
 def _inspect_shards(folder: Path) -> Finding:

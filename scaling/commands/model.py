@@ -1,0 +1,183 @@
+"""`scaling evaluate`, `predict` and `export`: a trained model, a trial's or the original's."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scaling.commands.common import AddCommand, load_study, write_json
+from scaling.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from scaling.study.trained import Original
+
+
+def add_commands(command: AddCommand) -> None:
+    """Add these commands to the parser."""
+    sub = command("evaluate", _evaluate, "Score a model on a shard set, as a trial's row has it.")
+    _checkpoint(sub)
+    sub.add_argument("data", type=Path, metavar="SHARDS")
+    sub.add_argument("--split", choices=("val", "test"), default="test")
+    sub.add_argument(
+        "--noise-level", type=float, metavar="LEVEL", help="multiplies the errors (default: as in training)"
+    )
+    sub.add_argument("--draws", type=int, metavar="K", help="noise draws to average (default: as the trial was scored)")
+    sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of this node's memory maps")
+    sub.add_argument("--json", type=Path, metavar="OUT")
+    anchor = sub.add_argument_group("anchor", "Keep the score beside a study's results; its report then shows it.")
+    anchor.add_argument("--anchor", metavar="STUDY", help="the study, a module or a file; its evaluation noise is used")
+    anchor.add_argument("--store", metavar="URI", help="where its results are")
+    anchor.add_argument("--name", metavar="NAME", help="of the anchor (default: the checkpoint's file name)")
+    anchor.add_argument(
+        "--num-spectra", type=int, metavar="D", help="what the model was trained on, if its file does not say"
+    )
+    _original(sub)
+
+    sub = command("predict", _predict, "Predict the labels of all spectra of an HDF5 file.")
+    _checkpoint(sub)
+    sub.add_argument("spectra", type=Path, metavar="SPECTRA.h5")
+    sub.add_argument("out", type=Path, metavar="OUT.parquet")
+    sub.add_argument(
+        "--array", choices=("flux", "noisy"), help="what the model sees (default: noisy where the file has it)"
+    )
+    sub.add_argument(
+        "--noise-seed", type=int, metavar="SEED", help="add noise to the flux, drawn from the file's errors"
+    )
+    _original(sub)
+
+    sub = command(
+        "export", _export, "Write a checkpoint of the original as a model file, which says all it takes to use it."
+    )
+    sub.add_argument("checkpoint", type=Path, metavar="CHECKPOINT.ckpt")
+    sub.add_argument("out", type=Path, metavar="OUT.safetensors")
+    sub.add_argument("--num-spectra", type=int, metavar="D", help="what the model was trained on")
+    _original(sub)
+
+
+def _checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a trial's model.safetensors, or a .ckpt of the original study",
+    )
+
+
+def _original(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("checkpoints of the original", "What such a file does not say.")
+    group.add_argument("--label", help="what it predicts (default: log_g)")
+    group.add_argument(
+        "--shards", type=Path, metavar="DIR", help="the set it was trained on: wavelengths, label statistics"
+    )
+    group.add_argument("--label-mean", type=float, metavar="DEX", help="of the training spectra, with --label-std")
+    group.add_argument("--label-std", type=float, metavar="DEX")
+    group.add_argument("--heads", type=int, help="attention heads (default: the width over 32)")
+    group.add_argument("--stride", type=int, metavar="PIXELS", help="from one patch to the next (default: no overlap)")
+
+
+def _given(options: argparse.Namespace, pixels: int | None = None) -> Original:
+    """What is given of a checkpoint of the original; `pixels` are those of the spectra it is used on."""
+    from scaling.study.trained import MODEL_FILE, Original
+
+    named = {"label": options.label} if options.label else {}
+    return Original(
+        **named,
+        label_mean=options.label_mean,
+        label_std=options.label_std,
+        shards=options.shards,
+        num_heads=options.heads,
+        stride=options.stride,
+        num_pixels=None if options.checkpoint.suffix == MODEL_FILE or options.shards else pixels,
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from scaling.data.cache import default_cache_root
+    from scaling.data.manifest import Manifest
+    from scaling.study.evaluate import check_anchor, evaluate, rules_of_study, write_anchor
+    from scaling.study.store import Store, StudyFolder
+    from scaling.study.trained import MODEL_FILE, open_model
+
+    if bool(options.anchor) != bool(options.store) or (options.anchor and options.split != "test"):
+        raise UserError("--anchor STUDY and --store URI go together, on the test split; give both, or neither")
+    if not options.anchor and (options.name or options.num_spectra):
+        raise UserError("--name and --num-spectra: are of an anchor; give --anchor STUDY and --store URI too")
+    manifest = Manifest.load(options.data)
+    given = _given(options, manifest.pixels)
+    if options.checkpoint.suffix != MODEL_FILE and given.shards is None and given.label_mean is None:
+        statistics = manifest.labels.get(given.label)
+        if statistics is None:
+            raise UserError(
+                f"{options.data}: no label {given.label!r}; the shards have {', '.join(sorted(manifest.labels))}"
+            )
+        given = dataclasses.replace(given, label_mean=statistics.mean, label_std=statistics.std)
+        print(f"label mean {statistics.mean:.6g} and std {statistics.std:.6g}: of the training split of {options.data}")
+    model = open_model(options.checkpoint, given)
+    study = load_study(options.anchor) if options.anchor else None
+    rules = model.rules if study is None else rules_of_study(model, study)
+    changes = {"noise_level": options.noise_level, "eval_draws": options.draws}
+    rules = dataclasses.replace(rules, **{key: value for key, value in changes.items() if value is not None})
+    name, num_spectra = options.name or options.checkpoint.stem, model.about.get("num_spectra") or options.num_spectra
+    folder = None if study is None else StudyFolder(Store(options.store), study.name)
+    if folder is not None:
+        check_anchor(folder, options.data, rules, name, num_spectra)
+    cache = options.cache or default_cache_root()
+    found = evaluate(model, options.data, options.split, rules, device=_device(), cache_root=cache)
+    print(found.to_text())
+    write_json(options.json, found.to_json())
+    if folder is not None:
+        print(f"anchor: {write_anchor(folder, found, name, num_spectra)}; `scaling report` shows it")
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from scaling.data.hdf5 import open_spectra
+    from scaling.study.predict import Inputs, predict_file
+    from scaling.study.trained import open_model
+
+    with open_spectra(options.spectra) as file:
+        model = open_model(options.checkpoint, _given(options, file.num_pixels))
+        inputs = Inputs.choose(file, options.array, options.noise_seed)
+        if model.wave is None:
+            print(f"{options.checkpoint}: wavelengths unknown: only the number of pixels is compared")
+        noise = (
+            ""
+            if inputs.noise_seed is None
+            else f" with noise of seed {inputs.noise_seed}, level {model.rules.noise_level:g}"
+        )
+        print(
+            f"predicting {', '.join(model.rules.labels)} of {file.num_rows:,} spectra from the array {inputs.array}{noise}"
+        )
+        done = predict_file(model, file, inputs, options.out, _device())
+    if done.unusable:
+        print(
+            f"scaling: warning: {options.spectra}: {done.unusable} spectra cannot be used, first in row {done.first_unusable}: "
+            "no prediction (NaN); `scaling inspect` says why",
+            file=sys.stderr,
+        )
+    print(f"{done.rows:,} rows in {options.out}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from scaling.data.manifest import published
+    from scaling.study.trained import MODEL_FILE, export_model, open_model
+
+    if options.out.suffix != MODEL_FILE:
+        raise UserError(f"{options.out}: a model file's name ends in {MODEL_FILE}")
+    content = export_model(options.checkpoint, _given(options), options.num_spectra)
+    with published(options.out) as temporary:
+        temporary.write_bytes(content)
+    print(open_model(options.out).describe())
+    return 0
+
+
+def _device() -> torch.device:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,151 @@
+"""`scaling predict`: a model's answers for every spectrum of an HDF5 file, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+
+from scaling.data.hdf5 import PIECE_ROWS, TABLE_ROWS, SpectraFile
+from scaling.data.manifest import published
+from scaling.data.rows import bad_rows
+from scaling.errors import UserError
+from scaling.study.trained import TrainedModel
+from scaling.training.evaluate import autocast
+
+NOISY = "dataset/arrays/noisy/value"
+Array = Literal["flux", "noisy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What of a file the model sees.
+
+    Attributes:
+        array: "flux" is clipped at 0, as in training before noise is added; "noisy" is taken as it is.
+        noise_seed: Of noise that is added to the flux from the file's errors, at the model's noise level; None adds none.
+            The seed of a study's evaluation (42 unless declared) gives the noise that `scaling evaluate` draws.
+    """
+
+    array: Array
+    noise_seed: int | None = None
+
+    @classmethod
+    def choose(cls, file: SpectraFile, array: Array | None, noise_seed: int | None) -> Inputs:
+        """The array asked for; otherwise "noisy" where the file has it and no noise is to be added.
+
+        Raises:
+            UserError: The file has no such array, or noise would be added to noisy spectra.
+        """
+        found = file.file.get(NOISY)
+        there = isinstance(found, h5py.Dataset) and found.shape == (file.num_rows, file.num_pixels)
+        chosen = array or ("noisy" if there and noise_seed is None else "flux")
+        if chosen == "noisy" and not there:
+            raise UserError(f"{file.path}: no {NOISY} of shape ({file.num_rows}, {file.num_pixels}): use --array flux")
+        if chosen == "noisy" and noise_seed is not None:
+            raise UserError(
+                f"--noise-seed {noise_seed}: adds noise to the flux, not to --array noisy; leave one of them out"
+            )
+        return cls(array=chosen, noise_seed=noise_seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What was written: rows, those without an answer because their spectrum cannot be used, and the first such row."""
+
+    rows: int
+    unusable: int
+    first_unusable: int | None
+
+
+def predict_file(model: TrainedModel, file: SpectraFile, inputs: Inputs, out: Path, device: torch.device) -> Prediction:
+    """Write the model's answers as Parquet, in the order of the file.
+
+    Columns: `row`; `<label>_predicted` of each label in the label's own unit (of a classification instead
+    `<label>_probability` of being above the boundary), NaN where the spectrum cannot be used; and `<label>`, the file's own
+    values, where it has that column.
+
+    Args:
+        model: The model; it is moved to the device.
+        file: The spectra, open.
+        inputs: What of them the model sees.
+        out: The file to write; it gets its name when it is complete.
+        device: Where to predict.
+
+    Raises:
+        UserError: The file's wavelengths are not the model's, or it cannot be read.
+    """
+    model.check_wave(file.wave, file.path)
+    model.model.to(device)
+    known = [label for label in model.rules.labels if label in file.read_params(0, 1)]
+    suffix = "predicted" if model.rules.boundary is None else "probability"
+    names = [f"{label}_{suffix}" for label in model.rules.labels]
+    facts = {
+        "model": str(model.path),
+        "spectra": str(file.path),
+        "array": inputs.array,
+        "noise_seed": str(inputs.noise_seed),
+    }
+    fields = [("row", pa.int64()), *((name, pa.float64()) for name in (*names, *known))]
+    schema = pa.schema(fields, metadata=facts)
+    spectra = _spectra(file, inputs, model.rules.noise_level)
+    unusable, first = 0, None
+    with published(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for start in range(0, file.num_rows, TABLE_ROWS):
+            stop = min(start + TABLE_ROWS, file.num_rows)
+            answers = np.empty((stop - start, len(names)))
+            for begin in range(start, stop, PIECE_ROWS):
+                flux, bad = next(spectra)
+                answers[begin - start : begin - start + len(flux)] = np.where(
+                    bad[:, None], np.nan, _answers(model, flux, device)
+                )
+                if bad.any():
+                    first = begin + int(bad.argmax()) if first is None else first
+                    unusable += int(bad.sum())
+            params = file.read_params(start, stop)
+            columns = [np.arange(start, stop), *answers.T, *(params[name].to_numpy(np.float64) for name in known)]
+            writer.write_table(pa.table([pa.array(column) for column in columns], schema=schema))
+    return Prediction(rows=file.num_rows, unusable=unusable, first_unusable=first)
+
+
+def _spectra(
+    file: SpectraFile, inputs: Inputs, noise_level: float
+) -> Iterator[tuple[Float[ndarray, "row pixel"], ndarray]]:
+    """The model's input, not yet standardised, some rows at a time, and which of them cannot be used."""
+    generator = None if inputs.noise_seed is None else torch.Generator().manual_seed(inputs.noise_seed)
+    noisy = file.file[NOISY] if inputs.array == "noisy" else None
+    for start in range(0, file.num_rows, TABLE_ROWS):  # pieces begin anew where a group of rows is written
+        for first, flux, error in file.pieces(start, min(start + TABLE_ROWS, file.num_rows)):
+            if noisy is not None:
+                flux = noisy[first : first + len(flux)].astype(np.float32)
+            faults = bad_rows(flux, error if generator else np.ones_like(error))
+            if generator:
+                # Pieces of a multiple of 16 numbers: PyTorch draws the same as for all rows at once.
+                noise = torch.randn(flux.shape, generator=generator)
+                clean = torch.from_numpy(flux).clamp_(min=0.0)
+                flux = clean.addcmul_(noise, torch.from_numpy(error), value=noise_level).numpy()
+            elif noisy is None:
+                np.maximum(flux, 0.0, out=flux)
+            yield flux, np.logical_or.reduce(list(faults.values()))
+
+
+def _answers(
+    model: TrainedModel, flux: Float[ndarray, "row pixel"], device: torch.device
+) -> Float[ndarray, "row label"]:
+    """Labels in their own units, or the probability of being above the boundary."""
+    used = model.standardisation
+    offset, scale = (torch.from_numpy(array) for array in (used.flux_offset, used.flux_scale))
+    with torch.inference_mode(), autocast(device, model.precision_on(device)):
+        outputs = model.model(torch.from_numpy(flux).sub_(offset).div_(scale).to(device)).float().cpu().double()
+    if model.rules.boundary is not None:
+        return outputs.sigmoid().numpy()
+    return outputs.numpy() * used.label_scale + used.label_offset

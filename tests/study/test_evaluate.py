@@ -1,0 +1,311 @@
+"""`scaling evaluate`, `predict` and `export`: a model's numbers are those of its trial's row, wherever they are made."""
+
+import contextlib
+import dataclasses
+import json
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from scaling.__main__ import main
+from scaling.data.evaluation import evaluation_pin
+from scaling.data.hdf5 import open_spectra
+from scaling.data.manifest import Manifest
+from scaling.model.checkpoint import load_model, model_bytes
+from scaling.model.lightning import read_lightning
+from scaling.study import predict
+from scaling.study.declaration import Cell, Data, DataRules, Placement, Sources
+from scaling.study.store import Store, StudyFolder
+from scaling.study.trained import open_model
+from scaling.study.trial import Trial
+from tests.model.test_lightning import PIXELS, original_weights, save
+from tests.study.example import example_study
+
+RULES = {
+    "one label": DataRules(noise="fixed"),
+    "bf16, other noise": DataRules(noise="fixed", noise_level=2.0, eval_seed=7, eval_draws=2),
+    "three labels": DataRules(
+        noise="fixed", other_labels=("T_eff", "M_H"), label_norm="minmax", input_norm="per_pixel"
+    ),
+    "classes": DataRules(noise="fixed", boundary=2.5),
+}
+
+
+def trained(shards, cache_root, store, rules, precision="fp32"):
+    """A trial of a few steps, run in this process: its study, model file and row."""
+    source = Sources(shards=shards, train=(shards / "a.h5",), val=shards / "b.h5", test=shards / "c.h5")
+    study = example_study(
+        data=Data(source=source, num_spectra=(128, 256), rules=rules), placements=(Placement(gpus=0),)
+    )
+    study = dataclasses.replace(study, recipe=dataclasses.replace(study.recipe, precision=precision))
+    trial = Trial(
+        study=study,
+        folder=StudyFolder(Store(str(store)), study.name),
+        shards=shards,
+        cache_root=cache_root,
+        cell=Cell(width=8, num_spectra=256, seed=1),
+        number=0,
+        lr=1e-2,
+        access="mapped",
+        fingerprint="f",
+        eval_pin=evaluation_pin(shards, rules),
+        code_commit="unknown",
+    )
+    trial.run(lambda _: None, None)
+    return study, store / "example" / "trials" / trial.key / "model.safetensors", trial.output.read_row()
+
+
+@pytest.fixture(scope="module")
+def one(shards, cache_root, tmp_path_factory):
+    return trained(shards, cache_root, tmp_path_factory.mktemp("one"), RULES["one label"])
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A checkpoint of the original, of 1024 pixels."""
+    return save(
+        tmp_path_factory.mktemp("original") / "best.ckpt", original_weights(1024 // 16, width=32, mlp=64, depth=1)
+    )
+
+
+def run(*arguments):
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+def mistake(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("case", RULES)
+def test_the_numbers_are_those_of_the_row(shards, cache_root, tmp_path, capsys, case):
+    precision = "bf16" if case.startswith("bf16") else "fp32"
+    _, model, row = trained(shards, cache_root, tmp_path / "store", RULES[case], precision)
+    run("evaluate", model, shards, "--cache", cache_root, "--json", tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    expected = json.loads(row.to_json())
+    for name in ("test_by_snr", "test_by_label", "other_labels"):
+        expected[name] = json.loads(expected[name])
+    shared = found.keys() & expected.keys() - {"other_labels"}
+    assert {
+        "test_mae_dex",
+        "test_mae_sem_z",
+        "test_r2",
+        "test_p90_dex",
+        "test_by_snr",
+        "num_test",
+        "eval_pin",
+    } <= shared
+    assert {name: found[name] for name in shared} == {name: expected[name] for name in shared}
+    for label, scores in found["other_labels"].items():
+        assert scores == {
+            name: expected["other_labels"][label][name] for name in scores if name in expected["other_labels"][label]
+        }
+    assert list(found["other_labels"]) == list(RULES[case].other_labels)
+    run("evaluate", model, shards, "--cache", cache_root, "--split", "val", "--json", tmp_path / "val.json")
+    val = json.loads((tmp_path / "val.json").read_text())
+    score = RULES[case].score
+    assert val[f"val_{score}"] == expected[f"val_{score}"]
+    told = capsys.readouterr().out
+    assert (f"MAE {row.test_mae_dex:.4f}" if score == "mae_dex" else f"error rate {row.test_error_rate:.4f}") in told
+
+
+def predicted(path):
+    return pd.read_parquet(path)
+
+
+def test_predictions_with_the_evaluation_noise_have_the_error_of_the_row(shards, one, tmp_path, capsys):
+    _, model, row = one
+    spectra = shards.parent / "hdf5" / "test" / "dataset.h5"
+    run("predict", model, spectra, tmp_path / "out.parquet", "--noise-seed", 42)
+    assert "array flux with noise of seed 42" in capsys.readouterr().out
+    table = predicted(tmp_path / "out.parquet")
+    assert list(table.columns) == ["row", "log_g_predicted", "log_g"]
+    assert list(table["row"]) == list(range(96))
+    with open_spectra(spectra) as file:
+        assert list(table["log_g"]) == list(file.params["log_g"])
+    assert (table["log_g_predicted"] - table["log_g"]).abs().mean() == pytest.approx(row.test_mae_dex, rel=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+
+
+def test_how_the_rows_are_cut_into_pieces_changes_nothing(shards, one, tmp_path, monkeypatch):
+    _, model, _ = one
+    spectra = shards.parent / "hdf5" / "test" / "dataset.h5"
+    run("predict", model, spectra, tmp_path / "whole.parquet", "--noise-seed", 3)
+    monkeypatch.setattr(predict, "TABLE_ROWS", 64)
+    run("predict", model, spectra, tmp_path / "pieces.parquet", "--noise-seed", 3)
+    assert pq.ParquetFile(tmp_path / "pieces.parquet").num_row_groups == 2
+    whole, pieces = predicted(tmp_path / "whole.parquet"), predicted(tmp_path / "pieces.parquet")
+    np.testing.assert_allclose(whole, pieces, rtol=1e-6)
+
+
+@contextlib.contextmanager
+def own_spectra(shards, path):
+    """A copy of the test spectra to change."""
+    path.write_bytes((shards.parent / "hdf5" / "test" / "dataset.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        yield file
+
+
+def test_the_noisy_array_is_used_where_there_is_one(shards, one, tmp_path, capsys):
+    _, model, _ = one
+    path = tmp_path / "noisy.h5"
+    with own_spectra(shards, path) as file:
+        flux, error = (file[f"dataset/arrays/{name}/value"][:] for name in ("flux", "error"))
+        noise = torch.randn(flux.shape, generator=torch.Generator().manual_seed(42)).numpy()
+        file["dataset/arrays/noisy/value"] = np.maximum(flux, 0) + noise * error
+    run("predict", model, path, tmp_path / "noisy.parquet")
+    assert "from the array noisy" in capsys.readouterr().out
+    run("predict", model, path, tmp_path / "drawn.parquet", "--noise-seed", 42)
+    run("predict", model, path, tmp_path / "flux.parquet", "--array", "flux")
+    noisy, drawn, flux = (
+        predicted(tmp_path / f"{name}.parquet")["log_g_predicted"] for name in ("noisy", "drawn", "flux")
+    )
+    np.testing.assert_allclose(noisy, drawn, atol=1e-5)
+    assert (noisy - flux).abs().max() > 1e-3
+    assert "--noise-seed 1" in mistake(
+        capsys, "predict", model, path, tmp_path / "x", "--array", "noisy", "--noise-seed", 1
+    )
+
+
+def test_flux_is_clipped_and_what_cannot_be_used_has_no_prediction(shards, one, tmp_path, capsys):
+    _, model, _ = one
+    with own_spectra(shards, tmp_path / "own.h5") as file:
+        flux = file["dataset/arrays/flux/value"]
+        flux[0, 5:9] = -3.0
+        flux[1, 5:9] = 0.0
+        flux[1, :5], flux[1, 9:] = flux[0, :5], flux[0, 9:]
+        flux[2] = 0.0
+        flux[7, 100] = np.nan
+    run("predict", model, tmp_path / "own.h5", tmp_path / "out.parquet")
+    answers = predicted(tmp_path / "out.parquet")["log_g_predicted"]
+    assert answers[0] == answers[1]
+    assert list(np.flatnonzero(answers.isna())) == [2, 7]
+    assert "2 spectra cannot be used, first in row 2" in capsys.readouterr().err
+
+
+def test_all_labels_and_probabilities_are_told(shards, cache_root, tmp_path):
+    spectra = shards.parent / "hdf5" / "test" / "dataset.h5"
+    _, model, row = trained(shards, cache_root, tmp_path / "three", RULES["three labels"])
+    run("predict", model, spectra, tmp_path / "three.parquet", "--noise-seed", 42)
+    table = predicted(tmp_path / "three.parquet")
+    assert list(table.columns) == [
+        "row",
+        "log_g_predicted",
+        "T_eff_predicted",
+        "M_H_predicted",
+        "log_g",
+        "T_eff",
+        "M_H",
+    ]
+    error = (table["T_eff_predicted"] - table["T_eff"]).abs().mean()
+    assert error == pytest.approx(json.loads(row.other_labels)["T_eff"]["test_mae"], rel=1e-5)
+    _, model, row = trained(shards, cache_root, tmp_path / "classes", RULES["classes"])
+    run("predict", model, spectra, tmp_path / "classes.parquet", "--noise-seed", 42)
+    table = predicted(tmp_path / "classes.parquet")
+    assert list(table.columns) == ["row", "log_g_probability", "log_g"]
+    assert table["log_g_probability"].between(0, 1).all()
+    wrong = (table["log_g_probability"] > 0.5) != (table["log_g"] > 2.5)
+    assert wrong.mean() == pytest.approx(row.test_error_rate)
+
+
+def test_other_wavelengths_are_refused(shards, one, tmp_path, capsys):
+    _, model, _ = one
+    with own_spectra(shards, tmp_path / "own.h5") as file:
+        file["spectrumdataset/wave"][:] += 0.5
+    error = mistake(capsys, "predict", model, tmp_path / "own.h5", tmp_path / "out.parquet")
+    assert "up to 0.5 Å" in error
+    assert not (tmp_path / "out.parquet").exists()
+    network, extra, about = load_model(model)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(model_bytes(network.config, network.state_dict(), extra | {"wave": extra["wave"] + 1}, about))
+    assert "up to 1 Å" in mistake(capsys, "evaluate", other, shards)
+
+
+def test_an_original_checkpoint_is_scored_with_the_shards_own_label_statistics(
+    shards, cache_root, original, tmp_path, capsys
+):
+    run("evaluate", original, shards, "--cache", cache_root, "--json", tmp_path / "found.json")
+    told = capsys.readouterr().out
+    assert "only the number of pixels was compared" in told
+    assert "of the training split" in told
+    found = json.loads((tmp_path / "found.json").read_text())
+    # By hand: noise of seed 42 on the clipped flux, no standardisation, the label z-scored.
+    with open_spectra(shards.parent / "hdf5" / "test" / "dataset.h5") as file:
+        flux, error = map(torch.from_numpy, file.read(0, 96))
+        truth = file.params["log_g"].to_numpy()
+    noise = torch.randn(flux.shape, generator=torch.Generator().manual_seed(42))
+    label = Manifest.load(shards).labels["log_g"]
+    model, _ = read_lightning(original)
+    with torch.no_grad():
+        answers = model(flux.clamp(min=0) + noise * error)[:, 0].double().numpy() * label.std + label.mean
+    assert found["test_mae_dex"] == pytest.approx(np.abs(answers - truth).mean(), rel=1e-5)
+    assert found["test_mae_z"] == pytest.approx(found["test_mae_dex"] / label.std)
+    assert not found["wave_checked"]
+
+
+def test_an_exported_checkpoint_says_all_it_takes(shards, cache_root, original, tmp_path, capsys):
+    out = tmp_path / "original.safetensors"
+    run("export", original, out, "--shards", shards, "--num-spectra", 1_000_000)
+    assert "504003" in capsys.readouterr().out
+    for model, name in ((original, "a.json"), (out, "b.json")):
+        run("evaluate", model, shards, "--cache", cache_root, "--json", tmp_path / name)
+    first, again = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    scores = {name for name in first if name.startswith("test_")}
+    assert {name: first[name] for name in scores} == {name: again[name] for name in scores}
+    assert again["wave_checked"]
+    assert again["num_spectra"] == 1_000_000
+    run("inspect", out, "--json", tmp_path / "inspect.json")
+    inspected = json.loads((tmp_path / "inspect.json").read_text())
+    assert inspected["config"]["num_heads"] == 1
+    assert inspected["about"]["epoch"] == 129
+    run("export", original, tmp_path / "numbers.safetensors", "--label-mean", 3, "--label-std", 1.2, "--heads", 4)
+    model = open_model(tmp_path / "numbers.safetensors")
+    assert (model.model.config.num_heads, model.standardisation.label_scale[0], model.wave) == (4, 1.2, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", "{ckpt}", "{h5}", "out.parquet"], "--label-mean"),
+        (["export", "{ckpt}", "out.safetensors", "--label-mean", 3], "give both"),
+        (["export", "{ckpt}", "out.safetensors", "--label-mean", 3, "--label-std", 0], "above 0"),
+        (["export", "{ckpt}", "out.pt", "--label-mean", 3, "--label-std", 1], "ends in .safetensors"),
+        (["export", "{ckpt}", "out.safetensors", "--shards", "{shards}", "--label", "logg"], "no label 'logg'"),
+        (["export", "{ckpt}", "out.safetensors", "--shards", "{shards}", "--stride", "8"], "takes 520 pixels"),
+        (["export", "{model}", "out.safetensors"], "is a model file already"),
+        (["predict", "{model}", "{h5}", "out.parquet", "--heads", 2], "leave out their flags"),
+        (["predict", "{model}", "{h5}", "out.parquet", "--array", "noisy"], "use --array flux"),
+        (["predict", "{model}", "missing.h5", "out.parquet"], "missing.h5"),
+        (["predict", "missing.safetensors", "{h5}", "out.parquet"], "missing.safetensors"),
+        (["evaluate", "missing.ckpt", "{shards}"], "missing.ckpt"),
+        (["evaluate", "{model}", "{h5}"], "manifest.json"),
+        (["evaluate", "{ckpt}", "{shards}", "--label", "logg"], "no label 'logg'"),
+        (["evaluate", "{model}", "{shards}", "--noise-level", -1], "noise_level"),
+        (["evaluate", "{model}", "{shards}", "--anchor", "experiments.demo"], "go together"),
+        (["evaluate", "{model}", "{shards}", "--num-spectra", 5], "--anchor"),
+    ],
+)
+def test_mistakes_are_one_line(shards, one, original, tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    places = {"ckpt": original, "model": one[1], "shards": shards, "h5": shards.parent / "hdf5" / "test" / "dataset.h5"}
+    assert words in mistake(capsys, *(str(argument).format(**places) for argument in arguments))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_other_pixels_is_refused(shards, tmp_path, capsys):
+    small = save(tmp_path / "small.ckpt", original_weights())
+    assert f"takes {PIXELS}" in mistake(capsys, "evaluate", small, shards)
+
+
+def test_a_model_file_of_another_version_is_named(one, tmp_path, capsys):
+    network, extra, about = load_model(one[1])
+    del about["rules"]
+    (tmp_path / "old.safetensors").write_bytes(model_bytes(network.config, network.state_dict(), extra, about))
+    assert "another version" in mistake(capsys, "inspect", tmp_path / "old.safetensors")
