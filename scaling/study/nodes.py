@@ -98,11 +98,12 @@ def check_placements(study: Study, nodes: Iterable[Node]) -> None:
     nodes = list(nodes)
     for cell in study.cells():
         place = study.placement(cell)
-        if sum(node.workers(place.cpus, place.gpus) for node in nodes) < place.workers:
+        fewest = place.min_workers or place.workers
+        if sum(node.workers(place.cpus, place.gpus) for node in nodes) < fewest:
             each = f"{place.cpus:g} CPU" + (f" and {place.gpus:g} GPU" if place.gpus else "")
             there = ", ".join(sorted({f"{node.cpus:g} CPU and {node.gpus:g} GPU" for node in nodes}))
             raise UserError(
-                f"cell {cell.key} needs {place.workers} x {each}; the cluster has {len(nodes)} nodes of {there}: "
+                f"cell {cell.key} needs {fewest} x {each}; the cluster has {len(nodes)} nodes of {there}: "
                 "change Study.placements, or connect to a larger cluster with --address"
             )
 

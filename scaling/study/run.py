@@ -47,7 +47,7 @@ def run_study(
             say(f"study {study.name}: connecting to Ray")
             with ray_cluster(address):
                 sweep = sweep or Sweep.prepare(study, folder, prepare_data(study, store, say), cache)
-                sweep.rows()  # a declaration that disagrees with the store is refused before it replaces study.json
+                sweep.check()  # a declaration that disagrees with the store is refused before it replaces study.json
                 folder.write_declaration(json.dumps(stable(study), indent=1).encode())
                 say(f"sweep: {sweep.remaining()} trials to run")
                 run_sweep(sweep, say)
@@ -83,6 +83,7 @@ def write_study_report(study: Study, folder: StudyFolder) -> str:
     Raises:
         UserError: if there are no rows.
     """
+    from analysis.anchors import parse_anchor
     from analysis.report import write_report
     from analysis.snr import read_limit
 
@@ -94,7 +95,12 @@ def write_study_report(study: Study, folder: StudyFolder) -> str:
         limit, known = Path(scratch) / "limit.json", folder.read_limit()
         if known is not None:
             limit.write_bytes(known)
-        write_report(to_table(rows).to_pandas(), Path(scratch), limit=None if known is None else read_limit(limit))
+        write_report(
+            to_table(rows).to_pandas(),
+            Path(scratch),
+            limit=None if known is None else read_limit(limit),
+            anchors=[parse_anchor(content.decode(), place) for place, content in folder.read_anchors()],
+        )
         return folder.publish_report(Path(scratch))
 
 

@@ -7,7 +7,9 @@ and can be rebuilt from the rows at any time.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,12 @@ from ray.tune.search import Searcher
 from scaling.data.seeds import stable_seed
 from scaling.model.ladder import forward_flops
 from scaling.study.declaration import Cell, Placement, Search, Study
+from scaling.study.files import FULL, StoreFullError
 from scaling.study.rows import Row
 from scaling.study.trial import Trial
+
+MAX_LOST = 2
+"""How often a trial whose processes ended without a word is handed out again."""
 
 History = list[tuple[float, float]]
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -70,6 +76,8 @@ class CellSearch(Searcher):
     A trial under Ray Train asks for its workers itself, behind Tune's back. So that it never starves, trials are handed
     out strictly in order, and only when the cluster has room for the next; just one single-process trial may wait in
     Tune's queue, which lets Tune hand it a finished trial's process instead of starting a new one.
+
+    `no_room` says so if a trial ended because the store is full: it gets no row, and no other is handed out.
     """
 
     def __init__(
@@ -84,6 +92,8 @@ class CellSearch(Searcher):
         super().__init__(metric=f"val_{study.data.rules.score}", mode="min")
         self.study, self.make_trial, self.capacity, self.on_row = study, make_trial, capacity, on_row
         self.live: dict[str, Trial] = {}
+        self.no_room = ""
+        self.lost: Counter[str] = Counter()
         self.cells = sorted(study.cells(), key=lambda cell: _order(study, cell))
         by_key = {row.trial: row for row in rows}
         self.rows: dict[Cell, dict[int, Row]] = {}
@@ -95,7 +105,7 @@ class CellSearch(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next trial as a Tune configuration, None if it must wait, FINISHED when every trial has its row."""
-        ready = [cell for cell in self.cells if self.waiting[cell]]
+        ready = [cell for cell in self.cells if self.waiting[cell] and not self.no_room]
         if not ready:
             return None if self.live else Searcher.FINISHED
         cell = ready[0]
@@ -116,6 +126,8 @@ class CellSearch(Searcher):
 
         if fits([*running, placement]):
             return True
+        if not running and placement.min_workers:  # the cluster has shrunk
+            return fits([dataclasses.replace(placement, workers=placement.min_workers)])
         # The one that may wait: never beside a trial under Ray Train, whose place it could take.
         single = placement.host == "process" and all(each.host == "process" for each in running)
         return single and fits(running)
@@ -127,15 +139,38 @@ class CellSearch(Searcher):
             return
         row = trial.output.read_row()
         if row is None:
-            reason = trial.output.read_error() or "its process ended without a row or an error; see the Ray logs"
-            row = trial.failed_row(reason)
-            trial.output.write_row(row)
+            row = self._failed_row(trial)
+        if row is None:
+            return
         cell = trial.cell
         self.rows[cell][trial.number] = row
         _tell(self.views[cell], trial.number, row)
         if not self.waiting[cell] and all(other.cell != cell for other in self.live.values()):
             self.waiting[cell] = open_rounds(self.study.search, cell, self.rows[cell])
         self.on_row(row)
+
+    def _failed_row(self, trial: Trial) -> Row | None:
+        """Write the row of a trial that left none; None if it gets none yet.
+
+        A process that ended without a word, as when its node was lost, says little about the trial: Tune's attempts may
+        all have met processes that were lost at once. Such a trial is handed out again.
+        """
+        reason = trial.output.read_error()
+        if reason is None and self.lost[trial.key] < MAX_LOST:
+            self.lost[trial.key] += 1
+            self.waiting[trial.cell].insert(0, (trial.number, trial.lr))
+            return None
+        reason = reason or "its process ended without a row or an error; see the Ray logs"
+        try:
+            if reason.startswith(FULL):
+                trial.output.delete_row()  # the reason is of this attempt, not of a later one
+                raise StoreFullError(reason)
+            row = trial.failed_row(reason)
+            trial.output.write_row(row)
+        except StoreFullError as error:
+            self.no_room = str(error)
+            return None
+        return row
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: results are read from rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable
@@ -17,14 +18,17 @@ from scaling.data.manifest import MANIFEST, SPLITS, Manifest
 from scaling.data.shardfile import is_as_listed
 from scaling.errors import UserError
 from scaling.study.declaration import Cell, Study
+from scaling.study.files import StoreFullError
 from scaling.study.nodes import check_placements, choose_access, survey
 from scaling.study.prepare import check_sources
 from scaling.study.progress import Progress
 from scaling.study.rows import Row
 from scaling.study.store import StudyFolder
 from scaling.study.trial import Trial, code_commit, describe_exception
+from scaling.training.recorder import other_configuration, state_head
 
 DRIVER_MEMORY = 256 * 2**20
+HEAD_BYTES = 4096
 MAX_FAILURES = 2
 
 
@@ -95,13 +99,13 @@ class Sweep:
         return self.study.fingerprint(cell, f"{digest} {normalisation} {self.eval_pin}")
 
     def rows(self) -> list[Row]:
-        """The rows of this study's cells.
+        """The rows of this study's cells, of whole budgets.
 
         Raises:
-            UserError: if a row was made under another declaration.
+            UserError: if a row, a branch's or an unfinished trial's too, was made under another declaration.
         """
         by_cell = {cell.key: cell for cell in self.study.cells()}
-        mine = [row for row in self.folder.rows() if row.cell in by_cell]
+        mine = [row for row in self.folder.rows_with_branches() if row.cell in by_cell]
         fingerprints = {key: self.fingerprint(cell) for key, cell in by_cell.items()}
         for row in mine:
             if row.fingerprint != fingerprints[row.cell]:
@@ -109,7 +113,21 @@ class Sweep:
                     f"{self.folder.store.locate(self.study.name)}: trial {row.trial} was run under another declaration or other data "
                     "(see study.json there); give the changed study another name, or use another store"
                 )
-        return mine
+        return [row for row in mine if row.budget_share == 1.0]
+
+    def check(self) -> None:
+        """Compare the declaration with the store: its rows, and the first lines of what unfinished trials resume from.
+
+        Raises:
+            UserError: if one of them was made under another declaration, or with other data.
+        """
+        finished = {row.trial for row in self.rows()}
+        for cell in self.study.cells():
+            for key in {cell.trial(number) for number in range(self.study.search.trials)} - finished:
+                trial = self.folder.trial(key)
+                head = state_head(trial.read_state(HEAD_BYTES) or b"")
+                if head is not None and head["identity"] != self.fingerprint(cell):
+                    raise UserError(other_configuration(trial.state_place))
 
     def remaining(self) -> int:
         """Trials that have no row yet."""
@@ -121,7 +139,7 @@ def run_sweep(sweep: Sweep, progress: Callable[[str], None]) -> list[Row]:
     """Run every trial that has no row, on the cluster that Ray is connected to. Returns all rows.
 
     Raises:
-        UserError: if a cell can never run on this cluster.
+        UserError: if a cell can never run on this cluster, or the store is full.
     """
     import ray
     from ray import tune
@@ -158,6 +176,8 @@ def run_sweep(sweep: Sweep, progress: Callable[[str], None]) -> list[Row]:
             ),
         )
         tuner.fit()
+    if search.no_room:
+        raise UserError(search.no_room)
     sweep.folder.clear_ray_train_storage()
     return sweep.rows()
 
@@ -169,6 +189,10 @@ def _trainable(config: dict[str, Any]) -> None:
     trial: Trial = config["trial"]
     try:
         trial.run(tune.report, TuneReportCallback)
+    except StoreFullError as error:
+        with contextlib.suppress(StoreFullError):  # the searcher finds out by itself
+            trial.output.write_error(str(error))
+        raise
     except UserError as error:  # such as a damaged shard: trying again would not help
         trial.output.write_row(trial.failed_row(str(error)))
     except Exception as error:

@@ -1,6 +1,8 @@
 """Any process may be killed, and data may be damaged: what happens to the study's rows."""
 
 import dataclasses
+import io
+import json
 import os
 import shutil
 import signal
@@ -9,6 +11,7 @@ import sys
 import textwrap
 import time
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,12 +20,14 @@ import torch.multiprocessing
 from scaling.commands.common import load_study
 from scaling.data.shardfile import CHECKSUM, parquet_options
 from scaling.errors import UserError
+from scaling.study.search import suggest_lr
 from scaling.study.store import Store, StudyFolder
 from scaling.study.sweep import Sweep
 from scaling.training.loop import Context, train
+from tests.study.example import example_row
 
 
-def write_study(path, shards, samples, workers=1):
+def write_study(path, shards, samples, workers=1, recipe="", search="trials=1"):
     text = f"""
         from pathlib import Path
         from scaling.study.declaration import *
@@ -32,8 +37,8 @@ def write_study(path, shards, samples, workers=1):
                 source=Sources(shards=Path({str(shards)!r}), train=(Path("a.h5"),), val=Path("b.h5"), test=Path("c.h5")),
                 num_spectra=(256,), rules=DataRules(noise="fixed")),
             ladder=Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0), widths=(8,),
-            recipe=Recipe(budget=Budget(samples={samples}), batch_size=32, precision="fp32", evaluations=20),
-            search=Search(trials=1), placements=(Placement(workers={workers}),))
+            recipe=Recipe(budget=Budget(samples={samples}), batch_size=32, precision="fp32", evaluations=20, {recipe}),
+            search=Search({search}), placements=(Placement(workers={workers}),))
     """
     path.write_text(textwrap.dedent(text))
     return path
@@ -72,27 +77,55 @@ def wait_for(condition, driver):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_killed_trial_process_is_replaced_and_goes_on_from_its_checkpoint(tmp_path, shards):
-    study_file = write_study(tmp_path / "mine.py", shards, samples=64_000)
+def test_a_trial_killed_between_two_budgets_goes_on_and_one_that_diverges_ends_no_search(tmp_path, shards):
+    recipe = 'schedule="wsd", branches=(0.25,), loss="mse", clip_norm=1e30'
+    search = "trials=3, factors=(1.0, 1e20), span=1e21"
+    study_file = write_study(tmp_path / "mine.py", shards, samples=64_000, recipe=recipe, search=search)
     driver = start(study_file, tmp_path / "store", tmp_path / "cache")
-    wait_for(lambda: list((tmp_path / "store").glob("mine/trials/*/state.pt")), driver)
-    (victim,) = descendants(driver.pid, "ray::ImplicitFunc")
-    os.kill(victim, signal.SIGKILL)
+    folder = StudyFolder(Store(str(tmp_path / "store")), "mine")
+    study = load_study(str(study_file))
+    (cell,) = study.cells()
+    first, second, third = (folder.trial(cell.trial(number)) for number in range(3))
+    wait_for(lambda: first.read_rows(), driver)
+    assert first.read_row() is None, "the whole budget is not finished"
+    for victim in descendants(driver.pid, "ray::ImplicitFunc"):
+        os.kill(victim, signal.SIGKILL)
     output = driver.communicate(timeout=200)
     assert driver.returncode == 0, output
-    study = load_study(str(study_file))
-    folder = StudyFolder(Store(str(tmp_path / "store")), "mine")
-    (row,) = folder.rows()
     sweep = dataclasses.replace(Sweep.prepare(study, folder, shards, tmp_path / "cache"), access={256: "auto"})
-    (cell,) = study.cells()
+    rows = {row.budget_share: row for row in first.read_rows()}
+    points, outcomes = [], []
     context = Context(
-        rank=0, world=1, device=torch.device("cpu"), report=lambda metrics, state: None, load=lambda: None
+        rank=0,
+        world=1,
+        device=torch.device("cpu"),
+        report=lambda metrics, state: points.append(metrics),
+        load=lambda: None,
+        branch=outcomes.append,
     )
-    expected = train(sweep.trial(cell, 0, row.lr).task(), context)
-    assert (row.status, row.steps) == ("done", 2000)
-    assert (row.val_mae_dex, row.test_mae_dex) == (expected.val.mae, expected.test.mae)
-    steps = [int(line.split(",")[0]) for line in folder.trial(row.trial).read_progress().splitlines()[1:]]
-    assert steps == list(range(100, 2001, 100))
+    outcomes.append(train(sweep.trial(cell, 0, rows[1.0].lr).task(), context))
+    assert sorted(rows) == [outcome.share for outcome in outcomes] == [0.25, 1.0]
+    for expected in outcomes:
+        row = rows[expected.share]
+        assert (row.status, row.steps) == ("done", expected.steps)
+        assert (row.val_mae_dex, row.test_mae_dex) == (expected.val.mae, expected.test.mae)
+        assert 0 < row.mfu < 1.2
+    curve = pd.read_csv(io.StringIO(first.read_progress()))
+    columns = ["step", "budget_share", "train_loss", "val_mae_dex"]
+    pd.testing.assert_frame_equal(curve[columns], pd.DataFrame(points)[columns], check_exact=True, check_dtype=False)
+    diverged = second.read_row()
+    assert diverged.status == "diverged"
+    assert f"of 500 at lr {diverged.lr:g}" in diverged.error
+    assert third.read_row().lr == suggest_lr(
+        study.search, cell, 2, [(row.lr, row.val_mae_dex) for row in (rows[1.0], diverged)]
+    )
+    table = pq.read_table(tmp_path / "store" / "mine" / "results.parquet").to_pandas()
+    assert list(zip(table["trial"].str[-3:], table["budget_share"], strict=True)) == [
+        ("t00", 0.25),
+        ("t00", 1.0),
+        ("t01", 1.0),
+        ("t02", 1.0),
+    ]
 
 
 def _undisturbed(rank, port, task, queue):
@@ -181,6 +214,29 @@ def test_an_altered_shard_fails_its_trials_with_its_name_and_can_be_retried(tmp_
     assert done.returncode == 0, done.stderr
     (row,) = StudyFolder(Store(str(tmp_path / "store")), "mine").rows()
     assert row.status == "done"
+
+
+def state_head(identity):
+    return json.dumps({"identity": identity, "setting": "0.01", "checksum": ""}).encode() + b"\n..."
+
+
+def test_what_another_declaration_left_is_refused_before_a_study_goes_on(tmp_path, shards):
+    study = load_study(str(write_study(tmp_path / "mine.py", shards, samples=640)))
+    folder = StudyFolder(Store(str(tmp_path / "store")), "mine")
+    sweep = Sweep.prepare(study, folder, shards, tmp_path / "cache")
+    (cell,) = study.cells()
+    trial = folder.trial(cell.trial(0))
+    trial.write_state(state_head(sweep.fingerprint(cell)))
+    sweep.check()
+    trial.write_state(state_head("another"))
+    with pytest.raises(UserError, match=r"t00/state\.pt: this unfinished trial was begun under another declaration"):
+        sweep.check()
+    trial.write_state(b"damaged: its worker begins anew")
+    sweep.check()
+    branch = example_row(study="mine", cell=cell.key, trial=cell.trial(0), fingerprint="another", budget_share=0.25)
+    trial.write_row(branch)
+    with pytest.raises(UserError, match="was run under another declaration"):
+        sweep.check()
 
 
 @pytest.mark.parametrize("fault", ["another in its place", "gone", "torn"])

@@ -40,6 +40,13 @@ def test_workers_may_lie_on_several_nodes(gpus, nodes, fits):
             check_placements(study, there)
 
 
+def test_an_elastic_trial_needs_room_for_its_fewest_workers():
+    study = example_study(placements=(Placement(workers=4, min_workers=2),))
+    check_placements(study, [node()])
+    with pytest.raises(UserError, match="needs 2 x 1 CPU"):
+        check_placements(study, [node(cpus=1.0)])
+
+
 def test_spectra_are_streamed_where_the_smallest_disk_cannot_hold_them(shards):
     manifest = Manifest.load(shards)
     row = 4 * manifest.pixels

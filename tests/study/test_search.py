@@ -3,7 +3,8 @@ import math
 import pytest
 
 from scaling.study.declaration import Cell, Placement, Search
-from scaling.study.search import CellSearch, open_rounds, suggest_lr
+from scaling.study.files import FULL, StoreFullError
+from scaling.study.search import MAX_LOST, CellSearch, open_rounds, suggest_lr
 from scaling.study.store import Store, StudyFolder
 from tests.study.example import example_row, example_study
 
@@ -134,10 +135,55 @@ def test_the_journal_shows_every_trial_once_and_can_be_lost(tmp_path):
 def test_a_trial_without_a_row_is_recorded_as_failed(tmp_path):
     study, store = example_study(), {}
     search = make_search(study, store, tmp_path / "journal")
-    trial = search.suggest("a")["trial"]
-    search.on_trial_complete("a", error=True)
+    trial = lose(search)
     assert store[trial.key].status == "failed"
     assert "without a row" in store[trial.key].error
+
+
+def lose(search):
+    """Hand out a trial whose process is lost, until it is given up."""
+    for attempt in "abc":
+        trial = search.suggest(attempt)["trial"]
+        assert trial.read_row() is None
+        search.on_trial_complete(attempt, error=True)
+    assert trial.read_row() is not None
+    return trial
+
+
+@pytest.mark.parametrize("told_by", ["the trial's process", "the driver, who cannot write its row"])
+def test_a_full_store_ends_the_search_without_a_row_and_lets_running_trials_end(tmp_path, told_by):
+    study, store = example_study(), {}
+    search = make_search(study, store, tmp_path / "journal")
+    first, second = (search.suggest(name)["trial"] for name in "ab")
+    reason = f"{FULL} --store x: no"
+    forgotten = []
+    first.delete_row = lambda: forgotten.append(first.key)
+    if told_by == "the trial's process":
+        first.read_error = lambda: reason
+    else:
+
+        def write_row(row):
+            raise StoreFullError(reason)
+
+        first.write_row = write_row
+        search.lost[first.key] = MAX_LOST
+    search.on_trial_complete("a", error=True)
+    assert search.no_room == reason
+    assert search.suggest("c") is None
+    second.finish()
+    search.on_trial_complete("b")
+    assert search.suggest("d") == search.FINISHED
+    assert list(store) == [second.key]
+    assert forgotten == [first.key] * (told_by == "the trial's process")
+
+
+def test_an_elastic_trial_starts_on_what_is_left_of_a_cluster(tmp_path):
+    places = (Placement(), Placement(from_width=8, from_spectra=256, workers=3, min_workers=2))
+    study = example_study(placements=places)
+    assert make_search(study, {}, tmp_path / "one", cpus=1.0).suggest("a") is None
+    search = make_search(study, {}, tmp_path / "two", cpus=2.0)
+    assert study.placement(search.suggest("a")["trial"].cell).min_workers == 2
+    assert search.suggest("b") is None, "it may grow again"
 
 
 def test_ray_train_trials_go_first_and_nothing_overtakes_them(tmp_path):
@@ -165,8 +211,7 @@ def test_a_journal_torn_by_a_full_disk_is_rebuilt_from_the_rows(tmp_path):
 def test_a_failed_trial_is_shown_once_however_often_the_study_is_opened(tmp_path):
     study, store = example_study(), {}
     search = make_search(study, store, tmp_path / "journal")
-    trial = search.suggest("a")["trial"]
-    search.on_trial_complete("a", error=True)
+    trial = lose(search)
     for _ in range(3):
         view = make_search(study, store, tmp_path / "journal").views[trial.cell]
         assert [entry.state.name for entry in view.get_trials()] == ["FAIL"]
