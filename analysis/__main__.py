@@ -24,7 +24,7 @@ from analysis.table import Points, column_names, points_from_columns
 from analysis.tell import tell
 from analysis.trials import best_trials, is_row_table, law_cells, points_from_cells
 from scaling.errors import UserError
-from scaling.study.rows import read_table
+from scaling.study.rows import measure_of, read_table
 
 _FEWEST_REFITS, _MOST_REFITS = 20, 100_000
 
@@ -170,7 +170,11 @@ def _input(options: argparse.Namespace) -> tuple[Points, Cost, dict[str, Any]]:
     cells = cells if options.all else cells[~held].reset_index(drop=True)
     points = points_from_cells(cells, options.n, options.d, options.loss)
     points.warnings.extend(trials.warnings)
-    names = {"n": options.n or "num_params", "d": options.d or "num_spectra", "loss": options.loss or "test_mae_dex"}
+    names = {
+        "n": options.n or "num_params",
+        "d": options.d or "num_spectra",
+        "loss": options.loss or measure_of(cells).test,
+    }
     if options.flops_per is None:
         cost = study_cost(cells)
     return points, _column_cost(cells, names, options) or cost, {"columns": names, "held_out": facts}

@@ -10,6 +10,8 @@ import pandas as pd
 from analysis import words
 from analysis.findings import Findings
 from analysis.laws import LAWS
+from analysis.trials import error_sem
+from scaling.study.rows import measure_of
 
 NOT_RECORDED = "not recorded"
 
@@ -122,12 +124,14 @@ def _seeds(findings: Findings) -> Line:
 
 def _test_set(cells: pd.DataFrame) -> Line:
     question = "Test set and its error"
-    size, error = cells["num_test"], cells["test_mae_sem_dex"] / cells["test_mae_dex"]
+    size, error = cells["num_test"], error_sem(cells) / cells[measure_of(cells).test]
+    draws = int(cells["eval_draws"].max())
     if not (size > 0).all() or error.isna().all():
         return _missing(question)
+    drawn = "one noise draw" if draws == 1 else f"{draws} noise draws"
     return Line(
         question,
-        f"{_span(size)} spectra with one noise draw, the same for all cells; a score's standard error is "
+        f"{_span(size)} spectra with {drawn}, the same for all cells; a score's standard error is "
         f"{100 * error.median():.1f} %, common to all of them: it widens the intervals of E, A and B",
     )
 

@@ -107,6 +107,7 @@ def _by_snr(mae: float) -> str:
     errors = mae * shape / shape.mean()
     bins = [
         {"low": low, "high": high, "count": 2_000, "mae_dex": error, "bias_dex": 0.0, "rmse_dex": 1.3 * error}
+        | {"sem_dex": (1.3**2 - 1) ** 0.5 * error / 2_000**0.5}
         for (low, high), error in zip(edges, errors, strict=True)
     ]
     return json.dumps(bins)

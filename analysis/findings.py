@@ -17,6 +17,7 @@ from analysis.rates import RateLaw, learning_rate_law
 from analysis.table import Points
 from analysis.trials import CellTable, best_trials, largest_cell, law_cells, points_from_cells
 from scaling.errors import UserError
+from scaling.study.rows import measure_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +121,7 @@ def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0) -> Finding
 
 def _observed(cells: pd.DataFrame) -> Points:
     """Cells as points, however few they are."""
-    columns = {"N": "num_params", "D": "num_spectra", "loss": "test_mae_dex", "S": "samples_seen"}
+    columns = {"N": "num_params", "D": "num_spectra", "loss": measure_of(cells).test, "S": "samples_seen"}
     return Points(**{name: cells[column].to_numpy(float) for name, column in columns.items()})
 
 

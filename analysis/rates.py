@@ -12,6 +12,7 @@ from analysis.laws import Array
 from analysis.parabola import bracketed_optimum
 from analysis.profile import Interval
 from analysis.trials import CELL
+from scaling.study.rows import measure_of
 
 _FEWEST = 3  # learning rates that a parabola needs
 
@@ -39,7 +40,7 @@ class RateLaw:
 
 
 def learning_rate_law(rows: pd.DataFrame, *, level: float = 0.9) -> RateLaw | None:
-    """Fit a parabola of log validation MAE in log learning rate in each cell, and a power law to the optima.
+    """Fit a parabola of log validation error in log learning rate in each cell, and a power law to the optima.
 
     An optimum counts only if it lies between learning rates that were tried. The power law is fitted by least squares.
 
@@ -50,8 +51,11 @@ def learning_rate_law(rows: pd.DataFrame, *, level: float = 0.9) -> RateLaw | No
     Returns:
         The law; None if no cell finished three learning rates.
     """
-    done = rows[(rows["status"] == "done") & (rows["val_mae_dex"].astype(float) > 0)]
-    optima = [_optimum(trials) for _, trials in done.groupby(CELL, sort=True) if trials["lr"].nunique() >= _FEWEST]
+    error = measure_of(rows).val
+    done = rows[(rows["status"] == "done") & (rows[error].astype(float) > 0)]
+    optima = [
+        _optimum(trials, error) for _, trials in done.groupby(CELL, sort=True) if trials["lr"].nunique() >= _FEWEST
+    ]
     if not optima:
         return None
     table = pd.DataFrame(optima)
@@ -68,10 +72,10 @@ def learning_rate_law(rows: pd.DataFrame, *, level: float = 0.9) -> RateLaw | No
     )
 
 
-def _optimum(trials: pd.DataFrame) -> dict[str, object]:
-    """One cell's best learning rate."""
-    first, best = trials.iloc[0], trials.loc[trials["val_mae_dex"].idxmin()]
-    found = bracketed_optimum(np.log(trials["lr"].to_numpy(float)), np.log(trials["val_mae_dex"].to_numpy(float)))
+def _optimum(trials: pd.DataFrame, error: str) -> dict[str, object]:
+    """One cell's best learning rate, by the column of its validation error."""
+    first, best = trials.iloc[0], trials.loc[trials[error].idxmin()]
+    found = bracketed_optimum(np.log(trials["lr"].to_numpy(float)), np.log(trials[error].to_numpy(float)))
     return {
         "study": first["study"],
         "N": float(first["num_params"]),

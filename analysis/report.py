@@ -17,6 +17,7 @@ from analysis.checklist import checklist
 from analysis.document import fit_document, write_json
 from analysis.findings import Findings, find
 from analysis.snr import Limit, mae_by_snr
+from scaling.study.rows import measure_of
 
 Picture = dict[str, Any]
 
@@ -117,7 +118,7 @@ def _law_figures(findings: Findings, observed: figures.Observed) -> dict[str, tu
         "How much worse the fit gets when one parameter is held elsewhere: within the interval (shaded) the rise stays "
         "below the threshold of the F test. Where the test set's own error is known, the shaded interval holds it too."
     )
-    drawn["profiles"] = figures.profiles(fitted, unit="dex"), caption
+    drawn["profiles"] = figures.profiles(fitted, unit=measure_of(findings.rows).unit), caption
     budgets = [error_budget(final, N, D, answers.S) for N, D in sorted({*zip(observed.N, observed.D, strict=True)})]
     shown = [budget for budget in budgets if budget is not None]
     if shown:
@@ -179,6 +180,7 @@ def _render(findings: Findings, pictures: dict[str, Picture], limit: Limit | Non
         searched=int((table.cells["learning_rates"] >= 3).sum()),
         rates=findings.rates,
         limit=limit,
+        measure=measure_of(findings.rows),
         best_mae=float(cells["test_mae_dex"].min()) if len(cells) else None,
         checklist=checklist(findings),
         raw=_data_uri("text/csv", findings.rows.to_csv(index=False).encode()),

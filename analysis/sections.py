@@ -8,9 +8,10 @@ import pandas as pd
 
 from analysis import words
 from analysis.compare import Comparison
-from analysis.figures.style import GREEK
+from analysis.figures.style import GREEK, label_name
 from analysis.findings import Answers, Findings
 from analysis.laws import LAWS
+from scaling.study.rows import measure_of
 
 
 def run_facts(findings: Findings) -> dict[str, Any]:
@@ -28,6 +29,8 @@ def run_facts(findings: Findings) -> dict[str, Any]:
         "seeds": int(table.cells["seed"].nunique()),
         "spectra": f"{rows['num_spectra'].min():,} to {rows['num_spectra'].max():,}",
         "num_test": listed("num_test", "{:,}"),
+        "draws": listed("eval_draws"),
+        "label": label_name(rows),
         "device": listed("device"),
         "hours": f"{rows['device_seconds'].sum(skipna=True) / 3600:.2g}",
         "eval_pin": listed("eval_pin"),
@@ -37,14 +40,14 @@ def run_facts(findings: Findings) -> dict[str, Any]:
 
 
 def grid(cells: pd.DataFrame) -> dict[str, Any]:
-    """Best test MAE by (family, N) and D, averaged over seeds: {columns: [D], rows: [{family, rung, N, values}]}."""
-    columns = sorted(cells["num_spectra"].unique())
+    """Best test error by (family, N) and D, averaged over seeds: {columns: [D], rows: [{family, rung, N, values}]}."""
+    columns, error = sorted(cells["num_spectra"].unique()), measure_of(cells).test
     lines = []
     for (family, N, rung), group in cells.groupby(["family", "num_params", "rung"], sort=True):
         values: list[dict[str, Any] | None] = []
         for D in columns:
             here = group[group["num_spectra"] == D]
-            mean, spread = here["test_mae_dex"].mean(), here["test_mae_dex"].std(ddof=1) if len(here) > 1 else None
+            mean, spread = here[error].mean(), here[error].std(ddof=1) if len(here) > 1 else None
             held = bool(here["held_out"].any())
             values.append({"mean": mean, "spread": spread, "seeds": len(here), "held": held} if len(here) else None)
         lines.append({"family": family, "rung": rung, "N": int(N), "values": values})

@@ -71,14 +71,12 @@ def read_limit(path: str | Path) -> Limit:
 def snr_bins(cells: pd.DataFrame) -> pd.DataFrame:
     """MAE by signal to noise of some cells: a row a bin of each, with low, high, count, mae_dex, bias_dex, rmse_dex, sem_dex.
 
-    `sem_dex` is the standard error of the MAE over the bin's finite number of spectra, and `cell` the cell's index.
+    `sem_dex` is the standard error of the MAE over the bin's finite number of spectra; `cell` is the cell's index.
     """
     lines = [
         {"cell": cell, **line} for cell, text in cells.get("test_by_snr", pd.Series()).items() for line in _parsed(text)
     ]
-    bins = pd.DataFrame(lines, columns=["cell", "low", "high", "count", "mae_dex", "bias_dex", "rmse_dex"])
-    variance = (bins["rmse_dex"] ** 2 - bins["mae_dex"] ** 2).clip(lower=0) / (bins["count"] - 1).clip(lower=1)
-    return bins.assign(sem_dex=np.sqrt(variance))
+    return pd.DataFrame(lines, columns=["cell", "low", "high", "count", "mae_dex", "bias_dex", "rmse_dex", "sem_dex"])
 
 
 @styled

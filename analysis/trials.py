@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.table import Points, points_from_columns
 from scaling.errors import UserError
 from scaling.study import rows as rows_contract
+from scaling.study.rows import ERROR_RATE, Measure, measure_of
 
 CELL = ["study", "family", "rung", "num_params", "num_spectra", "seed"]
 """The columns that identify a cell."""
@@ -44,7 +45,9 @@ def is_row_table(frame: pd.DataFrame) -> bool:
 
 
 def best_trials(rows: pd.DataFrame) -> CellTable:
-    """Choose the trial with the smallest validation MAE in each cell (study, family, rung, N, D, seed).
+    """Choose the trial with the smallest validation error in each cell (study, family, rung, N, D, seed).
+
+    Errors are MAEs, or error rates where the study classifies (`scaling.study.rows.measure_of`).
 
     Another learning rate of the same cell is not an exclusion: it lost the selection it was made for. A trial that
     diverged, failed or left no metric is one.
@@ -61,20 +64,21 @@ def best_trials(rows: pd.DataFrame) -> CellTable:
         raise UserError(f"table: the columns {', '.join(missing)} are missing; give a results table of a study")
     copies = rows.duplicated()
     rows = rows[~copies]
+    measure = measure_of(rows)
     usable = (
         (rows["status"] == "done")
-        & np.isfinite(rows["val_mae_dex"].astype(float))
-        & (rows["test_mae_dex"].astype(float) > 0)
+        & np.isfinite(rows[measure.val].astype(float))
+        & (rows[measure.test].astype(float) > 0)
     )
     finished = rows[usable]
     warnings = [f"{copies.sum()} rows are copies of another and count once"] if copies.any() else []
     warnings += _check_rules(finished)
-    groups = finished.sort_values(["val_mae_dex", "trial"], kind="stable").groupby(CELL, sort=True, dropna=False)
+    groups = finished.sort_values([measure.val, "trial"], kind="stable").groupby(CELL, sort=True, dropna=False)
     cells = groups.head(1).sort_values(CELL).reset_index(drop=True)
     facts = [_search_facts(group) for _, group in groups]
     for name in ("trials", "learning_rates", "edge_of_search"):
         cells[name] = [fact[name] for fact in facts]
-    return CellTable(cells=cells, exclusions=_exclusions(rows[~usable], finished), warnings=warnings)
+    return CellTable(cells=cells, exclusions=_exclusions(rows[~usable], finished, measure), warnings=warnings)
 
 
 def _check_rules(finished: pd.DataFrame) -> list[str]:
@@ -108,13 +112,14 @@ def _search_facts(trials: pd.DataFrame) -> dict[str, object]:
     return {"trials": len(trials), "learning_rates": len(rates), "edge_of_search": edge}
 
 
-def _exclusions(unused: pd.DataFrame, finished: pd.DataFrame) -> pd.DataFrame:
+def _exclusions(unused: pd.DataFrame, finished: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     done = set(finished[CELL].itertuples(index=False, name=None))
     reasons = []
     for row in unused[[*CELL, "status", "error"]].itertuples(index=False, name=None):
         *cell, status, error = row
         told = f": {error}" if isinstance(error, str) and error else ""
-        reason = f"{status}{told}" if status != "done" else "finished without a usable validation and test MAE"
+        useless = f"finished without a usable validation and test {measure.name}"
+        reason = f"{status}{told}" if status != "done" else useless
         reasons.append(reason if tuple(cell) in done else f"{reason}; its cell has no finished trial")
     return unused.assign(reason=reasons).reset_index(drop=True)
 
@@ -141,7 +146,7 @@ def largest_cell(cells: pd.DataFrame) -> pd.Series:
 def points_from_cells(
     cells: pd.DataFrame, n: str | None = None, d: str | None = None, loss: str | None = None
 ) -> Points:
-    """The points of a law: each cell's N (`num_params`), D (`num_spectra`), samples seen and test MAE in dex.
+    """The points of a law: each cell's N (`num_params`), D (`num_spectra`), samples seen and test error.
 
     Args:
         cells: of `best_trials`.
@@ -152,12 +157,23 @@ def points_from_cells(
     Raises:
         UserError: as `points_from_columns`.
     """
-    known = loss is None and bool(np.all(cells["test_mae_sem_dex"].astype(float) > 0))
+    sem = error_sem(cells)
     return points_from_columns(
-        cells,
+        cells.assign(error_sem=sem),
         n or "num_params",
         d or "num_spectra",
-        loss or "test_mae_dex",
+        loss or measure_of(cells).test,
         samples_seen="samples_seen" if d is None else None,
-        sem="test_mae_sem_dex" if known else None,
+        sem="error_sem" if loss is None and bool(np.all(sem > 0)) else None,
     )
+
+
+def error_sem(cells: pd.DataFrame) -> pd.Series:
+    """The standard error of each cell's test error from the finite test set; of an error rate p of n, sqrt(p(1 − p)/n).
+
+    Averaged over several noise draws, an error rate has a smaller one.
+    """
+    if measure_of(cells) is ERROR_RATE:
+        rate = cells["test_error_rate"].astype(float)
+        return (rate * (1 - rate) / cells["num_test"]) ** 0.5
+    return cells["test_mae_sem_dex"].astype(float)

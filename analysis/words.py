@@ -13,11 +13,15 @@ from analysis.compare import Comparison
 from analysis.figures.style import GREEK, label_name, short
 from analysis.findings import Answers, Findings
 from analysis.profile import Interval
+from scaling.study.rows import measure_of
 
 
 def question(rows: pd.DataFrame) -> str:
     """What the study asks."""
-    return f"How far does the error of {label_name(rows)} fall with training spectra (D) and model parameters (N), and where does it stop?"
+    return (
+        f"How far does the {measure_of(rows).noun} of {label_name(rows)} fall with training spectra (D) and model "
+        "parameters (N), and where does it stop?"
+    )
 
 
 def axis_meaning(cells: pd.DataFrame) -> str:
@@ -48,10 +52,11 @@ def answer(findings: Findings) -> list[str]:
     cells, answers, final = findings.cells, findings.answers, findings.final
     if not len(cells):
         return [f"There is no answer: {findings.problem}."]
-    best = cells.loc[cells["test_mae_dex"].idxmin()]
+    measure = measure_of(cells)
+    best = cells.loc[cells[measure.test].idxmin()]
     first = (
-        f"The lowest test error is {best['test_mae_dex']:.3f} dex, reached by the model of {short(best['num_params'])} "
-        f"parameters on {short(best['num_spectra'])} spectra"
+        f"The lowest test {measure.noun} is {measure.value(best[measure.test])}, reached by the model of "
+        f"{short(best['num_params'])} parameters on {short(best['num_spectra'])} spectra"
     )
     if answers is None or final is None:
         return [f"{first}.", f"There is no law of error over N and D here: {findings.problem}."]

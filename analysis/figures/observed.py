@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from analysis.figures.style import DATA, SIZE, error_label
 from analysis.laws import Array
 from analysis.table import Points
+from scaling.study.rows import measure_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class Observed:
         return cls(
             N=cells["num_params"].to_numpy(float),
             D=cells["num_spectra"].to_numpy(float),
-            loss=cells["test_mae_dex"].to_numpy(float),
+            loss=cells[measure_of(cells).test].to_numpy(float),
             held=cells["held_out"].to_numpy(bool),
             flops=flops if np.all(np.isfinite(flops) & (flops > 0)) else None,
             error=error_label(cells),

@@ -22,6 +22,7 @@ from analysis.figures.style import (
     styled,
 )
 from analysis.parabola import bracketed_optimum
+from scaling.study.rows import measure_of
 
 _CELL = ["num_params", "num_spectra", "seed"]
 
@@ -40,6 +41,7 @@ def learning_rates(rows: pd.DataFrame) -> Figure | None:
     tried = rows[rows.groupby(_CELL)["lr"].transform("nunique") >= 2]
     if not (tried["status"] == "done").any():
         return None
+    error = measure_of(rows).val
     sizes, data = np.unique(tried["num_params"]), np.unique(tried["num_spectra"])
     across = len(sizes) if len(sizes) <= 3 else min(-(-len(sizes) // 2), 4)
     down = -(-len(sizes) // across)
@@ -47,8 +49,9 @@ def learning_rates(rows: pd.DataFrame) -> Figure | None:
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, size in zip(panels, sizes, strict=False):
         here = tried[tried["num_params"] == size]
-        for (_, spectra, _), trials in here.groupby(_CELL):
-            _draw_cell(axes, trials[trials["status"] == "done"], int(np.searchsorted(data, spectra)), len(data))
+        done = here[(here["status"] == "done") & (here[error] > 0)]
+        for (_, spectra, _), trials in done.groupby(_CELL):
+            _draw_cell(axes, trials, error, int(np.searchsorted(data, spectra)), len(data))
         lost = here[here["status"] != "done"]
         axes.plot(lost["lr"], np.full(len(lost), 0.97), "x", color=ALARM, transform=axes.get_xaxis_transform())
         axes.set(xscale="log", yscale="log")
@@ -65,15 +68,13 @@ def learning_rates(rows: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def _draw_cell(axes: Axes, done: pd.DataFrame, place: int, count: int) -> None:
-    """One cell's finished trials with their parabola."""
-    if not len(done):
-        return
+def _draw_cell(axes: Axes, done: pd.DataFrame, error: str, place: int, count: int) -> None:
+    """One cell's finished trials with their parabola; `error` is the column of the validation error."""
     shade = colour(place, count)
-    axes.plot(done["lr"], done["val_mae_dex"], ls="", color=shade, marker=marker(place), mfc="white", mew=0.9)
-    best = done.nsmallest(1, "val_mae_dex")
-    axes.plot(best["lr"], best["val_mae_dex"], ls="", color=shade, marker=marker(place))
-    x, y = np.log(done["lr"].to_numpy(float)), np.log(done["val_mae_dex"].to_numpy(float))
+    axes.plot(done["lr"], done[error], ls="", color=shade, marker=marker(place), mfc="white", mew=0.9)
+    best = done.nsmallest(1, error)
+    axes.plot(best["lr"], best[error], ls="", color=shade, marker=marker(place))
+    x, y = np.log(done["lr"].to_numpy(float)), np.log(done[error].to_numpy(float))
     if len(np.unique(x)) < 3:
         order = np.argsort(x)
         axes.plot(np.exp(x[order]), np.exp(y[order]), color=shade, lw=0.7)

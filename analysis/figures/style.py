@@ -18,6 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike
 
+from scaling.study.rows import measure_of
+
 COLUMN = 8.5 / 2.54
 """Width of one column of a journal, in inches."""
 
@@ -123,7 +125,8 @@ def short(value: float) -> str:
 
 def error_label(cells: pd.DataFrame, split: str = "test") -> str:
     """The label of an error axis: "test MAE of log g [dex]"."""
-    return f"{split} MAE of {label_name(cells)} [dex]"
+    measure = measure_of(cells)
+    return f"{split} {measure.name} of {label_name(cells)}{f' [{measure.unit}]' if measure.unit else ''}"
 
 
 def label_name(cells: pd.DataFrame) -> str:

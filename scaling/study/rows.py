@@ -36,9 +36,18 @@ class Measure:
         """The column that a law is fitted to."""
         return f"test_{self.column}"
 
+    @property
+    def noun(self) -> str:
+        """The error as a sentence calls it."""
+        return "error" if self.unit else self.name
+
     def tell(self, value: float, digits: int = 3) -> str:
         """A value in words: "MAE 0.123 dex"."""
-        return f"{self.name} {value:.{digits}f} {self.unit}".rstrip()
+        return f"{self.name} {self.value(value, digits)}"
+
+    def value(self, value: float, digits: int = 3) -> str:
+        """A value with its unit: "0.123 dex"."""
+        return f"{value:.{digits}f} {self.unit}".rstrip()
 
 
 MAE, ERROR_RATE = Measure("MAE", "dex", "mae_dex"), Measure("error rate", "", "error_rate")
