@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import figures, sections, words
+from analysis.anchors import Anchor, require_same_evaluation
 from analysis.budget import error_budget
 from analysis.checklist import checklist
 from analysis.document import fit_document, write_json
@@ -22,10 +24,19 @@ from scaling.study.rows import measure_of
 Picture = dict[str, Any]
 
 _LAW = "The lines are the law fitted without the held-out cells (open markers), with the interval of its curve."
+_ANCHORS = (
+    "Named below the axis: models from outside this study, with the standard error of their score; no part of the fit."
+)
 
 
 def write_report(
-    rows: pd.DataFrame, out: Path, *, bootstrap: int = 1000, seed: int = 0, limit: Limit | None = None
+    rows: pd.DataFrame,
+    out: Path,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    limit: Limit | None = None,
+    anchors: Sequence[Anchor] = (),
 ) -> Path:
     """Fit the law and write `out`/index.html (self-contained), figures/, fit.json and cells.csv.
 
@@ -35,21 +46,25 @@ def write_report(
         bootstrap: refits a form.
         seed: of the bootstrap.
         limit: the information limit of the test spectra, where it is known.
+        anchors: scores of models from elsewhere on the same test spectra; shown, and never fitted.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: if the table is not a results table or mixes evaluations, or the limit is of other spectra. A table
-            that supports no law is no error: the page then says why.
+        UserError: if the table is not a results table or mixes evaluations, or the limit or an anchor is of other spectra.
+            A table that supports no law is no error: the page then says why.
     """
     findings = find(rows, bootstrap=bootstrap, seed=seed)
+    require_same_evaluation(rows, anchors)
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    pictures = {name: _saved(name, *drawn, out / "figures") for name, drawn in _figures(findings, limit).items()}
-    write_json(_fit_json(findings), out / "fit.json")
+    pictures = {
+        name: _saved(name, *drawn, out / "figures") for name, drawn in _figures(findings, limit, anchors).items()
+    }
+    write_json(_fit_json(findings) | {"anchors": [asdict(anchor) for anchor in anchors]}, out / "fit.json")
     _write(out / "cells.csv", findings.table.cells.to_csv(index=False))
     page = out / "index.html"
-    _write(page, _render(findings, pictures, limit))
+    _write(page, _render(findings, pictures, limit, anchors))
     return page
 
 
@@ -71,19 +86,25 @@ def _fit_json(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _figures(findings: Findings, limit: Limit | None) -> dict[str, tuple[Figure, str]]:
+def _figures(findings: Findings, limit: Limit | None, anchors: Sequence[Anchor]) -> dict[str, tuple[Figure, str]]:
     """Name to figure and caption; those that the table does not support are left out."""
     if not len(findings.cells):
         return {}
     cells, fitted = findings.cells, findings.fitted
     observed = figures.Observed.from_cells(cells)
     path = None if findings.answers is None else findings.answers.path
-    told = f" {_LAW}" if fitted is not None else ""
+    told = (f" {_LAW}" if fitted is not None else "") + (f" {_ANCHORS}" if anchors else "")
     drawn: dict[str, tuple[Figure | None, str]] = {}
     if cells["num_spectra"].nunique() > 1:
-        drawn["error_against_data"] = figures.error_against_data(observed, fitted), f"Test error over D.{told}"
+        drawn["error_against_data"] = (
+            figures.error_against_data(observed, fitted, anchors),
+            f"Test error over D.{told}",
+        )
     if cells["num_params"].nunique() > 1:
-        drawn["error_against_size"] = figures.error_against_size(observed, fitted), f"Test error over N.{told}"
+        drawn["error_against_size"] = (
+            figures.error_against_size(observed, fitted, anchors),
+            f"Test error over N.{told}",
+        )
     drawn["error_against_compute"] = (
         figures.error_against_compute(observed, path),
         "Test error over the training compute of the chosen trial; dashed, the lowest error yet measured with that much"
@@ -137,7 +158,7 @@ def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _render(findings: Findings, pictures: dict[str, Picture], limit: Limit | None) -> str:
+def _render(findings: Findings, pictures: dict[str, Picture], limit: Limit | None, anchors: Sequence[Anchor]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis"),
         autoescape=True,
@@ -157,6 +178,7 @@ def _render(findings: Findings, pictures: dict[str, Picture], limit: Limit | Non
         answer=words.answer(findings),
         axis=words.axis_meaning(cells) if len(cells) else "",
         run=sections.run_facts(findings),
+        anchors=[words.anchor(anchor) for anchor in anchors],
         grid=sections.grid(table.cells),
         problem=findings.problem,
         forms=sections.forms(fitted),

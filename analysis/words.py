@@ -8,6 +8,7 @@ import re
 
 import pandas as pd
 
+from analysis.anchors import Anchor
 from analysis.budget import ErrorBudget
 from analysis.compare import Comparison
 from analysis.figures.style import GREEK, label_name, short
@@ -106,6 +107,15 @@ def shares(budget: ErrorBudget, final: Comparison) -> str:
     return (
         f"Of its error there, the law ({budget.form}) gives {', '.join(told[:-1])} and {told[-1]} "
         f"({100 * final.level:g} % intervals){closing}."
+    )
+
+
+def anchor(found: Anchor) -> str:
+    """What a model from elsewhere reaches on the study's test spectra."""
+    return (
+        f"Beside the study: {found.name} (N = {found.num_params:,}, D = {found.num_spectra:,}) has a test MAE of "
+        f"{found.test_mae_dex:.3f} ± {found.test_mae_sem_dex:.3f} dex ({found.test_mae_z:.3f} z, R² {found.test_r2:.3f}) on the "
+        f"same {found.num_test:,} test spectra with the same noise. It was trained outside this study and is not part of the fit."
     )
 
 

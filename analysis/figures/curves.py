@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,9 +13,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
+from analysis.anchors import Anchor
 from analysis.compare import Comparison
 from analysis.figures.observed import Observed
 from analysis.figures.style import (
+    ALARM,
     COLUMN,
     COMPUTE,
     colour,
@@ -22,6 +25,7 @@ from analysis.figures.style import (
     marker,
     new_figure,
     series_handles,
+    short,
     size_ticks,
     styled,
 )
@@ -32,25 +36,28 @@ from scaling.errors import UserError
 if TYPE_CHECKING:
     from analysis.allocation import Path
 
+_ANCHORS = "*ph8"
+_NAME = 40  # characters of an anchor's name that a column has room for
 _STEPS = 60
 _NODES = 6  # places at which a band is reckoned; between them its width is smooth
 
 
 @styled
-def error_against_data(observed: Observed, comparison: Comparison | None) -> Figure:
+def error_against_data(observed: Observed, comparison: Comparison | None, anchors: Sequence[Anchor] = ()) -> Figure:
     """Error against D, one curve a model size, with the law and the band of its curve.
 
     Args:
         observed: the errors; held-out ones are drawn open.
         comparison: the fitted law over N and D, or None where there is none.
+        anchors: scores of models from elsewhere, drawn with their standard error and named below the axis.
     """
-    return _curves(observed, comparison, "D")
+    return _curves(observed, comparison, "D", anchors)
 
 
 @styled
-def error_against_size(observed: Observed, comparison: Comparison | None) -> Figure:
+def error_against_size(observed: Observed, comparison: Comparison | None, anchors: Sequence[Anchor] = ()) -> Figure:
     """Error against N, one curve a number of spectra; as `error_against_data`."""
-    return _curves(observed, comparison, "N")
+    return _curves(observed, comparison, "N", anchors)
 
 
 @styled
@@ -135,7 +142,9 @@ def one_curve(comparison: Comparison, *, error: str, x: str, reach: float = 10.0
     return figure
 
 
-def _curves(observed: Observed, comparison: Comparison | None, along: Literal["N", "D"]) -> Figure:
+def _curves(
+    observed: Observed, comparison: Comparison | None, along: Literal["N", "D"], anchors: Sequence[Anchor]
+) -> Figure:
     figure = new_figure(COLUMN, 0.95 * COLUMN)
     axes = figure.subplots()
     x, by, symbol = (observed.D, observed.N, "N") if along == "D" else (observed.N, observed.D, "D")
@@ -152,15 +161,38 @@ def _curves(observed: Observed, comparison: Comparison | None, along: Literal["N
             axes.fill_between(span, low, high, color=shade, alpha=0.18, lw=0)
             axes.plot(span, law, color=shade)
         _draw_points(axes, x, observed, some, place, len(values))
+    named = [_draw_anchor(axes, anchor, along, place) for place, anchor in enumerate(anchors)]
     axes.set(xscale="log", yscale="log", xlabel=observed.data if along == "D" else observed.size, ylabel=observed.error)
-    size_ticks(axes.xaxis, x)
+    size_ticks(
+        axes.xaxis, np.append(x, [anchor.num_spectra if along == "D" else anchor.num_params for anchor in anchors])
+    )
     error_axis(axes, "y")
     axes.grid()
     handles = series_handles(values, symbol)
     if comparison is not None:
         handles.append(Line2D([], [], color="0.3", label=f"law, {100 * comparison.level:g} % band"))
     _legend(figure, handles, observed)
+    if named:
+        figure.legend(handles=named, loc="outside lower center", ncols=1)
     return figure
+
+
+def _draw_anchor(axes: Axes, anchor: Anchor, along: Literal["N", "D"], place: int) -> Line2D:
+    """A star, or another marker, with the standard error; returns its legend entry, which tells the axis that is not drawn."""
+    x, other = anchor.num_spectra, f"N = {short(anchor.num_params)}"
+    if along == "N":
+        x, other = anchor.num_params, f"D = {short(anchor.num_spectra)}"
+    axes.errorbar(x, anchor.test_mae_dex, yerr=anchor.test_mae_sem_dex, color=ALARM, lw=0.9, capsize=1.5, zorder=5)
+    look: dict[str, Any] = {
+        "ls": "",
+        "marker": _ANCHORS[place % len(_ANCHORS)],
+        "ms": 9,
+        "color": ALARM,
+        "mec": "black",
+        "mew": 0.5,
+    }
+    axes.plot(x, anchor.test_mae_dex, zorder=6, **look)
+    return Line2D([], [], label=f"{anchor.name[:_NAME]}, {other}", **look)
 
 
 def _law_and_band(comparison: Comparison, N: Array, D: Array) -> tuple[Array, Array, Array] | None:

@@ -158,7 +158,7 @@ def check_anchor(folder: StudyFolder, shards: Path, rules: DataRules, name: str,
         raise UserError(f"--name {name!r}: give letters, digits, dots, dashes and underscores; it names a file")
     if num_spectra is None or num_spectra < 1:
         raise UserError(
-            f"--num-spectra {num_spectra}: give the number of spectra the model was trained on, the anchor's D"
+            "the anchor's D, the number of spectra the model was trained on, is not known: give --num-spectra"
         )
     pins, ours = {row.eval_pin for row in folder.rows()}, evaluation_pin(shards, rules)
     if not pins:

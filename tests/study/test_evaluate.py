@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -18,7 +19,7 @@ from scaling.data.manifest import Manifest
 from scaling.model.checkpoint import load_model, model_bytes
 from scaling.model.lightning import read_lightning
 from scaling.study import predict
-from scaling.study.declaration import Cell, Data, DataRules, Placement, Sources
+from scaling.study.declaration import Cell, Data, DataRules, Sources
 from scaling.study.store import Store, StudyFolder
 from scaling.study.trained import open_model
 from scaling.study.trial import Trial
@@ -35,13 +36,15 @@ RULES = {
 }
 
 
+def study_of(shards, rules, precision="fp32"):
+    source = Sources(shards=Path(shards), train=(Path("a.h5"),), val=Path("b.h5"), test=Path("c.h5"))
+    study = example_study(data=Data(source=source, num_spectra=(128, 256), rules=rules))
+    return dataclasses.replace(study, recipe=dataclasses.replace(study.recipe, precision=precision))
+
+
 def trained(shards, cache_root, store, rules, precision="fp32"):
     """A trial of a few steps, run in this process: its study, model file and row."""
-    source = Sources(shards=shards, train=(shards / "a.h5",), val=shards / "b.h5", test=shards / "c.h5")
-    study = example_study(
-        data=Data(source=source, num_spectra=(128, 256), rules=rules), placements=(Placement(gpus=0),)
-    )
-    study = dataclasses.replace(study, recipe=dataclasses.replace(study.recipe, precision=precision))
+    study = study_of(shards, rules, precision)
     trial = Trial(
         study=study,
         folder=StudyFolder(Store(str(store)), study.name),
@@ -309,3 +312,59 @@ def test_a_model_file_of_another_version_is_named(one, tmp_path, capsys):
     del about["rules"]
     (tmp_path / "old.safetensors").write_bytes(model_bytes(network.config, network.state_dict(), extra, about))
     assert "another version" in mistake(capsys, "inspect", tmp_path / "old.safetensors")
+
+
+@pytest.fixture
+def study_file(shards, tmp_path):
+    """The study of the fixture `one` as a module that the command line loads."""
+    path = tmp_path / "example.py"
+    path.write_text(
+        f"from tests.study.test_evaluate import RULES, study_of\nSTUDY = study_of({str(shards)!r}, RULES['one label'])\n"
+    )
+    return path
+
+
+def test_an_anchor_is_kept_and_told_by_the_report(shards, cache_root, one, original, study_file, tmp_path, capsys):
+    _, model, row = one
+    store = model.parents[3]
+    anchor = ("--anchor", study_file, "--store", store, "--cache", cache_root)
+    run("evaluate", original, shards, *anchor, "--name", "original-1M", "--num-spectra", 1_000_000)
+    kept = json.loads((store / "example" / "anchors" / "original-1M.json").read_text())
+    assert (kept["num_spectra"], kept["eval_pin"], kept["num_test"]) == (1_000_000, row.eval_pin, 96)
+    run("evaluate", model, shards, *anchor, "--name", "itself")
+    itself = json.loads((store / "example" / "anchors" / "itself.json").read_text())
+    assert {name: itself[name] for name in ("num_params", "num_spectra", "test_mae_dex", "test_mae_sem_dex")} == {
+        "num_params": row.num_params,
+        "num_spectra": 256,
+        "test_mae_dex": row.test_mae_dex,
+        "test_mae_sem_dex": row.test_mae_sem_dex,
+    }
+    run("report", study_file, "--store", store)
+    page = (store / "example" / "report" / "index.html").read_text()
+    assert (
+        f"original-1M (N = {kept['num_params']:,}, D = 1,000,000) has a test MAE of {kept['test_mae_dex']:.3f} ±"
+        in page
+    )
+    capsys.readouterr()
+    for arguments, words in (
+        (("--noise-level", 2, "--num-spectra", 5), "not comparable"),
+        (("--draws", 2, "--num-spectra", 5), "not comparable"),
+        (("--split", "val"), "on the test split"),
+        (("--name", "../x"), "it names a file"),
+        ((), "give --num-spectra"),
+    ):
+        assert words in mistake(capsys, "evaluate", original, shards, *anchor, *arguments)
+    anchor = ("--anchor", study_file, "--store", tmp_path, "--num-spectra", 5)
+    assert "no rows yet" in mistake(capsys, "evaluate", original, shards, *anchor)
+    assert "is about log_g, " in mistake(capsys, "evaluate", original, shards, *anchor, "--label", "T_eff")
+
+
+def test_an_anchor_is_scored_under_the_noise_of_its_study(shards, cache_root, one, tmp_path):
+    _, model, _ = one
+    study, _, row = trained(shards, cache_root, tmp_path, RULES["bf16, other noise"])
+    (tmp_path / "other.py").write_text(
+        f"from tests.study.test_evaluate import RULES, study_of\nSTUDY = study_of({str(shards)!r}, RULES['bf16, other noise'])\n"
+    )
+    run("evaluate", model, shards, "--cache", cache_root, "--anchor", tmp_path / "other.py", "--store", tmp_path)
+    kept = json.loads((tmp_path / study.name / "anchors" / "model.json").read_text())
+    assert kept["eval_pin"] == row.eval_pin
