@@ -1,0 +1,137 @@
+"""A trial's row and model file tell what its study declared: several labels, a classification, a whitening map."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from analysis.trials import best_trials, error_sem, points_from_cells
+from scaling.data.evaluation import evaluation_pin
+from scaling.errors import UserError
+from scaling.model.checkpoint import load_model
+from scaling.study.declaration import Cell, Data, DataRules, Ladder, Simulation, Whitening
+from scaling.study.plan import make_plan
+from scaling.study.rows import Row, to_table
+from scaling.study.store import Store, StudyFolder
+from scaling.study.sweep import Sweep
+from tests.study.example import example_study
+
+CELL = Cell(width=8, num_spectra=128, seed=1)
+WHITENING = Whitening(kind="pca", components=128, frozen_epochs=1)
+PLAIN = Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0)
+
+
+def study_of(whitening=None, loss="l1", **rules):
+    """`rules` are changes of the example's."""
+    study = example_study()
+    source = Simulation(train=512, val=64, test=64, pixels=1024, seed=3)
+    return dataclasses.replace(
+        study,
+        data=Data(source=source, num_spectra=(128, 256), rules=dataclasses.replace(study.data.rules, **rules)),
+        ladder=dataclasses.replace(PLAIN, whitening=whitening),
+        recipe=dataclasses.replace(study.recipe, loss=loss),
+    )
+
+
+@pytest.fixture
+def prepare(shards, cache_root, tmp_path):
+    def make(study):
+        sweep = Sweep.prepare(study, StudyFolder(Store(str(tmp_path)), study.name), shards, cache_root)
+        return dataclasses.replace(sweep, access={128: "mapped", 256: "mapped"})
+
+    return make
+
+
+def run(sweep, number=0):
+    """A trial in this process; its row and the metrics of its last evaluation."""
+    trial, metrics = sweep.trial(CELL, number, 1e-2), []
+    trial.run(metrics.append, None)
+    return trial, trial.output.read_row(), metrics[-1]
+
+
+def test_several_labels_after_a_whitening_map(prepare, tmp_path):
+    study = study_of(WHITENING, other_labels=("T_eff", "M_H"), eval_draws=2)
+    trial, row, _ = run(prepare(study))
+    others = json.loads(row.other_labels)
+    assert list(others) == ["T_eff", "M_H"]
+    assert all(
+        set(scores) == {"val_mae", "test_mae", "test_r2", "test_rmse", "test_bias"} for scores in others.values()
+    )
+    assert 100 < others["T_eff"]["test_mae"] < others["T_eff"]["test_rmse"] < 2000
+    assert (row.label, row.eval_draws, row.num_test) == ("log_g", 2, 96)
+    assert math.isnan(row.val_error_rate)
+    model, _, about = load_model(next(tmp_path.rglob("model.safetensors")))
+    assert about["labels"] == ["log_g", "T_eff", "M_H"]
+    assert [len(about[name]) for name in ("label_offset", "label_scale", "label_mean", "label_std")] == [3] * 4
+    assert about["boundary"] is None
+    assert row.num_params == sum(parameter.numel() for parameter in model.parameters())
+    assert model.head.out_features == 3
+    planned = {plan.cell: plan.num_params for plan in make_plan(study, tflops=1, mfu=0.5).cells}
+    assert planned[CELL] == row.num_params
+    assert Row.from_json(row.to_json(), "row.json").to_json() == row.to_json()
+    assert trial.task().whitening == WHITENING
+
+
+def test_a_classification_from_its_rules_to_the_points_of_a_law(prepare):
+    sweep = prepare(study_of(boundary=3.0, eval_draws=2))
+    rows = [run(sweep, number)[1] for number in (0, 1)]
+    row = rows[0]
+    assert (row.label, row.status, row.measure.name) == ("log_g > 3", "done", "error rate")
+    in_dex = [name for name in Row.__dataclass_fields__ if name.endswith(("_dex", "_z", "_r2"))]
+    assert all(math.isnan(getattr(row, name)) for name in in_dex)
+    assert 0 < row.test_error_rate < 0.6
+    assert row.val_error == row.val_error_rate
+    assert row.measure.tell(row.test_error) == f"error rate {row.test_error_rate:.3f}"
+    assert (row.test_by_snr, row.num_val) == ("[]", 64)
+    many = [
+        dataclasses.replace(
+            rows[k % 2], trial=f"{n}-{d}-{k}", num_params=n, num_spectra=d, test_error_rate=20 / n + 9 / d
+        )
+        for k in range(2)
+        for n in (300, 600, 900)
+        for d in (128, 256, 512)
+    ]
+    cells = best_trials(to_table(many).to_pandas()).cells
+    points = points_from_cells(cells)
+    assert list(points.loss) == pytest.approx([20 / n + 9 / d for n in (300, 600, 900) for d in (128, 256, 512)])
+    assert points.sem == pytest.approx((points.loss * (1 - points.loss) / 96) ** 0.5)
+    assert list(error_sem(cells)) == list(points.sem)
+
+
+def test_what_an_evaluation_reports_is_what_the_search_is_told(prepare):
+    for rules, name in (({}, "val_mae_dex"), ({"boundary": 3.0}, "val_error_rate")):
+        sweep = prepare(dataclasses.replace(study_of(**rules), name=name.replace("_", "-")))
+        _, row, metrics = run(sweep)
+        assert name == f"val_{sweep.study.data.rules.score}" == row.measure.val
+        assert metrics[name] >= row.val_error
+        assert ("val_mae_dex" in metrics) != ("val_error_rate" in metrics)
+
+
+def test_the_fingerprint_holds_every_option(prepare, shards):
+    changes = [
+        {},
+        {"other_labels": ("T_eff",)},
+        {"boundary": 3.0},
+        {"boundary": 3.5},
+        {"eval_draws": 2},
+        {"whitening": WHITENING},
+        {"whitening": dataclasses.replace(WHITENING, frozen_epochs=2)},
+        {"whitening": dataclasses.replace(WHITENING, frozen_epochs=0)},
+        {"whitening": dataclasses.replace(WHITENING, components=256)},
+        {"whitening": dataclasses.replace(WHITENING, components=0)},
+        {"whitening": Whitening(kind="zca", frozen_epochs=1)},
+    ]
+    assert len({prepare(study_of(**change)).fingerprint(CELL) for change in changes}) == len(changes)
+    assert evaluation_pin(shards, DataRules(other_labels=("T_eff",))) == evaluation_pin(shards, DataRules())
+
+
+@pytest.mark.parametrize("changes", [{"other_labels": ("nonsense",)}, {"other_labels": ("v_turb",)}, {"boundary": 9.0}])
+def test_labels_are_looked_at_before_a_sweep(prepare, changes):
+    with pytest.raises(UserError, match=r"nonsense|v_turb|one side"):
+        prepare(study_of(**changes))
+
+
+def test_a_classification_has_no_other_loss():
+    with pytest.raises(UserError, match=r"Recipe.loss = 'mse'.*cross-entropy"):
+        study_of(boundary=2.5, loss="mse")
