@@ -11,6 +11,7 @@ from typing import Any, NoReturn, get_args
 import numpy as np
 import pandas as pd
 
+from analysis.branches import whole_budgets
 from analysis.compare import NoLawError, compare
 from analysis.cost import SIX_N_D, Cost, column_cost, study_cost
 from analysis.document import failure_document, fit_document, write_json
@@ -163,7 +164,8 @@ def _input(options: argparse.Namespace) -> tuple[Points, Cost, dict[str, Any]]:
             frame, names["n"], names["d"], str(names["loss"]), samples_seen=options.samples_seen, sem=options.sem
         )
         return points, _column_cost(frame, names, options) or cost, {"columns": names, "held_out": None}
-    trials = best_trials(frame)
+    every_budget = options.samples_seen is not None or options.form == "data_constrained"
+    trials = best_trials(frame if every_budget else whole_budgets(frame))
     cells = law_cells(trials.cells)
     held = cells["held_out"].astype(bool)
     facts = {"cells": int(held.sum()), "included": bool(options.all)}

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.allocation import Path, compute_optimal, no_path
+from analysis.branches import whole_budgets
 from analysis.budget import ErrorBudget, error_budget, what_would_it_buy
 from analysis.checks import HeldOut, held_out_score, residual_trends
 from analysis.compare import Comparison, compare
@@ -53,7 +54,8 @@ class Findings:
     """What a report tells.
 
     Attributes:
-        rows: the results table.
+        given: the results table.
+        rows: those of its rows that the rest is about: of whole budgets.
         table: its cells and exclusions.
         cells: the cells of the law's family.
         fitted: the fit to the cells that were not held out, or None with `problem` saying why.
@@ -65,6 +67,7 @@ class Findings:
         problem: why there is no law, or "".
     """
 
+    given: pd.DataFrame
     rows: pd.DataFrame
     table: CellTable
     cells: pd.DataFrame
@@ -93,6 +96,7 @@ def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0) -> Finding
     Raises:
         UserError: if it is not a results table, or mixes evaluations. A table that supports no law is no error.
     """
+    given, rows = rows, whole_budgets(rows)
     table = best_trials(rows)
     cells, fitted, final, score, problem = table.cells.iloc[:0], None, None, None, ""
     try:
@@ -106,6 +110,7 @@ def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0) -> Finding
         problem = str(error).removeprefix("table: ")
     family = rows[rows["family"].isin(cells["family"])]
     return Findings(
+        given=given,
         rows=rows,
         table=table,
         cells=cells,

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from analysis import figures, sections, words
 from analysis.anchors import Anchor, require_same_evaluation
+from analysis.branches import shorter_budgets
 from analysis.budget import error_budget
 from analysis.checklist import checklist
 from analysis.document import fit_document, write_json
@@ -205,7 +206,8 @@ def _render(findings: Findings, pictures: dict[str, Picture], limit: Limit | Non
         measure=measure_of(findings.rows),
         best_mae=float(cells["test_mae_dex"].min()) if len(cells) else None,
         checklist=checklist(findings),
-        raw=_data_uri("text/csv", findings.rows.to_csv(index=False).encode()),
+        shorter=shorter_budgets(findings.given),
+        raw=_data_uri("text/csv", findings.given.to_csv(index=False).encode()),
     )
 
 

@@ -12,8 +12,8 @@ from scaling.errors import UserError
 from scaling.study import rows as rows_contract
 from scaling.study.rows import ERROR_RATE, Measure, measure_of
 
-CELL = ["study", "family", "rung", "num_params", "num_spectra", "seed"]
-"""The columns that identify a cell."""
+CELL = ["study", "family", "rung", "num_params", "num_spectra", "seed", "budget_share"]
+"""The columns that identify a cell; results of a share of the budget are cells of their own (`analysis.branches`)."""
 
 _RULES = (
     ("eval_pin", "scored on different spectra or noise"),
@@ -44,8 +44,19 @@ def is_row_table(frame: pd.DataFrame) -> bool:
     return set(rows_contract.schema().names) <= set(frame.columns)
 
 
+def require_columns(rows: pd.DataFrame) -> None:
+    """Check that a table is one of results rows.
+
+    Raises:
+        UserError: naming the columns that are missing.
+    """
+    missing = sorted(set(rows_contract.schema().names) - set(rows.columns))
+    if missing:
+        raise UserError(f"table: the columns {', '.join(missing)} are missing; give a results table of a study")
+
+
 def best_trials(rows: pd.DataFrame) -> CellTable:
-    """Choose the trial with the smallest validation error in each cell (study, family, rung, N, D, seed).
+    """Choose the trial with the smallest validation error in each cell (study, family, rung, N, D, seed, share of the budget).
 
     Errors are MAEs, or error rates where the study classifies (`scaling.study.rows.measure_of`).
 
@@ -59,9 +70,7 @@ def best_trials(rows: pd.DataFrame) -> CellTable:
         UserError: if columns are missing, or finished rows differ in `eval_pin`, `label`, `noise` or `budget`, which
             makes their errors incomparable.
     """
-    missing = sorted(set(rows_contract.schema().names) - set(rows.columns))
-    if missing:
-        raise UserError(f"table: the columns {', '.join(missing)} are missing; give a results table of a study")
+    require_columns(rows)
     copies = rows.duplicated()
     rows = rows[~copies]
     measure = measure_of(rows)

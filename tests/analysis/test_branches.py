@@ -1,0 +1,106 @@
+"""Rows of shorter budgets: cells of their own, outside the law unless it is asked for."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.__main__ import main
+from analysis.branches import shorter_budgets, whole_budgets
+from analysis.findings import find
+from analysis.report import write_report
+from analysis.trials import CELL, best_trials
+from tests.analysis.conftest import FIXED_NOISE_FIXED_SAMPLES, frame, row, study_rows
+
+EXCESS = {0.25: 0.2, 0.5: 0.08}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    made = study_rows(FIXED_NOISE_FIXED_SAMPLES, budget_share=1.0, samples_seen=8000, device_seconds=100.0)
+    return [dataclasses.replace(each, trial=f"{each.cell}-{each.lr:g}") for each in made]
+
+
+@pytest.fixture(scope="module")
+def branched(whole):
+    """The same with two shorter budgets, of which the shortest is best at the largest learning rate."""
+    made = list(whole)
+    for each in whole:
+        for share, excess in EXCESS.items():
+            mae = each.test_mae_dex * (1 + excess)
+            best_here = share == 0.25 and each.lr == 3e-3
+            change = {
+                "budget_share": share,
+                "samples_seen": int(8000 * share),
+                "val_mae_dex": 0.01 if best_here else mae,
+                "test_mae_dex": mae,
+                "device_seconds": 10.0,
+            }
+            made.append(dataclasses.replace(each, **change))
+    return frame(made)
+
+
+def test_each_budget_picks_its_own_learning_rate(branched):
+    cells = best_trials(branched).cells
+    assert {share: set(group["lr"]) for share, group in cells.groupby("budget_share")} == {
+        0.25: {3e-3},
+        0.5: {1e-3},
+        1.0: {1e-3},
+    }
+    assert not cells.duplicated(CELL).any()
+
+
+def test_a_trial_costs_what_all_its_budgets_cost(branched, whole):
+    rows = whole_budgets(branched)
+    assert len(rows) == len(whole)
+    assert set(rows["device_seconds"]) == {120.0}
+    assert rows["device_seconds"].sum() == branched["device_seconds"].sum()
+    twice = pd.concat([branched, branched], ignore_index=True)
+    assert set(whole_budgets(twice)["device_seconds"]) == {120.0}
+
+
+def test_what_shorter_budgets_give(branched, whole):
+    found = shorter_budgets(branched)
+    assert found["cells"] == FIXED_NOISE_FIXED_SAMPLES.mae.size
+    quarter, half, all_of_it = found["lines"]
+    at_best, at_largest = FIXED_NOISE_FIXED_SAMPLES.mae.mean(), 1 + 0.3 * np.log10(3.0) ** 2
+    assert (quarter["share"], quarter["samples"], all_of_it["share"]) == (0.25, [2000, 2000], 1.0)
+    assert quarter["above"] == pytest.approx(1.2 * at_largest - 1)
+    assert (half["above"], half["error"]) == (pytest.approx(0.08), pytest.approx(1.08 * at_best))
+    assert all_of_it["above"] == 0
+    assert half["hours"] == pytest.approx(len(whole) * 10 / 3600)
+    assert shorter_budgets(frame(whole)) is None
+
+
+def test_an_unfinished_trial_or_a_budget_that_failed_leaves_its_cell_out(branched):
+    first = branched["cell"] == branched["cell"].iloc[0]
+    assert shorter_budgets(branched[~(first & (branched["budget_share"] == 1))])["cells"] == 23
+    assert shorter_budgets(frame([row(budget_share=0.25)])) is None
+
+
+def test_the_law_of_a_study_is_that_of_whole_budgets(branched, whole, tmp_path, monkeypatch):
+    with_branches, without = find(branched, bootstrap=20), find(frame(whole), bootstrap=20)
+    assert with_branches.fitted.law.parameters == without.fitted.law.parameters
+    same = [column for column in without.cells if column != "device_seconds"]
+    pd.testing.assert_frame_equal(with_branches.cells[same], without.cells[same])
+    monkeypatch.setattr("analysis.report._figures", lambda *_: {})
+    for rows, told in ((branched, True), (frame(whole), False)):
+        write_report(rows, tmp_path, bootstrap=20)
+        page = (tmp_path / "index.html").read_text()
+        assert ("What shorter budgets give" in page) == told
+        assert ("+8.0 % ± 0.0 %" in page) == told
+
+
+@pytest.mark.parametrize(
+    ("asked", "points"), [([], 24), (["--samples-seen", "samples_seen"], 72), (["--form", "data_constrained"], 72)]
+)
+def test_the_command_line_uses_all_budgets_when_it_is_asked(branched, tmp_path, asked, points):
+    branched.to_parquet(tmp_path / "results.parquet")
+    out = tmp_path / "fit.json"
+    form = [] if "--form" in asked else ["--form", "no_floor"]
+    assert not main(
+        ["fit", str(tmp_path / "results.parquet"), "--all", "--bootstrap", "20", "--json", str(out), *form, *asked]
+    )
+    assert json.loads(out.read_text())["points"] == points
