@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import textwrap
 
 import filelock
@@ -196,3 +198,10 @@ def test_source_files_of_another_size_are_refused(capsys, tmp_path, study_file):
     error = mistake(capsys, "run", study, "--store", tmp_path / "store", "--cache", tmp_path / "cache")
     assert "a.h5 declared" in error
     assert "was made from" in error
+
+
+def test_the_parser_needs_nothing_heavy():
+    """`scaling --help` is there at once."""
+    code = "import sys; from scaling.__main__ import _parser; _parser(); print(*{'torch', 'ray', 'numpy'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []

@@ -166,14 +166,14 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from scaling.data.manifest import published
-    from scaling.study.trained import MODEL_FILE, export_model, open_model
+    from scaling.study.trained import MODEL_FILE, export_model
 
     if options.out.suffix != MODEL_FILE:
         raise UserError(f"{options.out}: a model file's name ends in {MODEL_FILE}")
-    content = export_model(options.checkpoint, _given(options), options.num_spectra)
+    model, content = export_model(options.checkpoint, _given(options), options.num_spectra)
     with published(options.out) as temporary:
         temporary.write_bytes(content)
-    print(open_model(options.out).describe())
+    print(f"{model.describe()}\nwritten to {options.out}")
     return 0
 
 

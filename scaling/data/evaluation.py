@@ -128,12 +128,12 @@ def check_labels(manifest: Manifest, rules: DataRules) -> None:
     Raises:
         UserError: One is unknown, constant, on one side of the boundary, or not finite in some spectrum.
     """
-    Standardisation.of(manifest.dest, rules)
     for label in rules.labels:
-        if missing := manifest.labels[label].nan:
+        if label in manifest.labels and (missing := manifest.labels[label].nan):
             raise UserError(
                 f"{manifest.dest}: label {label!r} is NaN in {missing} training spectra; choose another label, or remove them"
             )
+    Standardisation.of(manifest.dest, rules)
     for shard in (*manifest.shards("val"), *manifest.shards("test")):
         for table in row_groups(manifest.dest / shard.file, columns=[ROW_ID, *rules.labels]):
             first = column_values(table, ROW_ID)[0]

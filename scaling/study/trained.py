@@ -121,7 +121,7 @@ class TrainedModel:
             f"  {self.num_params:,} parameters: width {config.width}, depth {config.depth}, {config.num_heads} heads, MLP "
             f"{config.mlp_width}; {config.tokenizer} patches of {config.patch_size}, one each {config.step} pixels, "
             f"positions {config.positions}",
-            f"  input: {config.num_pixels} pixels, {grid}, {self.rules.input_norm} standardisation, "
+            f"  input: {config.num_pixels} pixels, {grid}, input norm {self.rules.input_norm}, "
             f"noise level {self.rules.noise_level:g}",
         ]
         if self.rules.boundary is not None:
@@ -139,7 +139,10 @@ def open_model(path: Path, original: Original | None = None) -> TrainedModel:
         UserError: It is neither, is damaged, or more must be known of it than is given; or something is given of a model
             file, which says it all.
     """
-    model, extra, about = _read(path, original or Original())
+    return _trained(path, *_read(path, original or Original()))
+
+
+def _trained(path: Path, model: SpecViT, extra: dict[str, Tensor], about: dict[str, Any]) -> TrainedModel:
     try:
         rules = DataRules(**about["rules"] | {"other_labels": tuple(about["rules"].get("other_labels", ()))})
         offset, scale, mean, std = (
@@ -173,8 +176,8 @@ def open_model(path: Path, original: Original | None = None) -> TrainedModel:
     )
 
 
-def export_model(path: Path, original: Original, num_spectra: int | None = None) -> bytes:
-    """The content of a model file for a checkpoint of the original; with its training shards it has their wavelengths.
+def export_model(path: Path, original: Original, num_spectra: int | None = None) -> tuple[TrainedModel, bytes]:
+    """A checkpoint of the original and the content of a model file for it, with the wavelengths of its training shards.
 
     Raises:
         UserError: It is no such checkpoint, or already a model file.
@@ -182,8 +185,8 @@ def export_model(path: Path, original: Original, num_spectra: int | None = None)
     if path.suffix == MODEL_FILE:
         raise UserError(f"{path}: is a model file already; give a checkpoint (.ckpt) of the original")
     model, extra, about = _import(path, original)
-    open_model(path, original)  # what could not be used is not written
-    return model_bytes(model.config, model.state_dict(), extra, about | {"num_spectra": num_spectra})
+    trained = _trained(path, model, extra, about | {"num_spectra": num_spectra})
+    return trained, model_bytes(model.config, model.state_dict(), extra, trained.about)
 
 
 def _read(path: Path, original: Original) -> tuple[SpecViT, dict[str, Tensor], dict[str, Any]]:
