@@ -75,6 +75,13 @@ def original(tmp_path_factory):
     )
 
 
+@pytest.fixture(autouse=True)
+def _on_the_cpu(request, monkeypatch):
+    """Where the trials of these tests run; elsewhere numbers are equal but for rounding."""
+    if "gpu" not in request.keywords:
+        monkeypatch.setattr("scaling.commands.model._device", lambda: torch.device("cpu"))
+
+
 def run(*arguments):
     assert main([str(argument) for argument in arguments]) == 0
 
@@ -368,3 +375,16 @@ def test_an_anchor_is_scored_under_the_noise_of_its_study(shards, cache_root, on
     run("evaluate", model, shards, "--cache", cache_root, "--anchor", tmp_path / "other.py", "--store", tmp_path)
     kept = json.loads((tmp_path / study.name / "anchors" / "model.json").read_text())
     assert kept["eval_pin"] == row.eval_pin
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_numbers_but_for_rounding(shards, cache_root, one, tmp_path):
+    _, model, row = one
+    run("evaluate", model, shards, "--cache", cache_root, "--json", tmp_path / "found.json")
+    assert json.loads((tmp_path / "found.json").read_text())["test_mae_dex"] == pytest.approx(
+        row.test_mae_dex, rel=1e-3
+    )
+    spectra = shards.parent / "hdf5" / "test" / "dataset.h5"
+    run("predict", model, spectra, tmp_path / "out.parquet", "--noise-seed", 42)
+    table = predicted(tmp_path / "out.parquet")
+    assert (table["log_g_predicted"] - table["log_g"]).abs().mean() == pytest.approx(row.test_mae_dex, rel=1e-3)
