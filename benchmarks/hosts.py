@@ -108,7 +108,7 @@ def bare_loop(config: ModelConfig, recipe: Recipe, flux: Tensor, labels: Tensor,
         for _ in range(steps):
             chosen = torch.randint(len(labels), (rows,))
             with autocast(CPU, recipe.precision):
-                predicted = model(flux[chosen])[:, 0]
+                predicted = model(flux[chosen])
             loss = (predicted.float() - labels[chosen]).abs().mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

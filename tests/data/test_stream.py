@@ -24,6 +24,7 @@ from tests.data.converting import damage, read_split, run_here
 
 NOISE = FixedNoise(seed=3, level=1.0)
 NUM_SPECTRA, BATCH = 701, 48
+LABELS = ("log_g", "T_eff")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def shard_set(like, sizes):
 
 
 def stream(manifest, order, rank=0, world=1, noise=NOISE):
-    return SpectrumStream(manifest, order, labels=("log_g",), noise=noise, rank=rank, world=world, readers=1)
+    return SpectrumStream(manifest, order, labels=LABELS, noise=noise, rank=rank, world=world, readers=1)
 
 
 def joined(pieces):
@@ -127,8 +128,8 @@ def test_what_arrives_is_the_orders_rows_for_any_workers_from_any_step(small, ra
                 expected = np.concatenate([rows[edges[v] : edges[v + 1]] for v in range(rank, STREAMS, world)])
                 pieces = shares[rank][index]
                 assert np.array_equal(joined(pieces), noisy[expected])
-                labels = np.concatenate([np.empty((0, 1)), *(piece.labels for piece in pieces)])[:, 0]
-                assert np.array_equal(labels, params["log_g"].to_numpy()[expected])
+                labels = np.concatenate([np.empty((0, 2)), *(piece.labels for piece in pieces)])
+                assert np.array_equal(labels, params[list(LABELS)].to_numpy()[expected])
         for worker in workers:
             worker.close()
 
@@ -150,7 +151,7 @@ def test_a_trial_that_holds_every_cpu_is_served(small, ray_cluster):
     @ray.remote(num_cpus=ray_cluster["CPU"])
     def trial(manifest):
         order = StreamOrder(manifest, NUM_SPECTRA, BATCH, seed=5)
-        batches = SpectrumStream(manifest, order, labels=("log_g",), noise=None, rank=0, world=1, readers=2)
+        batches = SpectrumStream(manifest, order, labels=LABELS, noise=None, rank=0, world=1, readers=2)
         rows = [sum(len(piece.labels) for piece in batches.take(step)) for step in range(order.steps_per_epoch)]
         batches.close()
         return sum(rows)
@@ -163,13 +164,13 @@ def test_few_windows_are_read_ahead_of_a_trial_that_is_slow(small, tmp_path, ray
     @ray.remote(num_cpus=0)
     def read(window, *_):
         (tmp_path / "-".join(map(str, (window.epoch, window.stream, window.number)))).touch()
-        return Spectra(np.zeros((window.rows, 1024), np.float32), None, np.zeros((window.rows, 1)))
+        return Spectra(np.zeros((window.rows, 1024), np.float32), None, np.zeros((window.rows, 2)))
 
     def loaded():
         return len(list(tmp_path.iterdir()))
 
     order = StreamOrder(small, NUM_SPECTRA, BATCH, seed=5)
-    batches = SpectrumStream(small, order, labels=("log_g",), noise=NOISE, rank=0, world=1, readers=3)
+    batches = SpectrumStream(small, order, labels=LABELS, noise=NOISE, rank=0, world=1, readers=3)
     batches._read = read
     batches.take(0)  # from a window of each of the streams
     deadline = time.monotonic() + 30
@@ -219,7 +220,7 @@ def test_another_shard_in_its_place_is_noticed(small, tmp_path):
     manifest = Manifest.load(dest)
     order = StreamOrder(manifest, 48, 48, seed=5)
     windows = [window for _, window in zip(range(3), order.windows_from(0, range(STREAMS)), strict=False)]
-    read = [load_window(window, order, 1024, ("log_g",), None) for window in windows]
+    read = [load_window(window, order, 1024, LABELS, None) for window in windows]
     (found,) = [outcome for outcome in read if isinstance(outcome, str)]
     assert "part-00002.parquet: row group 0 does not hold rows 32 to 47" in found
 

@@ -55,8 +55,8 @@ OPTIONS = {
     "pca, trained after an epoch": {"ladder": {"whitening": dataclasses.replace(PCA, frozen_epochs=1)}},
     "pca, frozen": {"ladder": {"whitening": PCA}},
     "pca, trained": {"ladder": {"whitening": dataclasses.replace(PCA, frozen_epochs=0)}, "rules": {"noise": "fresh"}},
-    "zca, trained after 2 epochs, bf16": {
-        "ladder": {"whitening": Whitening(kind="zca", frozen_epochs=2)},
+    "zca, trained after 6 epochs, bf16": {  # killed after 5
+        "ladder": {"whitening": Whitening(kind="zca", frozen_epochs=6)},
         "recipe": {"precision": "bf16"},
     },
     "cosine by epoch": {"recipe": {"schedule_unit": "epoch", "warmup": 0.0}},
@@ -98,7 +98,7 @@ def test_each_option_learns_and_goes_on_where_it_was_killed(make_task, option):
     expected = train(task, whole.context())
     assert expected.status == "done"
     losses = [report["train_loss"] for report in whole.reports]
-    assert losses[-1] < 0.85 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     assert np.isfinite([expected.val.error, expected.test.error]).all()
     # Learnt: less than always answering the mean, or the commoner side.
     assert expected.val.error < (0.5 if task.rules.boundary else 0.866 / expected.z)
@@ -147,6 +147,18 @@ def test_a_frozen_map_has_no_part_in_the_steps(make_task):
     after, never, always = map(bits, outcomes)
     assert after == never
     assert after != always
+
+
+def test_a_map_is_applied_in_full_precision_whatever_the_model_runs_in(make_task):
+    task = make_task(ladder={"whitening": Whitening(kind="zca")})
+    trainer = _Trainer(task, Host().context())
+    flux, _ = trainer.batches.batch(0)
+    trainer.batches.close()
+    model = trainer.stepper.model
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        white, rounded = model._whiten(flux), model.whitening(flux)
+    assert torch.equal(white, model.whitening(flux))
+    assert not torch.equal(white, rounded.float())
 
 
 def test_several_labels_have_scores_in_their_own_units(make_task):
