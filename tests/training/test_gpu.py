@@ -1,0 +1,139 @@
+"""What only a CUDA device can show. Skipped without one."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from scaling.data.dataset import DataRules
+from scaling.model.ladder import Ladder
+from scaling.training.device import measure
+from scaling.training.loop import Context, Task, train
+from scaling.training.recipe import Budget, Recipe
+from tests.training.test_loop import Host, KilledError
+from tests.training.test_trainer import LocalFolder
+
+pytestmark = pytest.mark.gpu
+
+PLAIN = Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0)
+RECIPE = Recipe(
+    budget=Budget(epochs=4), batch_size=64, precision="fp32", evaluations=4, schedule_unit="step", warmup=0.1
+)
+
+
+class GpuHost(Host):
+    """The host in memory, whose trials run on the first GPU."""
+
+    def context(self, **changes) -> Context:
+        return dataclasses.replace(super().context(**changes), device=torch.device("cuda", 0))
+
+    def losses(self):
+        return [(report["train_loss"], report["val_mae_dex"]) for report in self.reports]
+
+
+@pytest.fixture
+def task(shards, cache_root):
+    return Task(
+        shards=shards,
+        cache_root=cache_root,
+        rules=DataRules(noise="fixed"),
+        num_spectra=200,
+        model=PLAIN.rung(32),
+        recipe=RECIPE,
+        lr=3e-3,
+        seed=7,
+    )
+
+
+def losses(task, host=None, **changes):
+    host = host or GpuHost()
+    outcome = train(task, host.context(**changes))
+    assert outcome.status == "done"
+    return np.array(host.losses()), outcome
+
+
+@pytest.mark.parametrize("access", ["resident", "mapped"])
+def test_the_gpu_gives_the_losses_of_the_cpu(task, access):
+    on_cpu = Host()
+    expected = train(task, on_cpu.context())
+    found, outcome = losses(dataclasses.replace(task, access=access))
+    assert outcome.access == access
+    curve = [(report["train_loss"], report["val_mae_dex"]) for report in on_cpu.reports]
+    assert np.allclose(found, curve, rtol=2e-3)
+    assert outcome.test.mae == pytest.approx(expected.test.mae, rel=2e-3)
+    assert all(not weights.is_cuda for weights in outcome.weights.values())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_stays_close_to_fp32(task, precision):
+    full, _ = losses(task)
+    mixed, outcome = losses(dataclasses.replace(task, recipe=dataclasses.replace(RECIPE, precision=precision)))
+    assert np.allclose(mixed, full, rtol=0.05)
+    assert not np.array_equal(mixed, full)
+    assert 0 <= outcome.skipped_steps < outcome.steps / 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
+def test_a_compiled_model_gives_the_losses_of_the_plain_one(task):
+    plain, _ = losses(task)
+    compiled, _ = losses(task, compiled=True)
+    assert np.allclose(compiled, plain, rtol=2e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_killed_and_resumed_is_uninterrupted(task, precision):
+    model = dataclasses.replace(task.model, dropout=0.1, attention_dropout=0.1)
+    task = dataclasses.replace(task, model=model, recipe=dataclasses.replace(RECIPE, precision=precision))
+    expected, _ = losses(task)
+    host = GpuHost(kill_after=2)
+    with pytest.raises(KilledError):
+        train(task, host.context())
+    found, _ = losses(task, host)
+    assert np.allclose(found, expected, rtol=1e-3)  # some kernels add in another order each time
+
+
+def test_the_peak_is_that_of_a_gpu():
+    peaks = {precision: measure(torch.device("cuda", 0), precision).peak_flops for precision in ("fp32", "bf16")}
+    assert 1e12 < peaks["fp32"] < 1e16
+    assert peaks["bf16"] > peaks["fp32"]
+
+
+def _train_on_half(folder: LocalFolder, task: Task) -> tuple[str, int, float]:
+    from scaling.training.trainer import Job, run_in_process
+
+    job = Job(name="half", identity="", task=task, folder=folder, finish=folder.finish, gpus=0.5)
+    run_in_process(job, lambda metrics: None)
+    return os.environ["CUDA_VISIBLE_DEVICES"], os.getpid(), folder.outcome()["test"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_trials_share_one_gpu(task, tmp_path, ray_cluster):
+    import ray
+
+    folders = [LocalFolder(tmp_path / name) for name in "ab"]
+    for folder in folders:
+        folder.path.mkdir()
+    start = ray.remote(num_cpus=1, num_gpus=0.5, max_retries=0)(_train_on_half)
+    first, second = ray.get([start.remote(folder, task) for folder in folders])
+    assert first[0] == second[0] != "", "both see the same device"
+    assert first[1] != second[1], "each in a process of its own"
+    assert first[2] == pytest.approx(second[2], rel=2e-3)
+    _, outcome = losses(task)
+    assert first[2] == pytest.approx(outcome.test.mae, rel=2e-3)
+    assert folders[0].outcome()["device"] == torch.cuda.get_device_name(0)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_whole_gpu_runs_under_ray_train(task, tmp_path, ray_cluster):
+    from scaling.training.trainer import Job, run_under_ray_train
+
+    folder = LocalFolder(tmp_path / "whole")
+    folder.path.mkdir()
+    job = Job(name="whole-gpu", identity="", task=task, folder=folder, finish=folder.finish, gpus=1.0)
+    run_under_ray_train(job, str(tmp_path / "storage"))
+    _, outcome = losses(task)
+    assert folder.outcome()["test"] == pytest.approx(outcome.test.mae, rel=2e-3)
