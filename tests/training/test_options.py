@@ -19,7 +19,7 @@ from tests.training.test_loop import Host, KilledError
 RULES = DataRules(noise="fixed")
 LADDER = Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0)
 RECIPE = Recipe(
-    budget=Budget(epochs=20),
+    budget=Budget(epochs=12),
     batch_size=32,
     betas=(0.9, 0.98),
     precision="fp32",
@@ -39,8 +39,8 @@ OPTIONS = {
     "dropout": {"ladder": {"dropout": 0.1, "attention_dropout": 0.1}},
     "mse": {"recipe": {"loss": "mse"}},
     "huber": {"recipe": {"loss": "huber", "huber_delta": 0.5}},
-    "minmax": {"rules": {"label_norm": "minmax"}},
-    "several labels": {"rules": {"other_labels": ("T_eff", "M_H")}},
+    "minmax": {"rules": {"label_norm": "minmax"}, "recipe": {"budget": Budget(epochs=20)}},
+    "several labels": {"rules": {"other_labels": ("T_eff", "M_H")}, "recipe": {"budget": Budget(epochs=20)}},
     "several labels, minmax": {
         "rules": {"other_labels": ("T_eff",), "label_norm": "minmax"},
         "recipe": {"budget": Budget(epochs=40)},
@@ -57,7 +57,7 @@ OPTIONS = {
     "pca, trained": {"ladder": {"whitening": dataclasses.replace(PCA, frozen_epochs=0)}, "rules": {"noise": "fresh"}},
     "zca, trained after 6 epochs, bf16": {  # killed after 5
         "ladder": {"whitening": Whitening(kind="zca", frozen_epochs=6)},
-        "recipe": {"precision": "bf16"},
+        "recipe": {"precision": "bf16", "budget": Budget(epochs=20)},
     },
     "cosine by epoch": {"recipe": {"schedule_unit": "epoch", "warmup": 0.0}},
     "constant": {"recipe": {"schedule": "constant"}},
