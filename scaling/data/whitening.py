@@ -57,7 +57,7 @@ def fit_whitening(
         kind: "pca" or "zca".
         components: Rows of the map; 0 for as many as pixels.
         cache_root: The node's cache. All trials of a node use one file; other nodes' agree to rounding.
-        device: Where it is reckoned, in float64: for 4,096 pixels a minute or two of one core, less than a second of a GPU.
+        device: Where it is reckoned, in float64: for 4,096 pixels about a minute of one core.
 
     Raises:
         UserError: A shard is damaged, or the map cannot be written.
