@@ -244,13 +244,12 @@ class _Trainer:
         self.progress = _Progress(run=run, step=fork["step"], train_seconds=seconds, shared_seconds=seconds)
 
     def _conclude(self, run: Schedule, diverged: bool) -> Outcome:
-        progress, task = self.progress, self.task
-        error, val, test, test_detail, skipped = "", None, None, None, 0
+        progress, task, applied = self.progress, self.task, self.stepper.applied_steps()
+        error, val, test, test_detail = "", None, None, None
         others: list[tuple[Scores, Scores]] = []
         if diverged:
             error = f"loss or validation error not finite by step {progress.step} of {run.total} at lr {task.lr:g}"
         else:
-            skipped = progress.step - self.stepper.applied_steps()
             self.stepper.model.load_state_dict(progress.best_weights)
             val, val_others = self._score_val()
             test, test_others, test_detail = self._score_test()
@@ -267,7 +266,7 @@ class _Trainer:
             best_epoch=progress.best_step / self.batches.steps_per_epoch,
             steps=progress.step,
             samples_seen=samples_seen(progress.step, task.num_spectra, self.recipe.batch_size),
-            skipped_steps=skipped,
+            skipped_steps=progress.step - applied,
             train_seconds=progress.train_seconds,
             added_seconds=progress.train_seconds - progress.shared_seconds,
             access=self.batches.access,

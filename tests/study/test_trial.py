@@ -1,16 +1,18 @@
 """A trial's row and model file tell what its study declared: several labels, a classification, a whitening map."""
 
 import dataclasses
+import functools
 import json
 import math
 
 import pytest
+import torch
 
 from analysis.trials import best_trials, error_sem, points_from_cells
 from scaling.data.evaluation import evaluation_pin
 from scaling.errors import UserError
 from scaling.model.checkpoint import load_model
-from scaling.study.declaration import Cell, Data, DataRules, Ladder, Simulation, Whitening
+from scaling.study.declaration import Budget, Cell, Data, DataRules, Ladder, Simulation, Whitening
 from scaling.study.plan import make_plan
 from scaling.study.rows import Row, to_table
 from scaling.study.store import Store, StudyFolder
@@ -135,3 +137,23 @@ def test_labels_are_looked_at_before_a_sweep(prepare, changes):
 def test_a_classification_has_no_other_loss():
     with pytest.raises(UserError, match=r"Recipe.loss = 'mse'.*cross-entropy"):
         study_of(boundary=2.5, loss="mse")
+
+
+def test_steps_that_fp16_skipped_and_a_divergence_stand_in_the_row(prepare, monkeypatch):
+    # A first scale this large overflows fp16; the scaler halves it at each skipped step until it fits.
+    monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=2.0**20))
+    study = study_of()
+    recipe = dataclasses.replace(study.recipe, precision="fp16", budget=Budget(samples=2048), clip_norm=1e30)
+    sweep = prepare(dataclasses.replace(study, recipe=recipe))
+    _, row, _ = run(sweep)
+    assert row.status == "done"
+    assert 0 < row.skipped_steps < row.steps
+    assert 0 < row.mfu < 1.2
+    assert row.peak_flops > 1e8
+    trial = sweep.trial(CELL, 1, 1e30)
+    trial.run(lambda metrics: None, None)
+    row = trial.output.read_row()
+    assert (row.status, row.budget_share) == ("diverged", 1.0)
+    assert row.error == f"loss or validation error not finite by step {row.steps} of 64 at lr 1e+30"
+    assert math.isnan(row.val_mae_dex)
+    assert 0 < row.skipped_steps <= row.steps
