@@ -5,6 +5,12 @@
 On cells of the demo, with its recipe, data and learning rates: cosine runs of a quarter, a half and the whole of its budget, and one
 "wsd" run with branches at these. As the demo does, each way and budget picks the better of two learning rates by its own
 validation error. Differences are of test MAE, paired by cell and seed. The demo's spectra are made in the store if they are not there.
+
+Measured on two cores (widths 8 and 16 on 1,024 and 8,192 spectra, three seeds, so 12 pairs; 4 minutes): the branched run saves 34 % of
+the steps. It saved 19 % of the seconds on a machine that was busy meanwhile, 25 to 43 % in four repeats of single cells. Its
+MAE against that of separate cosine runs: -6.2 ± 1.1 % at a quarter of the budget (0.230 dex), -4.8 ± 1.2 % at a half (0.195),
+-1.9 ± 1.3 % at the whole (0.173). These models are small and trained for 82k samples, at learning rates near the largest the
+demo allows: longer runs may differ.
 """
 
 from __future__ import annotations

@@ -72,7 +72,8 @@ class Row:
     is like "log_g > 2.5". `other_labels` is JSON: {label: {val_mae, test_mae, test_r2, test_rmse, test_bias}} of further
     labels, each in its own unit. `eval_draws` noise draws of the evaluation spectra are averaged.
     `mfu` is the model's FLOPs (train_flops, evaluation not counted) per second as a fraction of `peak_flops`, what a
-    worker's device reaches in large matrix products at that precision.
+    worker's device reaches in large matrix products at that precision. `workers` is as declared, and
+    `device_seconds` count so many: an elastic trial (`Placement.min_workers`) may have had fewer for a while.
     Metrics are NaN unless `status` is "done"; `error` then says what happened.
     """
 
