@@ -1,96 +1,18 @@
-"""`scaling evaluate`, `predict` and `export`: a model's numbers are those of its trial's row, wherever they are made."""
+"""`scaling evaluate` and `export`: a model's numbers are those of its trial's row, wherever they are made."""
 
-import contextlib
-import dataclasses
 import json
-from pathlib import Path
 
-import h5py
 import numpy as np
-import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 import torch
 
-from scaling.__main__ import main
-from scaling.data.evaluation import evaluation_pin
 from scaling.data.hdf5 import open_spectra
 from scaling.data.manifest import Manifest
 from scaling.model.checkpoint import load_model, model_bytes
 from scaling.model.lightning import read_lightning
-from scaling.study import predict
-from scaling.study.declaration import Cell, Data, DataRules, Sources
-from scaling.study.store import Store, StudyFolder
 from scaling.study.trained import open_model
-from scaling.study.trial import Trial
 from tests.model.test_lightning import PIXELS, original_weights, save
-from tests.study.example import example_study
-
-RULES = {
-    "one label": DataRules(noise="fixed"),
-    "bf16, other noise": DataRules(noise="fixed", noise_level=2.0, eval_seed=7, eval_draws=2),
-    "three labels": DataRules(
-        noise="fixed", other_labels=("T_eff", "M_H"), label_norm="minmax", input_norm="per_pixel"
-    ),
-    "classes": DataRules(noise="fixed", boundary=2.5),
-}
-
-
-def study_of(shards, rules, precision="fp32"):
-    source = Sources(shards=Path(shards), train=(Path("a.h5"),), val=Path("b.h5"), test=Path("c.h5"))
-    study = example_study(data=Data(source=source, num_spectra=(128, 256), rules=rules))
-    return dataclasses.replace(study, recipe=dataclasses.replace(study.recipe, precision=precision))
-
-
-def trained(shards, cache_root, store, rules, precision="fp32"):
-    """A trial of a few steps, run in this process: its study, model file and row."""
-    study = study_of(shards, rules, precision)
-    trial = Trial(
-        study=study,
-        folder=StudyFolder(Store(str(store)), study.name),
-        shards=shards,
-        cache_root=cache_root,
-        cell=Cell(width=8, num_spectra=256, seed=1),
-        number=0,
-        lr=1e-2,
-        access="mapped",
-        fingerprint="f",
-        eval_pin=evaluation_pin(shards, rules),
-        code_commit="unknown",
-    )
-    trial.run(lambda _: None, None)
-    return study, store / "example" / "trials" / trial.key / "model.safetensors", trial.output.read_row()
-
-
-@pytest.fixture(scope="module")
-def one(shards, cache_root, tmp_path_factory):
-    return trained(shards, cache_root, tmp_path_factory.mktemp("one"), RULES["one label"])
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """A checkpoint of the original, of 1024 pixels."""
-    return save(
-        tmp_path_factory.mktemp("original") / "best.ckpt", original_weights(1024 // 16, width=32, mlp=64, depth=1)
-    )
-
-
-@pytest.fixture(autouse=True)
-def _on_the_cpu(request, monkeypatch):
-    """Where the trials of these tests run; elsewhere numbers are equal but for rounding."""
-    if "gpu" not in request.keywords:
-        monkeypatch.setattr("scaling.commands.model._device", lambda: torch.device("cpu"))
-
-
-def run(*arguments):
-    assert main([str(argument) for argument in arguments]) == 0
-
-
-def mistake(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
+from tests.study.models import RULES, mistake, own_spectra, predicted, run, trained
 
 
 @pytest.mark.parametrize("case", RULES)
@@ -124,105 +46,6 @@ def test_the_numbers_are_those_of_the_row(shards, cache_root, tmp_path, capsys, 
     assert val[f"val_{score}"] == expected[f"val_{score}"]
     told = capsys.readouterr().out
     assert (f"MAE {row.test_mae_dex:.4f}" if score == "mae_dex" else f"error rate {row.test_error_rate:.4f}") in told
-
-
-def predicted(path):
-    return pd.read_parquet(path)
-
-
-def test_predictions_with_the_evaluation_noise_have_the_error_of_the_row(shards, one, tmp_path, capsys):
-    _, model, row = one
-    spectra = shards.parent / "hdf5" / "test" / "dataset.h5"
-    run("predict", model, spectra, tmp_path / "out.parquet", "--noise-seed", 42)
-    assert "array flux with noise of seed 42" in capsys.readouterr().out
-    table = predicted(tmp_path / "out.parquet")
-    assert list(table.columns) == ["row", "log_g_predicted", "log_g"]
-    assert list(table["row"]) == list(range(96))
-    with open_spectra(spectra) as file:
-        assert list(table["log_g"]) == list(file.params["log_g"])
-    assert (table["log_g_predicted"] - table["log_g"]).abs().mean() == pytest.approx(row.test_mae_dex, rel=1e-6)
-    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
-
-
-def test_how_the_rows_are_cut_into_pieces_changes_nothing(shards, one, tmp_path, monkeypatch):
-    _, model, _ = one
-    spectra = shards.parent / "hdf5" / "test" / "dataset.h5"
-    run("predict", model, spectra, tmp_path / "whole.parquet", "--noise-seed", 3)
-    monkeypatch.setattr(predict, "TABLE_ROWS", 64)
-    run("predict", model, spectra, tmp_path / "pieces.parquet", "--noise-seed", 3)
-    assert pq.ParquetFile(tmp_path / "pieces.parquet").num_row_groups == 2
-    whole, pieces = predicted(tmp_path / "whole.parquet"), predicted(tmp_path / "pieces.parquet")
-    np.testing.assert_allclose(whole, pieces, rtol=1e-6)
-
-
-@contextlib.contextmanager
-def own_spectra(shards, path):
-    """A copy of the test spectra to change."""
-    path.write_bytes((shards.parent / "hdf5" / "test" / "dataset.h5").read_bytes())
-    with h5py.File(path, "r+") as file:
-        yield file
-
-
-def test_the_noisy_array_is_used_where_there_is_one(shards, one, tmp_path, capsys):
-    _, model, _ = one
-    path = tmp_path / "noisy.h5"
-    with own_spectra(shards, path) as file:
-        flux, error = (file[f"dataset/arrays/{name}/value"][:] for name in ("flux", "error"))
-        noise = torch.randn(flux.shape, generator=torch.Generator().manual_seed(42)).numpy()
-        file["dataset/arrays/noisy/value"] = np.maximum(flux, 0) + noise * error
-    run("predict", model, path, tmp_path / "noisy.parquet")
-    assert "from the array noisy" in capsys.readouterr().out
-    run("predict", model, path, tmp_path / "drawn.parquet", "--noise-seed", 42)
-    run("predict", model, path, tmp_path / "flux.parquet", "--array", "flux")
-    noisy, drawn, flux = (
-        predicted(tmp_path / f"{name}.parquet")["log_g_predicted"] for name in ("noisy", "drawn", "flux")
-    )
-    np.testing.assert_allclose(noisy, drawn, atol=1e-5)
-    assert (noisy - flux).abs().max() > 1e-3
-    assert "--noise-seed 1" in mistake(
-        capsys, "predict", model, path, tmp_path / "x", "--array", "noisy", "--noise-seed", 1
-    )
-
-
-def test_flux_is_clipped_and_what_cannot_be_used_has_no_prediction(shards, one, tmp_path, capsys):
-    _, model, _ = one
-    with own_spectra(shards, tmp_path / "own.h5") as file:
-        flux = file["dataset/arrays/flux/value"]
-        flux[0, 5:9] = -3.0
-        flux[1, 5:9] = 0.0
-        flux[1, :5], flux[1, 9:] = flux[0, :5], flux[0, 9:]
-        flux[2] = 0.0
-        flux[7, 100] = np.nan
-    run("predict", model, tmp_path / "own.h5", tmp_path / "out.parquet")
-    answers = predicted(tmp_path / "out.parquet")["log_g_predicted"]
-    assert answers[0] == answers[1]
-    assert list(np.flatnonzero(answers.isna())) == [2, 7]
-    assert "2 spectra cannot be used, first in row 2" in capsys.readouterr().err
-
-
-def test_all_labels_and_probabilities_are_told(shards, cache_root, tmp_path):
-    spectra = shards.parent / "hdf5" / "test" / "dataset.h5"
-    _, model, row = trained(shards, cache_root, tmp_path / "three", RULES["three labels"])
-    run("predict", model, spectra, tmp_path / "three.parquet", "--noise-seed", 42)
-    table = predicted(tmp_path / "three.parquet")
-    assert list(table.columns) == [
-        "row",
-        "log_g_predicted",
-        "T_eff_predicted",
-        "M_H_predicted",
-        "log_g",
-        "T_eff",
-        "M_H",
-    ]
-    error = (table["T_eff_predicted"] - table["T_eff"]).abs().mean()
-    assert error == pytest.approx(json.loads(row.other_labels)["T_eff"]["test_mae"], rel=1e-5)
-    _, model, row = trained(shards, cache_root, tmp_path / "classes", RULES["classes"])
-    run("predict", model, spectra, tmp_path / "classes.parquet", "--noise-seed", 42)
-    table = predicted(tmp_path / "classes.parquet")
-    assert list(table.columns) == ["row", "log_g_probability", "log_g"]
-    assert table["log_g_probability"].between(0, 1).all()
-    wrong = (table["log_g_probability"] > 0.5) != (table["log_g"] > 2.5)
-    assert wrong.mean() == pytest.approx(row.test_error_rate)
 
 
 def test_other_wavelengths_are_refused(shards, one, tmp_path, capsys):
@@ -326,7 +149,7 @@ def study_file(shards, tmp_path):
     """The study of the fixture `one` as a module that the command line loads."""
     path = tmp_path / "example.py"
     path.write_text(
-        f"from tests.study.test_evaluate import RULES, study_of\nSTUDY = study_of({str(shards)!r}, RULES['one label'])\n"
+        f"from tests.study.models import RULES, study_of\nSTUDY = study_of({str(shards)!r}, RULES['one label'])\n"
     )
     return path
 
@@ -370,7 +193,7 @@ def test_an_anchor_is_scored_under_the_noise_of_its_study(shards, cache_root, on
     _, model, _ = one
     study, _, row = trained(shards, cache_root, tmp_path, RULES["bf16, other noise"])
     (tmp_path / "other.py").write_text(
-        f"from tests.study.test_evaluate import RULES, study_of\nSTUDY = study_of({str(shards)!r}, RULES['bf16, other noise'])\n"
+        f"from tests.study.models import RULES, study_of\nSTUDY = study_of({str(shards)!r}, RULES['bf16, other noise'])\n"
     )
     run("evaluate", model, shards, "--cache", cache_root, "--anchor", tmp_path / "other.py", "--store", tmp_path)
     kept = json.loads((tmp_path / study.name / "anchors" / "model.json").read_text())
