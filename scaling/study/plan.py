@@ -12,7 +12,10 @@ from scaling.training.recipe import samples_seen
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellPlan:
-    """One cell's size and cost. `trial_flops` is one trial's; `device_hours` all its trials', at the assumed speed."""
+    """One cell's size and cost. `trial_flops` is one trial's; `device_hours` all its trials', at the assumed speed.
+
+    `steps` and `samples_seen` are of the whole budget; the cost counts the decays of branches too.
+    """
 
     cell: Cell
     num_params: int
@@ -58,7 +61,8 @@ def make_plan(study: Study, *, tflops: float, mfu: float) -> Plan:
         config, recipe = study.model(cell.width), study.recipe
         steps = recipe.budget.steps(cell.num_spectra, recipe.batch_size)
         seen = samples_seen(steps, cell.num_spectra, recipe.batch_size)
-        flops = ladder.train_flops(config, seen)
+        decays = sum(run.total - run.fork for run in recipe.runs(cell.num_spectra)[:-1])
+        flops = ladder.train_flops(config, seen + decays * recipe.batch_size)
         cells.append(
             CellPlan(
                 cell=cell,
