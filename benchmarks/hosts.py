@@ -1,10 +1,10 @@
 """What the hosts cost: steps/s of trials under Ray Train ÷ those of bare loops on tensors in memory, measured in one run.
 
-    python -m benchmarks.hosts [--rounds 3] [--json OUT]
+    python -m benchmarks.hosts [--rounds 3] [--width W] [--json OUT]
 
 The same model, precision, batch rows and one thread each; the bare loop indexes standardised spectra in memory, and knows no
 schedule, metrics, evaluation or checkpoint. With two workers (gloo) each trains on half of the rows, and is compared with a bare loop on
-as many, two of them side by side. Trials are evaluated and checkpointed ten times; the median of the nine times between counts.
+as many, two of them side by side. Trials are evaluated and checkpointed four times; the median of the three times between counts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from scaling.training.recipe import Budget, Recipe
 from scaling.training.trainer import Job, run_in_process, run_under_ray_train
 
 CPU = torch.device("cpu")
-ROWS, EVALUATIONS = 1024, 10
+ROWS, EVALUATIONS = 1024, 4
 TARGETS = {"own process": 0.97, "Ray Train, 1 worker": 0.97, "Ray Train, 2 workers": 0.9}
 
 
@@ -61,10 +61,10 @@ CASES = (
         "w32, 9 tokens",
         Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0),
         32,
-        recipe(3000, 64, "fp32"),
+        recipe(4000, 64, "fp32"),
     ),
     Case(
-        "w128, 65 tokens", Ladder(num_pixels=1024, patch_size=16, attention_dropout=0.0), 128, recipe(200, 64, "bf16")
+        "w128, 65 tokens", Ladder(num_pixels=1024, patch_size=16, attention_dropout=0.0), 128, recipe(320, 64, "bf16")
     ),
 )
 
@@ -97,7 +97,7 @@ class CurveFolder:
 
 
 def bare_loop(config: ModelConfig, recipe: Recipe, flux: Tensor, labels: Tensor, rows: int) -> float:
-    """Steps/s of a plain loop, the median over nine parts."""
+    """Steps/s of a plain loop, the median over three parts."""
     torch.set_num_threads(1)
     model = SpecViT(config)
     parameters = list(model.parameters())
@@ -169,6 +169,7 @@ def main() -> None:
     """Measure, print a table, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="repetitions, of which the median counts")
+    parser.add_argument("--width", type=int, help="of the one model to measure")
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     names, found = itertools.count(), {}
@@ -176,7 +177,7 @@ def main() -> None:
         folder = Path(root)
         files = write_simulation(folder / "hdf5", Simulation(train=ROWS, val=64, test=64, pixels=1024))
         convert(folder / "shards", **files, order="source")
-        for case in CASES:
+        for case in [case for case in CASES if options.width in (None, case.width)]:
             rounds = [measure(case, folder / "shards", folder, names) for _ in range(options.rounds)]
             for name, target in TARGETS.items():
                 bare = "two bare, half the rows each" if name.endswith("workers") else "bare"

@@ -67,7 +67,8 @@ class Stepper:
         self._forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if compiled else self.model
         if world > 1:
             assert isinstance(self._forward, nn.Module)
-            self._forward = DistributedDataParallel(self._forward, [device] if device.type == "cuda" else None)
+            ids = [device] if device.type == "cuda" else None
+            self._forward = DistributedDataParallel(self._forward, ids, gradient_as_bucket_view=True)
         self._dropout = config.dropout > 0 or config.attention_dropout > 0
         self._loss_sum, self._loss_rows = torch.zeros((), device=device), 0
 
