@@ -1,24 +1,25 @@
-"""What the hosts cost: steps/s of trials under Ray Train ÷ those of bare loops on tensors in memory, measured in one run.
+"""What our step costs under Ray Train, against a bare loop: ratios of rates measured in turn in the same processes.
 
-    python -m benchmarks.hosts [--rounds 3] [--width W] [--json OUT]
+    python -m benchmarks.hosts [--rounds 10] [--json OUT]
 
-The same model, precision, batch rows and one thread each; the bare loop indexes standardised spectra in memory, and knows no
-schedule, metrics, evaluation or checkpoint. With two workers (gloo) each trains on half of the rows, and is compared with a bare loop on
-as many, two of them side by side. Trials are evaluated and checkpointed four times; the median of the three times between counts.
+In each worker of a TorchTrainer some of our steps (batches from the node's map, schedule, precision, clipping, loss sums; with two workers
+the gradients' all-reduce by gloo) and some of a bare loop (standardised spectra in memory, indexed; the same model, optimiser and
+clipping; as many rows, no other worker) take turns, one thread each. The median over the turns counts. Evaluations and checkpoints
+are not part of it: they cost what `Recipe.evaluations` asks for.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -29,169 +30,139 @@ from scaling.data.simulate import Simulation, write_simulation
 from scaling.model.ladder import Ladder
 from scaling.model.specvit import ModelConfig, SpecViT
 from scaling.study.cluster import ray_cluster
-from scaling.training.device import Device
 from scaling.training.evaluate import autocast
-from scaling.training.loop import Outcome, Task
-from scaling.training.recipe import Budget, Recipe
-from scaling.training.trainer import Job, run_in_process, run_under_ray_train
+from scaling.training.recipe import Budget, Precision, Recipe
+from scaling.training.step import Stepper
 
 CPU = torch.device("cpu")
-ROWS, EVALUATIONS = 1024, 4
-TARGETS = {"own process": 0.97, "Ray Train, 1 worker": 0.97, "Ray Train, 2 workers": 0.9}
+ROWS = 1024
+TARGETS = {1: 0.97, 2: 0.9}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and how it is trained."""
+    """A model, how it is trained, and our steps in a turn."""
 
     name: str
-    ladder: Ladder
-    width: int
-    recipe: Recipe
+    config: ModelConfig
+    precision: Precision
+    batch: int
+    steps: int
+
+    @property
+    def recipe(self) -> Recipe:
+        """A recipe of these."""
+        return Recipe(budget=Budget(epochs=1000), batch_size=self.batch, precision=self.precision)
 
 
-def recipe(steps: int, batch: int, precision: str) -> Recipe:
-    """So many steps."""
-    budget = Budget(samples=steps * batch)
-    return Recipe(budget=budget, batch_size=batch, precision=precision, evaluations=EVALUATIONS, schedule_unit="step")
+SMALL = Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0).rung(32)
+MIDDLE = Ladder(num_pixels=1024, patch_size=16, attention_dropout=0.0).rung(128)
+CASES = (Case("w32, 9 tokens", SMALL, "fp32", 64, 300), Case("w128, 65 tokens", MIDDLE, "bf16", 64, 12))
 
 
-CASES = (
-    Case(
-        "w32, 9 tokens",
-        Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0),
-        32,
-        recipe(4000, 64, "fp32"),
-    ),
-    Case(
-        "w128, 65 tokens", Ladder(num_pixels=1024, patch_size=16, attention_dropout=0.0), 128, recipe(320, 64, "bf16")
-    ),
-)
-
-
-@dataclass(frozen=True)
-class CurveFolder:
-    """Keeps a trial's curve and state as a store does."""
-
-    path: Path
-
-    def write_progress(self, csv: str, events: bytes) -> None:
-        """The curve."""
-        (self.path / "progress.csv").write_text(csv)
-
-    def write_state(self, content: bytes) -> None:
-        """The state."""
-        (self.path / "state.pt").write_bytes(content)
-
-    def read_state(self) -> bytes | None:
-        """None: every run is a new one."""
-        return None
-
-    def finish(self, outcome: Outcome, device: Device) -> None:
-        """Nothing."""
-
-    def steps_per_second(self) -> float:
-        """The median over the times between evaluations."""
-        curve = pd.read_csv(self.path / "progress.csv")
-        return float((curve["step"].diff() / curve["train_seconds"].diff()).median())
-
-
-def bare_loop(config: ModelConfig, recipe: Recipe, flux: Tensor, labels: Tensor, rows: int) -> float:
-    """Steps/s of a plain loop, the median over three parts."""
-    torch.set_num_threads(1)
-    model = SpecViT(config)
+def bare_step(case: Case, flux: Tensor, labels: Tensor, rows: int) -> Callable[[], None]:
+    """A plain step."""
+    model = SpecViT(case.config)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
-    steps, rates = recipe.budget.steps(len(labels), recipe.batch_size) // EVALUATIONS, []
-    for _ in range(EVALUATIONS):
-        started = time.perf_counter()
-        for _ in range(steps):
-            chosen = torch.randint(len(labels), (rows,))
-            with autocast(CPU, recipe.precision):
-                predicted = model(flux[chosen])
-            loss = (predicted.float() - labels[chosen]).abs().mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, recipe.clip_norm, foreach=True)
-            optimizer.step()
-        rates.append(steps / (time.perf_counter() - started))
-    return statistics.median(rates[1:])
+
+    def step() -> None:
+        chosen = torch.randint(len(labels), (rows,))
+        with autocast(CPU, case.precision):
+            predicted = model(flux[chosen])
+        loss = (predicted.float() - labels[chosen]).abs().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 0.5, foreach=True)
+        optimizer.step()
+
+    return step
 
 
-def _bare_process(rank: int, results: torch.multiprocessing.SimpleQueue, *arguments: object) -> None:
-    results.put(bare_loop(*arguments))  # type: ignore[arg-type]
+def our_step(case: Case, folder: Path, rank: int, world: int) -> Callable[[], None]:
+    """A step of a trial, in one of `world` workers."""
+    workers: dict[str, Any] = {"rank": rank, "world": world}
+    batches = training_batches(
+        folder / "shards",
+        DataRules(noise="fixed"),
+        ROWS,
+        case.batch,
+        seed=0,
+        device=CPU,
+        cache_root=folder / "cache",
+        **workers,
+    )
+    stepper = Stepper(case.config, case.recipe, batches, lr=1e-3, seed=0, device=CPU, **workers)
+    (run,), done = case.recipe.runs(ROWS), iter(range(10**9))
+    return lambda: stepper.step(next(done), run)
 
 
-def side_by_side(*arguments: object) -> float:
-    """Steps/s of two bare loops at the same time, each in a process of its own."""
-    results = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    torch.multiprocessing.spawn(_bare_process, (results, *arguments), nprocs=2)
-    return (results.get() + results.get()) / 2
+def turns(config: dict[str, Any]) -> None:
+    """A worker: writes its steps/s of both, turn by turn."""
+    from ray import train
 
-
-def measure(case: Case, shards: Path, folder: Path, names: itertools.count) -> dict[str, float]:
-    """Steps/s of every way to run a case, once."""
-    config, batch = case.ladder.rung(case.width), case.recipe.batch_size
-    rules = DataRules(noise="fixed")
-    batches = training_batches(shards, rules, ROWS, ROWS, seed=0, device=CPU, cache_root=folder / "cache")
-    flux, labels = batches.batch(0)
-
-    def trial(host: str, workers: int = 1) -> float:
-        output = CurveFolder(folder / f"{next(names)}")
-        output.path.mkdir()
-        task = Task(
-            shards=shards,
-            cache_root=folder / "cache",
-            rules=rules,
-            num_spectra=ROWS,
-            model=config,
-            recipe=case.recipe,
-            lr=1e-3,
-            seed=0,
-        )
-        job = Job(name=output.path.name, identity="", task=task, folder=output, finish=output.finish, workers=workers)
-        if host == "process":
-            run_in_process(job, lambda metrics: None)
-        else:
-            run_under_ray_train(job, str(folder / "ray-train"))
-        return output.steps_per_second()
-
-    return {
-        "bare": bare_loop(config, case.recipe, flux, labels, batch),
-        "own process": trial("process"),
-        "Ray Train, 1 worker": trial("ray train"),
-        "two bare, half the rows each": side_by_side(config, case.recipe, flux, labels, batch // 2),
-        "Ray Train, 2 workers": trial("ray train", workers=2),
+    case, folder, context = config["case"], Path(config["folder"]), train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(1)
+    whole = training_batches(
+        folder / "shards", DataRules(noise="fixed"), ROWS, ROWS, seed=0, device=CPU, cache_root=folder / "cache"
+    )
+    flux, labels = whole.batch(0)
+    ways = {
+        "ours": our_step(case, folder, rank, world),
+        "bare": bare_step(case, flux, labels, case.batch // world),
     }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(config["rounds"] + 1):
+        for name, step in ways.items():
+            if world > 1:
+                torch.distributed.barrier()
+            started = time.perf_counter()
+            for _ in range(case.steps):
+                step()
+            found[name].append(case.steps / (time.perf_counter() - started))
+    (folder / f"{config['name']}-{rank}.json").write_text(json.dumps({n: rates[1:] for n, rates in found.items()}))
+
+
+def measure(case: Case, folder: Path, workers: int, rounds: int) -> dict[str, list[float]]:
+    """Steps/s of both, of rank 0, under Ray Train."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    name = f"w{case.config.width}-{workers}"
+    TorchTrainer(
+        turns,
+        train_loop_config={"case": case, "folder": str(folder), "rounds": rounds, "name": name},
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(name=name, storage_path=str(folder / "ray-train")),
+    ).fit()
+    return dict(json.loads((folder / f"{name}-0.json").read_text()))
 
 
 def main() -> None:
     """Measure, print a table, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions, of which the median counts")
-    parser.add_argument("--width", type=int, help="of the one model to measure")
+    parser.add_argument("--rounds", type=int, default=10, help="turns, of which the median counts")
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
-    names, found = itertools.count(), {}
+    results = {}
     with tempfile.TemporaryDirectory(prefix="hosts-") as root, ray_cluster(None):
         folder = Path(root)
         files = write_simulation(folder / "hdf5", Simulation(train=ROWS, val=64, test=64, pixels=1024))
         convert(folder / "shards", **files, order="source")
-        for case in [case for case in CASES if options.width in (None, case.width)]:
-            rounds = [measure(case, folder / "shards", folder, names) for _ in range(options.rounds)]
-            for name, target in TARGETS.items():
-                bare = "two bare, half the rows each" if name.endswith("workers") else "bare"
-                rates = [each[name] for each in rounds]
-                ratios = [each[name] / each[bare] for each in rounds]
-                found[f"{case.name}: {name}"] = {"steps_per_second": rates, "ratios": ratios}
-                spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        for case in CASES:
+            for workers, target in TARGETS.items():
+                rates = measure(case, folder, workers, options.rounds)
+                ratios = [ours / bare for ours, bare in zip(rates["ours"], rates["bare"], strict=True)]
+                results[f"{case.name}, {workers} workers"] = rates | {"ratios": ratios}
+                ours, ratio = statistics.median(rates["ours"]), statistics.median(ratios)
                 print(
-                    f"{case.name:16} {name:22} {statistics.median(rates):8.1f} steps/s, "
-                    f"{statistics.median(ratios):5.2f} of the bare loop ({spread})   target {target:g}",
+                    f"{case.name:16} Ray Train, {workers} worker(s): {ours:7.1f} steps/s, {ratio:5.2f} of the bare loop "
+                    f"({min(ratios):.2f} to {max(ratios):.2f})   target {target:g}",
                     flush=True,
                 )
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
