@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -123,8 +124,14 @@ def train(task: Task, context: Context) -> Outcome:
         UserError: if the data cannot be used, such as a damaged shard; one worker may raise it while others wait.
     """
     trainer = _Trainer(task, context)
-    with contextlib.closing(trainer.batches):
-        return trainer.train()
+    try:
+        with contextlib.closing(trainer.batches):
+            return trainer.train()
+    finally:
+        del trainer
+        if context.world > 1 or context.device.type == "cuda":
+            # DistributedDataParallel refers to itself: it must be gone before its process group, and its memory with it.
+            gc.collect()
 
 
 class _Trainer:
