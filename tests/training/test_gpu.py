@@ -11,7 +11,7 @@ import torch.multiprocessing
 from scaling.data.dataset import DataRules
 from scaling.model.ladder import Ladder
 from scaling.training.device import measure
-from scaling.training.loop import Context, Task, train
+from scaling.training.loop import Context, Task, _Trainer, train
 from scaling.training.recipe import Budget, Recipe
 from tests.training.test_loop import Host, KilledError
 from tests.training.test_trainer import LocalFolder
@@ -53,6 +53,20 @@ def losses(task, host=None, **changes):
     outcome = train(task, host.context(**changes))
     assert outcome.status == "done"
     return np.array(host.losses()), outcome
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_does_not_wait_for_the_gpu(task, precision):
+    recipe = dataclasses.replace(RECIPE, precision=precision)
+    trainer = _Trainer(dataclasses.replace(task, recipe=recipe), GpuHost().context())
+    (run,) = trainer.runs
+    trainer.stepper.step(0, run)  # the first makes the optimiser's state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(1, 4):
+            trainer.stepper.step(step, run)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("access", ["resident", "mapped"])
