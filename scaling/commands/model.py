@@ -110,11 +110,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     manifest = Manifest.load(options.data)
     given = _given(options, manifest.pixels)
     if options.checkpoint.suffix != MODEL_FILE and given.shards is None and given.label_mean is None:
-        statistics = manifest.labels.get(given.label)
-        if statistics is None:
-            raise UserError(
-                f"{options.data}: no label {given.label!r}; the shards have {', '.join(sorted(manifest.labels))}"
-            )
+        statistics = manifest.label(given.label)
         given = dataclasses.replace(given, label_mean=statistics.mean, label_std=statistics.std)
         print(f"label mean {statistics.mean:.6g} and std {statistics.std:.6g}: of the training split of {options.data}")
     model = open_model(options.checkpoint, given)
@@ -122,7 +118,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     rules = model.rules if study is None else rules_of_study(model, study)
     changes = {"noise_level": options.noise_level, "eval_draws": options.draws}
     rules = dataclasses.replace(rules, **{key: value for key, value in changes.items() if value is not None})
-    name, num_spectra = options.name or options.checkpoint.stem, model.about.get("num_spectra") or options.num_spectra
+    name, said = options.name or options.checkpoint.stem, model.about.get("num_spectra")
+    if said and options.num_spectra not in (None, said):
+        raise UserError(
+            f"--num-spectra {options.num_spectra}: {options.checkpoint} was trained on {said}; leave it out"
+        )
+    num_spectra = said or options.num_spectra
     folder = None if study is None else StudyFolder(Store(options.store), study.name)
     if folder is not None:
         check_anchor(folder, options.data, rules, name, num_spectra)

@@ -127,12 +127,8 @@ class Standardisation:
         """
         manifest = Manifest.load(shards)
         for name in rules.labels:
-            if name not in manifest.labels:
-                raise UserError(f"{shards}: no label {name!r}; the shards have {', '.join(sorted(manifest.labels))}")
-            if not manifest.labels[name].std > 0:
-                raise UserError(
-                    f"{shards}: label {name!r} has std {manifest.labels[name].std} in the training split; nothing to learn"
-                )
+            if not (std := manifest.label(name).std) > 0:
+                raise UserError(f"{shards}: label {name!r} has std {std} in the training split; nothing to learn")
         labels = [manifest.labels[name] for name in rules.labels]
         if rules.boundary is not None and not labels[0].min <= rules.boundary < labels[0].max:
             raise UserError(

@@ -110,6 +110,16 @@ class Manifest:
         """Pixels of every spectrum."""
         return len(self.wave)
 
+    def label(self, name: str) -> LabelStatistics:
+        """Statistics of a label over the training split.
+
+        Raises:
+            UserError: There is no such label.
+        """
+        if name not in self.labels:
+            raise UserError(f"{self.dest}: no label {name!r}; the shards have {', '.join(sorted(self.labels))}")
+        return self.labels[name]
+
     def shards(self, split: str) -> list[Shard]:
         """The shards of a split, in row order.
 

@@ -1,6 +1,6 @@
 """Dropout whose random numbers cost little on the CPU, and attention that uses it.
 
-PyTorch draws a CPU's dropout masks one number at a time, which takes longer than the model's arithmetic. Here each
+PyTorch draws a CPU's dropout masks one number at a time, which takes as long as all matrix products in bf16. Here each
 64-bit draw of the same generator decides four elements, and attention works through the batch in pieces that stay in
 the processor's cache. On a GPU both are PyTorch's own.
 """

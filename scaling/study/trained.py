@@ -211,11 +211,8 @@ def _import(path: Path, original: Original) -> tuple[SpecViT, dict[str, Tensor],
                 f"{path}: does not hold the mean and standard deviation of its training labels: give --shards, the set it was "
                 "trained on, or --label-mean and --label-std"
             )
-        if original.label not in manifest.labels:
-            raise UserError(
-                f"{manifest.dest}: no label {original.label!r}; the shards have {', '.join(sorted(manifest.labels))}"
-            )
-        mean, std = manifest.labels[original.label].mean, manifest.labels[original.label].std
+        statistics = manifest.label(original.label)
+        mean, std = statistics.mean, statistics.std
     extra = {
         "flux_offset": torch.zeros(model.config.num_pixels),
         "flux_scale": torch.ones(model.config.num_pixels),
@@ -227,5 +224,5 @@ def _import(path: Path, original: Original) -> tuple[SpecViT, dict[str, Tensor],
             )
         extra["wave"] = torch.from_numpy(manifest.wave)
     rules = DataRules(label=original.label, noise="fresh", input_norm="none", label_norm="standard")
-    statistics = {"label_offset": [mean], "label_scale": [std], "label_mean": [mean], "label_std": [std]}
-    return model, extra, about | statistics | {"label": rules.label, "labels": [rules.label], "rules": stable(rules)}
+    normalisation = {"label_offset": [mean], "label_scale": [std], "label_mean": [mean], "label_std": [std]}
+    return model, extra, about | normalisation | {"label": rules.label, "labels": [rules.label], "rules": stable(rules)}

@@ -184,6 +184,7 @@ def test_an_anchor_is_kept_and_told_by_the_report(shards, cache_root, one, origi
         ((), "give --num-spectra"),
     ):
         assert words in mistake(capsys, "evaluate", original, shards, *anchor, *arguments)
+    assert "was trained on 256" in mistake(capsys, "evaluate", model, shards, *anchor, "--num-spectra", 5)
     anchor = ("--anchor", study_file, "--store", tmp_path, "--num-spectra", 5)
     assert "no rows yet" in mistake(capsys, "evaluate", original, shards, *anchor)
     assert "is about log_g, " in mistake(capsys, "evaluate", original, shards, *anchor, "--label", "T_eff")
