@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from experiments.demo import STUDY
-from scaling.data.shards import convert
-from scaling.data.simulate import write_simulation
+from scaling.data.shards.convert import convert
+from scaling.data.simulated.writer import write_simulation
 from scaling.model.ladder import Ladder
 from scaling.study.cluster import ray_cluster
 from scaling.training.loop import Context, Task, train

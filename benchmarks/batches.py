@@ -31,11 +31,11 @@ import numpy as np
 import torch
 
 from experiments.demo import STUDY
-from scaling.data.batches import training_batches
-from scaling.data.dataset import DataRules
-from scaling.data.hdf5 import open_spectra
-from scaling.data.shards import convert
-from scaling.data.simulate import Simulation, write_simulation
+from scaling.data.batches.rules import DataRules
+from scaling.data.batches.training import training_batches
+from scaling.data.hdf5.reader import open_spectra
+from scaling.data.shards.convert import convert
+from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.study.cluster import ray_cluster
 from scaling.training.loop import Context, Task, train
 from scaling.training.recipe import Budget

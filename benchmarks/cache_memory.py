@@ -22,12 +22,12 @@ from unittest import mock
 
 import pyarrow.parquet as pq
 
-from scaling.data import shards as conversion
-from scaling.data.cache import map_split
-from scaling.data.cachebuild import MAX_THREADS
-from scaling.data.manifest import Manifest
-from scaling.data.noise import FixedNoise
-from scaling.data.simulate import Simulation, write_simulation
+from scaling.data.batches.cache import map_split
+from scaling.data.batches.cachebuild import MAX_THREADS
+from scaling.data.batches.noise import FixedNoise
+from scaling.data.shards import convert as conversion
+from scaling.data.shards.manifest import Manifest
+from scaling.data.simulated.writer import Simulation, write_simulation
 
 THREADS = min(MAX_THREADS, len(os.sched_getaffinity(0)))
 NOISE = FixedNoise(seed=0, level=1.0)

@@ -16,10 +16,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scaling.data.hdf5 import open_spectra
-from scaling.data.shardfile import ERROR, FLUX, ROW_GROUP_ROWS, ROW_ID, parquet_options
-from scaling.data.simulate import Simulation, write_simulation
-from scaling.data.sources import inspect_sources, source_groups
+from scaling.data.hdf5.reader import open_spectra
+from scaling.data.shards.shardfile import ERROR, FLUX, ROW_GROUP_ROWS, ROW_ID, parquet_options
+from scaling.data.shards.sources import inspect_sources, source_groups
+from scaling.data.simulated.writer import Simulation, write_simulation
 
 CODECS = {
     "none": {"compression": "none"},

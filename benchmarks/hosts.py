@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scaling.data.batches import training_batches
-from scaling.data.dataset import DataRules
-from scaling.data.shards import convert
-from scaling.data.simulate import Simulation, write_simulation
+from scaling.data.batches.rules import DataRules
+from scaling.data.batches.training import training_batches
+from scaling.data.shards.convert import convert
+from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.model.ladder import Ladder
 from scaling.model.specvit import ModelConfig, SpecViT
 from scaling.study.cluster import ray_cluster

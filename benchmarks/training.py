@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.original import LR, WEIGHT_DECAY, OriginalModel, original_step
-from scaling.data.batches import Access
+from scaling.data.batches.training import Access
 from scaling.model.ladder import Ladder, train_flops
 from scaling.model.specvit import ModelConfig, SpecViT
 from scaling.training.device import measure

@@ -32,8 +32,8 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
     """A shard set of 300 + 64 + 96 simulated bright spectra of 1024 pixels, made without Ray."""
-    from scaling.data import shards as module
-    from scaling.data.simulate import Simulation, write_simulation
+    from scaling.data.shards import convert as module
+    from scaling.data.simulated.writer import Simulation, write_simulation
 
     root = tmp_path_factory.mktemp("shards")
     simulation = Simulation(train=300, val=64, test=96, pixels=1024, seed=5, mag_range=(17.5, 19.5))

@@ -61,7 +61,7 @@ def add_commands(command: AddCommand) -> None:
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    from scaling.data.simulate import Simulation, pending_files, write_simulation
+    from scaling.data.simulated.writer import Simulation, pending_files, write_simulation
     from scaling.study.cluster import ray_cluster
     from scaling.study.prepare import milestones
 
@@ -94,8 +94,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _shard(options: argparse.Namespace) -> int:
-    from scaling.data.shards import convert
-    from scaling.data.verify import describe_order, verify
+    from scaling.data.shards.convert import convert
+    from scaling.data.shards.verify import describe_order, verify
     from scaling.study.cluster import ray_cluster
     from scaling.study.prepare import milestones
 
@@ -121,7 +121,7 @@ def _shard(options: argparse.Namespace) -> int:
 
 
 def _limit(options: argparse.Namespace) -> int:
-    from scaling.data.information import information_limit
+    from scaling.data.simulated.information import information_limit
 
     limit = information_limit(options.path, label=options.label, rows=options.rows, noise_level=options.noise_level)
     print(limit.to_text())
@@ -130,8 +130,8 @@ def _limit(options: argparse.Namespace) -> int:
 
 
 def _cache(options: argparse.Namespace) -> int:
-    from scaling.data.cache import default_cache_root
-    from scaling.data.evict import GB, describe_cache, evict
+    from scaling.data.batches.cache import default_cache_root
+    from scaling.data.batches.evict import GB, describe_cache, evict
 
     root = options.cache or default_cache_root()
     if options.limit is not None and not options.limit >= 0:

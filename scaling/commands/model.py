@@ -97,8 +97,8 @@ def _given(options: argparse.Namespace, pixels: int | None = None) -> Original:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from scaling.data.cache import default_cache_root
-    from scaling.data.manifest import Manifest
+    from scaling.data.batches.cache import default_cache_root
+    from scaling.data.shards.manifest import Manifest
     from scaling.study.evaluate import check_anchor, evaluate, rules_of_study, write_anchor
     from scaling.study.store import Store, StudyFolder
     from scaling.study.trained import MODEL_FILE, open_model
@@ -137,7 +137,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from scaling.data.hdf5 import open_spectra
+    from scaling.data.hdf5.reader import open_spectra
     from scaling.study.predict import Inputs, predict_file
     from scaling.study.trained import open_model
 
@@ -166,7 +166,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from scaling.data.manifest import published
+    from scaling.data.shards.manifest import published
     from scaling.study.trained import MODEL_FILE, export_model
 
     if options.out.suffix != MODEL_FILE:

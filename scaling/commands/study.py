@@ -48,7 +48,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from scaling.data.cache import CACHE_LIMIT, default_cache_root
+    from scaling.data.batches.cache import CACHE_LIMIT, default_cache_root
     from scaling.study.run import run_study
 
     study = load_study(options.study)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from scaling.data.batches import Access
-from scaling.data.dataset import DataRules
-from scaling.data.order import Order
-from scaling.data.simulate import Simulation
+from scaling.data.batches.rules import DataRules
+from scaling.data.batches.training import Access
+from scaling.data.shards.order import Order
+from scaling.data.simulated.writer import Simulation
 from scaling.errors import UserError
 from scaling.model.ladder import Ladder, Whitening
 from scaling.model.specvit import ModelConfig
@@ -74,7 +74,7 @@ class Data:
     """Where the spectra come from, the rungs of D, and how spectra become inputs.
 
     `access` says how trials read them: "resident" on the device, "mapped" from the node's cache, or "streamed" from the
-    shards, in an order shuffled within windows (`scaling.data.stream`). "auto" chooses by size: on a GPU resident
+    shards, in an order shuffled within windows (`scaling.data.batches.stream`). "auto" chooses by size: on a GPU resident
     where the spectra fit into the trial's share, else mapped, and streamed where a node's disk cannot hold them.
     """
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import torch
 
-from scaling.data.dataset import DataRules
-from scaling.data.evaluation import EvaluationSplit, evaluation_pin
-from scaling.data.manifest import Manifest
+from scaling.data.batches.evaluation import EvaluationSplit, evaluation_pin
+from scaling.data.batches.rules import DataRules
+from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
 from scaling.study.columns import detail_columns, score_columns
 from scaling.study.declaration import Study

@@ -33,7 +33,7 @@ def inspect(paths: list[str]) -> Finding:
     Raises:
         UserError: if there is nothing, or nothing known.
     """
-    from scaling.data.manifest import MANIFEST
+    from scaling.data.shards.manifest import MANIFEST
 
     findings, files = [], []
     for path in paths:
@@ -65,7 +65,7 @@ def _spectra_below(folder: Path) -> list[Path]:
 
 
 def _inspect_files(files: list[Path]) -> Finding:
-    from scaling.data.describe import describe, describe_set
+    from scaling.data.hdf5.describe import describe, describe_set
 
     found = describe(files[0]) if len(files) == 1 else describe_set(files)
     return Finding(
@@ -82,8 +82,8 @@ def _inspect_model(path: Path) -> Finding:
 
 
 def _inspect_shards(folder: Path) -> Finding:
-    from scaling.data.manifest import MANIFEST
-    from scaling.data.verify import describe_shards, verify
+    from scaling.data.shards.manifest import MANIFEST
+    from scaling.data.shards.verify import describe_shards, verify
 
     text = describe_shards(folder)
     data = json.loads((folder / MANIFEST).read_text()) | {"path": str(folder)}

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling.data.manifest import MANIFEST, Manifest
+from scaling.data.shards.manifest import MANIFEST, Manifest
 from scaling.errors import UserError
 
 if TYPE_CHECKING:  # these load torch, which the task on each node does without
-    from scaling.data.batches import Access
+    from scaling.data.batches.training import Access
     from scaling.study.declaration import Study
 
 BYTES = 4

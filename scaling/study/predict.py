@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
-from scaling.data.hdf5 import PIECE_ROWS, TABLE_ROWS, SpectraFile
-from scaling.data.manifest import published
-from scaling.data.rows import bad_rows
+from scaling.data.hdf5.reader import PIECE_ROWS, TABLE_ROWS, SpectraFile
+from scaling.data.shards.manifest import published
+from scaling.data.spectra import bad_rows
 from scaling.errors import UserError
 from scaling.study.trained import TrainedModel
 from scaling.training.evaluate import autocast

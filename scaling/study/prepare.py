@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scaling.data.evaluation import evaluation_pin
-from scaling.data.information import FREE_LABELS, information_limit
-from scaling.data.manifest import MANIFEST, Manifest, Source
-from scaling.data.shards import convert
-from scaling.data.simulate import Simulation, write_simulation
+from scaling.data.batches.evaluation import evaluation_pin
+from scaling.data.shards.convert import convert
+from scaling.data.shards.manifest import MANIFEST, Manifest, Source
+from scaling.data.simulated.information import FREE_LABELS, information_limit
+from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.errors import UserError
 from scaling.study.declaration import Sources, Study, stable
 from scaling.study.store import Store, StudyFolder

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling.data.batches import Access
-from scaling.data.cache import cache_limit
-from scaling.data.dataset import Standardisation
-from scaling.data.evaluation import check_labels, evaluation_pin
-from scaling.data.manifest import MANIFEST, SPLITS, Manifest
-from scaling.data.shardfile import is_as_listed
+from scaling.data.batches.cache import cache_limit
+from scaling.data.batches.evaluation import check_labels, evaluation_pin
+from scaling.data.batches.rules import Standardisation
+from scaling.data.batches.training import Access
+from scaling.data.shards.manifest import MANIFEST, SPLITS, Manifest
+from scaling.data.shards.shardfile import is_as_listed
 from scaling.errors import UserError
 from scaling.study.declaration import Cell, Study
 from scaling.study.files import StoreFullError

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from scaling.data.dataset import DataRules, Standardisation
-from scaling.data.hdf5 import WAVE_TOLERANCE
-from scaling.data.manifest import Manifest
+from scaling.data.batches.rules import DataRules, Standardisation
+from scaling.data.hdf5.reader import WAVE_TOLERANCE
+from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
 from scaling.model.checkpoint import load_model, model_bytes
 from scaling.model.ladder import count_parameters

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from scaling.data.batches import Access
-from scaling.data.manifest import Manifest
+from scaling.data.batches.training import Access
+from scaling.data.shards.manifest import Manifest
 from scaling.model import ladder
 from scaling.model.checkpoint import model_bytes
 from scaling.study.columns import detail_columns, score_columns

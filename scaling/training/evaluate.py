@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from scaling.data.bins import SplitBins
-from scaling.data.evaluation import EvaluationSplit
+from scaling.data.batches.bins import SplitBins
+from scaling.data.batches.evaluation import EvaluationSplit
 from scaling.training.metrics import (
     Classified,
     Detail,

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scaling.data.batches import Access, TrainingBatches, training_batches
-from scaling.data.dataset import DataRules, Standardisation
-from scaling.data.evaluation import EvaluationSplit
-from scaling.data.whitening import fit_whitening
+from scaling.data.batches.evaluation import EvaluationSplit
+from scaling.data.batches.rules import DataRules, Standardisation
+from scaling.data.batches.training import Access, TrainingBatches, training_batches
+from scaling.data.batches.whitening import fit_whitening
 from scaling.model.ladder import Whitening
 from scaling.model.specvit import ModelConfig
 from scaling.training.evaluate import predict, score, score_detail

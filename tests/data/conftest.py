@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from scaling.data.manifest import Manifest
-from scaling.data.shardfile import ERROR, FLUX, column_values
+from scaling.data.shards.manifest import Manifest
+from scaling.data.shards.shardfile import ERROR, FLUX, column_values
 
 
 @pytest.fixture(scope="module")

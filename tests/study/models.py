@@ -8,7 +8,7 @@ import h5py
 import pandas as pd
 
 from scaling.__main__ import main
-from scaling.data.evaluation import evaluation_pin
+from scaling.data.batches.evaluation import evaluation_pin
 from scaling.study.declaration import Cell, Data, DataRules, Sources
 from scaling.study.store import Store, StudyFolder
 from scaling.study.trial import Trial

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from scaling.data.hdf5 import open_spectra
-from scaling.data.manifest import Manifest
+from scaling.data.hdf5.reader import open_spectra
+from scaling.data.shards.manifest import Manifest
 from scaling.model.checkpoint import load_model, model_bytes
 from scaling.model.lightning import read_lightning
 from scaling.study.trained import open_model

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scaling.__main__ import main
-from scaling.data.hdf5 import FLUX
+from scaling.data.hdf5.reader import FLUX
 from scaling.study.inspect import inspect
 from scaling.study.store import Store, StudyFolder
 from tests.study.example import example_row

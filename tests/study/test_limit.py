@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from scaling.data.dataset import DataRules
-from scaling.data.evaluation import evaluation_pin
+from scaling.data.batches.evaluation import evaluation_pin
+from scaling.data.batches.rules import DataRules
 from scaling.study import prepare
 from scaling.study.declaration import Data, Sources
 from scaling.study.prepare import keep_limit

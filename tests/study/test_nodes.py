@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling.data.manifest import Manifest
+from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
 from scaling.study.declaration import Data, DataRules, Placement, Sources
 from scaling.study.nodes import Node, check_placements, choose_access, survey

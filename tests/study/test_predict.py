@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from scaling.data.hdf5 import open_spectra
+from scaling.data.hdf5.reader import open_spectra
 from scaling.study import predict
 from tests.study.models import RULES, mistake, own_spectra, predicted, run, trained
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from analysis.trials import best_trials, error_sem, points_from_cells
-from scaling.data.evaluation import evaluation_pin
+from scaling.data.batches.evaluation import evaluation_pin
 from scaling.errors import UserError
 from scaling.model.checkpoint import load_model
 from scaling.study.declaration import Budget, Cell, Data, DataRules, Ladder, Simulation, Whitening

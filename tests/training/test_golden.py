@@ -12,8 +12,8 @@ import torch
 
 from experiments.bosz_1m import STUDY as BOSZ_1M
 from experiments.demo import STUDY as DEMO
-from scaling.data.batches import training_batches
-from scaling.data.dataset import DataRules
+from scaling.data.batches.rules import DataRules
+from scaling.data.batches.training import training_batches
 from scaling.model.ladder import Ladder
 from scaling.training.recipe import Budget, Recipe
 from scaling.training.step import Stepper

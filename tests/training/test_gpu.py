@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from scaling.data.dataset import DataRules
+from scaling.data.batches.rules import DataRules
 from scaling.model.ladder import Ladder
 from scaling.training.device import measure
 from scaling.training.loop import Context, Task, _Trainer, train

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from scaling.data.dataset import DataRules
+from scaling.data.batches.rules import DataRules
 from scaling.model.ladder import Ladder, Whitening
 from scaling.training.loop import Context, Task, _Trainer, train
 from scaling.training.recipe import Budget, Recipe

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.data.bins import SplitBins, label_edges, snr_edges
-from scaling.data.manifest import Manifest
-from scaling.data.rows import spectrum_snr
+from scaling.data.batches.bins import SplitBins, label_edges, snr_edges
+from scaling.data.shards.manifest import Manifest
+from scaling.data.spectra import spectrum_snr
 from scaling.training.metrics import binned, class_sums, classified, detail, error_sums, gather_rows, scores
 
 
@@ -101,7 +101,7 @@ def test_one_worker_has_all_rows():
 
 
 def test_signal_to_noise_is_that_of_the_noise_free_flux(shards, cache_root):
-    from scaling.data.cache import map_split
+    from scaling.data.batches.cache import map_split
 
     mapped = map_split(shards, "test", 96, cache_root)
     bins = SplitBins.load(shards, "log_g", "test", cache_root)

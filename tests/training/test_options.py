@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from scaling.data.dataset import DataRules, Standardisation
-from scaling.data.evaluation import EvaluationSplit
-from scaling.data.whitening import fit_whitening
+from scaling.data.batches.evaluation import EvaluationSplit
+from scaling.data.batches.rules import DataRules, Standardisation
+from scaling.data.batches.whitening import fit_whitening
 from scaling.model.ladder import Ladder, Whitening
 from scaling.training.evaluate import predict, score, score_detail
 from scaling.training.loop import Task, _Trainer, train

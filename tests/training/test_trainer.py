@@ -13,14 +13,14 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from scaling.data.dataset import DataRules
+from scaling.data.batches.rules import DataRules
 from scaling.errors import UserError
 from scaling.model.ladder import Ladder
 from scaling.training.device import Device
 from scaling.training.loop import Outcome, Task
 from scaling.training.recipe import Budget, Recipe
 from scaling.training.trainer import Job, _run, run_in_process, run_under_ray_train
-from tests.data.converting import damage
+from tests.data.shards.converting import damage
 
 COLUMNS = ["step", "train_loss", "val_mae_dex", "val_r2", "lr"]
 

@@ -1,0 +1,1 @@
+"""Batches of spectra on the device: node cache, noise, standardisation, evaluation splits."""

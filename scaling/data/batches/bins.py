@@ -1,0 +1,74 @@
+"""The bins that test errors are told by: signal to noise, and the label. The data fix them, so that trials compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+from numpy import ndarray
+
+from scaling.data.batches.cache import map_split
+from scaling.data.batches.rules import READ_ROWS, read_labels
+from scaling.data.shards.manifest import LabelStatistics, Manifest
+from scaling.data.spectra import spectrum_snr
+
+LABEL_BINS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SplitBins:
+    """SNR and label of every spectrum of a split, in row order, and the edges that both are binned by.
+
+    Attributes:
+        snr: As ``scaling.data.spectra.spectrum_snr`` has it: of the noise-free flux, at noise level 1. No model sees it.
+        snr_edges: As ``snr_edges`` gives them.
+        labels: In the label's own unit, exactly as the shards have them.
+        label_edges: As ``label_edges`` gives them.
+    """
+
+    snr: Float64[ndarray, " row"]
+    snr_edges: Float64[ndarray, " snr_edge"]
+    labels: Float64[ndarray, " row"]
+    label_edges: Float64[ndarray, " label_edge"]
+
+    @classmethod
+    def load(cls, shards: Path, label: str, split: str, cache_root: Path) -> SplitBins:
+        """Read a whole split from the node's cache.
+
+        Raises:
+            UserError: The label is not there or not finite, or the cache has no room.
+        """
+        manifest = Manifest.load(shards)
+        mapped = map_split(shards, split, manifest.num_rows(split), cache_root)
+        assert mapped.flux is not None
+        assert mapped.error is not None
+        labels = read_labels(mapped.params([label]), (label,), f"{shards}, {split}")[:, 0]
+        snr = np.empty(len(labels))
+        for start in range(0, len(labels), READ_ROWS):
+            rows = slice(start, start + READ_ROWS)
+            snr[rows] = spectrum_snr(mapped.flux[rows], mapped.error[rows])
+        mapped.close()
+        return cls(
+            snr=snr,
+            snr_edges=snr_edges(manifest.snr, snr),
+            labels=labels,
+            label_edges=label_edges(manifest.labels[label]),
+        )
+
+
+def snr_edges(percentiles: dict[str, float], snr: Float[ndarray, " row"]) -> Float64[ndarray, " edge"]:
+    """Edges of SNR bins: the training split's percentiles, between the least and the greatest SNR of some spectra."""
+    low, high = float(snr.min()), float(snr.max())
+    return np.array([low, *sorted({value for value in percentiles.values() if low < value < high}), high])
+
+
+def label_edges(label: LabelStatistics) -> Float64[ndarray, " edge"]:
+    """Edges of 8 equal bins over the label's range in the training split."""
+    return np.linspace(label.min, label.max, LABEL_BINS + 1)
+
+
+def bin_numbers(values: Float[ndarray, " row"], edges: Float[ndarray, " edge"]) -> Int64[ndarray, " row"]:
+    """The bin of each value, from 0; a value on an edge is in the upper bin, one beyond the outer edges in the outer bin."""
+    return np.searchsorted(edges[1:-1], values, side="right").astype(np.int64)

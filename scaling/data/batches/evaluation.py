@@ -1,0 +1,140 @@
+"""The validation and test spectra with their noise, which is the same for all trials of a study."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scaling.data.batches.cache import MappedSplit, map_split
+from scaling.data.batches.rules import READ_ROWS, DataRules, Standardisation, read_labels
+from scaling.data.seeds import stable_seed
+from scaling.data.shards.manifest import Manifest
+from scaling.data.shards.shardfile import ROW_ID, column_values, row_groups
+from scaling.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EvaluationSplit:
+    """A worker's share of a noisy split: every `world`-th row from row `rank`.
+
+    Attributes:
+        flux: The first draw, standardised, on the device.
+        labels: Normalised, on the device.
+        rules: Whose `eval_draws` says how many draws there are.
+        standardisation: What the flux of further draws is standardised with.
+        mapped: The noise-free spectra, for the further draws; None where there is one only.
+        rank: This worker's number.
+        world: The number of workers.
+    """
+
+    flux: Float[Tensor, "row pixel"]
+    labels: Float[Tensor, "row label"]
+    rules: DataRules
+    standardisation: Standardisation
+    mapped: MappedSplit | None
+    rank: int
+    world: int
+
+    @classmethod
+    def load(
+        cls,
+        shards: Path,
+        rules: DataRules,
+        split: Literal["val", "test"],
+        *,
+        device: torch.device,
+        cache_root: Path,
+        rank: int = 0,
+        world: int = 1,
+        standardisation: Standardisation | None = None,
+    ) -> EvaluationSplit:
+        """Draw the split's noise once, on the CPU in row order from `eval_seed`, as the original study does.
+
+        `standardisation` is that of the shard set's own training split, unless another is given.
+        """
+        used = standardisation or Standardisation.of(shards, rules)
+        mapped = map_split(shards, split, Manifest.load(shards).num_rows(split), cache_root)
+        labels = used.normalise_labels(
+            read_labels(mapped.params(list(rules.labels)), rules.labels, f"{shards}, {split}")
+        )
+        flux = _noisy(mapped, rules, used, rank, world, draw=0)
+        if rules.eval_draws == 1:
+            mapped.close()
+        return cls(
+            flux=flux.to(device),
+            labels=torch.from_numpy(labels[rank::world].copy()).to(device),
+            rules=rules,
+            standardisation=used,
+            mapped=mapped if rules.eval_draws > 1 else None,
+            rank=rank,
+            world=world,
+        )
+
+    def draws(self) -> Iterator[Float[Tensor, "row pixel"]]:
+        """The standardised flux of each noise draw, on the device.
+
+        All but the first are drawn anew each time and given up one after the other, so that memory does not grow with
+        their number. They depend on the seed, the draw and the row alone.
+        """
+        yield self.flux
+        for draw in range(1, self.rules.eval_draws):
+            assert self.mapped is not None
+            flux = _noisy(self.mapped, self.rules, self.standardisation, self.rank, self.world, draw)
+            yield flux.to(self.flux.device)
+
+
+def _noisy(
+    mapped: MappedSplit, rules: DataRules, standardisation: Standardisation, rank: int, world: int, draw: int
+) -> Float[Tensor, "row pixel"]:
+    """A worker's rows of a split under one draw of its noise, standardised. Noise is drawn for all rows, in their order."""
+    assert mapped.flux is not None
+    assert mapped.error is not None
+    total, pixels = mapped.flux.shape
+    offset, scale = (torch.from_numpy(array) for array in (standardisation.flux_offset, standardisation.flux_scale))
+    generator = torch.Generator().manual_seed(
+        stable_seed("evaluation", rules.eval_seed, draw) if draw else rules.eval_seed
+    )
+    flux = torch.empty(len(range(rank, total, world)), pixels)
+    for start in range(0, total, READ_ROWS):
+        stop = min(start + READ_ROWS, total)
+        noise = torch.randn(stop - start, pixels, generator=generator)
+        mine = np.arange(start + (rank - start) % world, stop, world)
+        clean, error = torch.from_numpy(mapped.flux[mine]), torch.from_numpy(mapped.error[mine])
+        noisy = clean.clamp_(min=0.0).addcmul_(noise[mine - start], error, value=rules.noise_level)
+        flux[mine // world] = noisy.sub_(offset).div_(scale)
+    return flux
+
+
+def evaluation_pin(shards: Path, rules: DataRules) -> str:
+    """Hash of the validation and test spectra with their noise: rows compare only where it is equal."""
+    manifest = Manifest.load(shards)
+    parts = [manifest.digest(split, manifest.num_rows(split)) for split in ("val", "test")]
+    parts += [rules.target, str(rules.eval_seed), repr(rules.noise_level)]
+    parts += [f"{rules.eval_draws} draws"] if rules.eval_draws > 1 else []
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def check_labels(manifest: Manifest, rules: DataRules) -> None:
+    """Look whether every spectrum of all splits has the labels that the rules name, before time is spent.
+
+    Raises:
+        UserError: One is unknown, constant, on one side of the boundary, or not finite in some spectrum.
+    """
+    for label in rules.labels:
+        if label in manifest.labels and (missing := manifest.labels[label].nan):
+            raise UserError(
+                f"{manifest.dest}: label {label!r} is NaN in {missing} training spectra; choose another label, or remove them"
+            )
+    Standardisation.of(manifest.dest, rules)
+    for shard in (*manifest.shards("val"), *manifest.shards("test")):
+        for table in row_groups(manifest.dest / shard.file, columns=[ROW_ID, *rules.labels]):
+            first = column_values(table, ROW_ID)[0]
+            read_labels(table.to_pandas(), rules.labels, f"{manifest.dest / shard.file}, rows from {first}")

@@ -1,0 +1,189 @@
+"""How spectra become inputs and targets: the rules, and the statistics they are normalised with."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Float32, Float64
+from numpy import ndarray
+
+from scaling.data.shards.manifest import Manifest
+from scaling.errors import UserError
+
+Noise = Literal["fixed", "fresh"]
+READ_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataRules:
+    """How spectra become inputs and targets; the same for all cells of a study.
+
+    `noise` "fixed" draws one noise realisation a spectrum, as a survey observes each star once; "fresh" draws a new
+    one at every visit, as the original study does. `noise_level` multiplies the 1σ errors. Validation and test noise
+    is drawn once from `eval_seed`. `input_norm` standardises the noisy flux with statistics of the training split:
+    "none" (the original), "global" (one mean, one scale), "mean_spectrum" (each pixel's mean, one scale), "per_pixel".
+    `label_norm` maps the labels to mean 0 and std 1, or to [0, 1].
+
+    `label` is what a study is about: trials are selected and judged by it. `other_labels` are learned beside it, with
+    equal weight in the loss. With a `boundary`, in the label's unit, it is a classification: the model answers whether
+    the label is above, is trained on binary cross-entropy, and is selected and judged by its error rate.
+    With several `eval_draws`, validation and test spectra are scored under so many draws of their noise; the first is the
+    one that is always drawn.
+    """
+
+    label: str = "log_g"
+    other_labels: tuple[str, ...] = ()
+    boundary: float | None = None
+    noise: Noise = "fresh"
+    noise_level: float = 1.0
+    noise_seed: int = 0
+    eval_seed: int = 42
+    eval_draws: int = 1
+    input_norm: Literal["none", "global", "mean_spectrum", "per_pixel"] = "mean_spectrum"
+    label_norm: Literal["standard", "minmax"] = "standard"
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            UserError: naming the field, its value and the remedy.
+        """
+        choices: dict[str, tuple[str, ...]] = {
+            "noise": ("fixed", "fresh"),
+            "input_norm": ("none", "global", "mean_spectrum", "per_pixel"),
+            "label_norm": ("standard", "minmax"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"DataRules.{name} = {getattr(self, name)!r}: must be one of {', '.join(allowed)}")
+        if not self.noise_level >= 0:
+            raise UserError(f"DataRules.noise_level = {self.noise_level}: must be 0 or more")
+        if self.eval_draws < 1 or (self.eval_draws > 1 and self.noise_level == 0):
+            raise UserError(
+                f"DataRules.eval_draws = {self.eval_draws}: must be at least 1, and 1 without noise (noise_level 0)"
+            )
+        if not isinstance(self.other_labels, tuple) or len(set(self.labels)) < len(self.labels):
+            raise UserError(
+                f"DataRules.other_labels = {self.other_labels!r}: give a tuple of labels, none twice nor {self.label!r} again"
+            )
+        if self.boundary is not None:
+            self._check_boundary()
+
+    def _check_boundary(self) -> None:
+        if self.boundary is not None and not math.isfinite(self.boundary):
+            raise UserError(
+                f"DataRules.boundary = {self.boundary}: give a value of {self.label}, such as 2.5 for log_g"
+            )
+        if self.other_labels or self.label_norm != "standard":
+            raise UserError(
+                f"DataRules.boundary = {self.boundary}: a classification has one label and no label_norm; "
+                "drop other_labels and label_norm, or the boundary"
+            )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels in the order of the model's outputs; the first is the study's."""
+        return (self.label, *self.other_labels)
+
+    @property
+    def target(self) -> str:
+        """What is predicted, in words: "log_g", or "log_g > 2.5"."""
+        return self.label if self.boundary is None else f"{self.label} > {self.boundary:g}"
+
+    @property
+    def score(self) -> Literal["mae_dex", "error_rate"]:
+        """What trials are selected and judged by: the row's column after "val_" and "test_"."""
+        return "mae_dex" if self.boundary is None else "error_rate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standardisation:
+    """Statistics of the training split that inputs and labels are normalised with; they travel with the checkpoint.
+
+    Those of the labels are in the labels' own units, in the order of `DataRules.labels`. With a `boundary` labels become
+    1 above it and 0 elsewhere, and offset and scale are not used.
+    """
+
+    flux_offset: Float32[ndarray, " pixel"]
+    flux_scale: Float32[ndarray, " pixel"]
+    label_offset: Float64[ndarray, " label"]
+    label_scale: Float64[ndarray, " label"]
+    label_mean: Float64[ndarray, " label"]
+    label_std: Float64[ndarray, " label"]
+    boundary: float | None = None
+
+    @classmethod
+    def of(cls, shards: Path, rules: DataRules) -> Standardisation:
+        """Read the statistics of a shard set and reduce them as the rules say.
+
+        Raises:
+            UserError: if a label is unknown, constant in the training split, or all on one side of the boundary.
+        """
+        manifest = Manifest.load(shards)
+        for name in rules.labels:
+            if not (std := manifest.label(name).std) > 0:
+                raise UserError(f"{shards}: label {name!r} has std {std} in the training split; nothing to learn")
+        labels = [manifest.labels[name] for name in rules.labels]
+        if rules.boundary is not None and not labels[0].min <= rules.boundary < labels[0].max:
+            raise UserError(
+                f"DataRules.boundary = {rules.boundary:g}: every {rules.label} in {shards} is on one side of it "
+                f"({labels[0].min:g} to {labels[0].max:g}); nothing to learn"
+            )
+        pixels = pd.read_parquet(shards / "statistics.parquet")
+        mean = pixels["flux_mean"].to_numpy(np.float64)
+        variance = pixels["flux_std"].to_numpy(np.float64) ** 2
+        variance += (rules.noise_level * pixels["error_rms"].to_numpy(np.float64)) ** 2
+        if rules.input_norm == "none":
+            offset, scale = np.zeros_like(mean), np.ones_like(mean)
+        elif rules.input_norm == "global":
+            offset = np.full_like(mean, mean.mean())
+            scale = np.full_like(mean, math.sqrt(float(np.mean(variance + (mean - mean.mean()) ** 2))))
+        elif rules.input_norm == "mean_spectrum":
+            offset, scale = mean, np.full_like(mean, math.sqrt(float(variance.mean())))
+        else:
+            offset, scale = mean, np.sqrt(variance)
+        minmax = rules.label_norm == "minmax"
+        return cls(
+            flux_offset=offset.astype(np.float32),
+            flux_scale=scale.astype(np.float32),
+            label_offset=np.array([label.min if minmax else label.mean for label in labels]),
+            label_scale=np.array([label.max - label.min if minmax else label.std for label in labels]),
+            label_mean=np.array([label.mean for label in labels]),
+            label_std=np.array([label.std for label in labels]),
+            boundary=rules.boundary,
+        )
+
+    def digest(self) -> str:
+        """A short hash of the statistics; they are those of the whole training split, not of a cell's prefix."""
+        labels = np.stack([self.label_offset, self.label_scale, self.label_mean, self.label_std], axis=1)
+        content = self.flux_offset.tobytes() + self.flux_scale.tobytes() + labels.tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
+
+    def normalise_labels(self, labels: Float[ndarray, "row label"]) -> Float32[ndarray, "row label"]:
+        """Labels in their own units to those of the loss; to 0 and 1 with a boundary."""
+        if self.boundary is not None:
+            return (labels > self.boundary).astype(np.float32)
+        return ((labels - self.label_offset) / self.label_scale).astype(np.float32)
+
+
+def read_labels(params: pd.DataFrame, labels: tuple[str, ...], where: str) -> Float64[ndarray, "row label"]:
+    """Some label columns, in the labels' own units.
+
+    Raises:
+        UserError: if one is missing or not finite, naming the first offending row.
+    """
+    for label in labels:
+        if label not in params:
+            raise UserError(f"{where}: no label {label!r}")
+        bad = np.flatnonzero(~np.isfinite(params[label].to_numpy(np.float64)))
+        if len(bad):
+            raise UserError(
+                f"{where}: label {label!r} is not finite in {len(bad)} rows, first in row {bad[0]}; remove them"
+            )
+    return params[list(labels)].to_numpy(np.float64)

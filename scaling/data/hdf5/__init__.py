@@ -1,0 +1,1 @@
+"""Files of spectra in the PFS/BOSZ layout: read, written, described."""

@@ -1,0 +1,293 @@
+"""What is in HDF5 files of spectra, and what is wrong with them: each by itself, and together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from scaling.data.hdf5.columns import HEADER, ColumnSummary, column_problems, summarise_column
+from scaling.data.hdf5.leaks import Leak, find_leaks
+from scaling.data.hdf5.reader import ERROR, FLUX, MASK, WAVE_TOLERANCE, SpectraFile, open_spectra
+from scaling.data.spectra import SNR_DEFINITION, bad_rows, snr_percentiles, spectrum_snr
+from scaling.errors import UserError
+
+RUNS = 16
+"""Runs of rows that a large file is sampled in: rows that were never written come in runs too."""
+ARRAYS = "dataset/arrays"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a file of spectra holds; of one that cannot be opened as such, only the path and why.
+
+    Attributes:
+        path: The file.
+        rows: Number of spectra.
+        pixels: Pixels of each.
+        wave_range: First and last pixel centre, vacuum Å.
+        arrays: Each array's type, shape and storage.
+        chunk_rows: Rows stored together on disk, 1 where contiguous.
+        columns: The parameter table.
+        checked_rows: Rows whose flux, error and mask were read, for all that follows.
+        snr: Percentile → signal to noise.
+        snr_definition: What is meant by signal to noise.
+        snr_column_median: Median of the parameter table's own ``snr``, over all rows.
+        masked_pixels: Pixels whose mask is not 0; None without a mask.
+        masked_rows: Rows with such a pixel.
+        filled_edges: First or last pixels with a NaN error, which reading fills from the neighbour.
+        problems: What would stop a conversion or spoil a study, one sentence each.
+    """
+
+    path: str
+    rows: int = 0
+    pixels: int = 0
+    wave_range: tuple[float, float] | None = None
+    arrays: dict[str, str]
+    chunk_rows: int = 0
+    columns: list[ColumnSummary]
+    checked_rows: int = 0
+    snr: dict[str, float]
+    snr_definition: str = SNR_DEFINITION
+    snr_column_median: float | None = None
+    masked_pixels: int | None = None
+    masked_rows: int | None = None
+    filled_edges: int = 0
+    problems: list[str]
+
+    def to_text(self) -> str:
+        """The description as plain text."""
+        lines = [self.path]
+        if self.wave_range:
+            low, high = self.wave_range
+            lines.append(f"  {self.rows} spectra of {self.pixels} pixels, {low:.2f} to {high:.2f} Å (vacuum)")
+        lines += [f"  {name}: {text}" for name, text in self.arrays.items()]
+        if self.wave_range:
+            lines += [*self._sampled(), HEADER, *(column.to_text() for column in self.columns)]
+        lines += [f"  PROBLEM: {problem}" for problem in self.problems] or ["  no problems found"]
+        return "\n".join(lines)
+
+    def _sampled(self) -> list[str]:
+        """What was found by reading spectra."""
+        own = "" if self.snr_column_median is None else f"; median of the column snr: {self.snr_column_median:.3g}"
+        masked = f"{self.masked_pixels} in {self.masked_rows} spectra" if self.masked_pixels is not None else "no mask"
+        return [
+            f"  read: {self.checked_rows} of {self.rows} spectra; of these:",
+            f"  SNR ({self.snr_definition}): {format_percentiles(self.snr)}{own}",
+            f"  bad pixels (mask not 0): {masked}",
+            f"  NaN errors in the first or last pixel: {self.filled_edges} (filled from the neighbour)",
+        ]
+
+
+def format_percentiles(percentiles: dict[str, float]) -> str:
+    """Percentiles in one line, such as ``5 %: 3.7, 50 %: 8.2``."""
+    return ", ".join(f"{name} %: {value:.3g}" for name, value in percentiles.items()) or "unknown"
+
+
+def describe(path: Path, max_rows: int = 4096) -> Description:
+    """Describe a file of spectra.
+
+    Args:
+        path: The file.
+        max_rows: Spectra to read at most; of a larger file, 16 evenly spaced runs, the last rows among them.
+
+    Raises:
+        UserError: It is not meant as a file of spectra. One that is, but is damaged, is described by its problem.
+    """
+    try:
+        spectra = open_spectra(path)
+    except UserError as error:
+        arrays = _arrays_of_damaged(path)
+        if arrays is None:
+            raise
+        return Description(path=str(path), arrays=arrays, columns=[], snr={}, problems=[str(error)])
+    with spectra:
+        sample = _Sample(spectra, max_rows)
+        problems = [*_storage_problems(spectra), *sample.problems()]
+        columns, snr_column = [], None
+        try:
+            for name, column in spectra.params.items():
+                columns.append(summarise_column(str(name), column))
+                problems += column_problems(str(name), column)
+                if name == "snr" and columns[-1].min is not None:
+                    snr_column = float(column.median())
+        except UserError as error:
+            problems.append(str(error))
+        return Description(
+            path=str(path),
+            rows=spectra.num_rows,
+            pixels=spectra.num_pixels,
+            wave_range=(float(spectra.wave[0]), float(spectra.wave[-1])),
+            arrays=_arrays(spectra.file),
+            chunk_rows=spectra.chunk_rows,
+            columns=columns,
+            checked_rows=sample.rows,
+            snr=snr_percentiles(np.concatenate(sample.snr)) if sum(map(len, sample.snr)) else {},
+            snr_column_median=snr_column,
+            masked_pixels=sample.masked_pixels if MASK in spectra.file else None,
+            masked_rows=sample.masked_rows if MASK in spectra.file else None,
+            filled_edges=spectra.filled_edges,
+            problems=problems,
+        )
+
+
+class _Sample:
+    """What reading some of a file's spectra shows."""
+
+    def __init__(self, spectra: SpectraFile, max_rows: int) -> None:
+        self.rows = self.masked_pixels = self.masked_rows = 0
+        self.snr: list[np.ndarray] = []
+        self._spectra = spectra
+        self._unreadable: list[str] = []
+        self._bad: dict[str, list[int]] = defaultdict(list)
+        for start, stop in _sample_ranges(spectra.num_rows, max_rows):
+            try:
+                self._add(start, stop)
+            except UserError as error:
+                self._unreadable.append(str(error))
+
+    def _add(self, start: int, stop: int) -> None:
+        flux, error = self._spectra.read(start, stop)
+        self.rows += len(flux)
+        for kind, bad in bad_rows(flux, error).items():
+            self._bad[kind] += (start + np.flatnonzero(bad)).tolist()
+        usable = np.isfinite(flux).all(axis=1) & (error > 0).all(axis=1)
+        self.snr.append(spectrum_snr(flux[usable], error[usable]))
+        mask = self._spectra.file.get(MASK)
+        if mask is not None and mask.shape == (self._spectra.num_rows, self._spectra.num_pixels):
+            masked = (mask[start:stop] != 0).sum(axis=1)
+            self.masked_pixels += int(masked.sum())
+            self.masked_rows += int((masked > 0).sum())
+
+    def problems(self) -> list[str]:
+        """What is wrong, one sentence a kind, with the first such row and their number."""
+        return self._unreadable + [
+            f"{kind} in row {rows[0]}, {len(rows)} such of {self.rows} read" for kind, rows in self._bad.items() if rows
+        ]
+
+
+def _sample_ranges(rows: int, max_rows: int) -> list[tuple[int, int]]:
+    """All rows, or evenly spaced runs from the first row to the last."""
+    length = max(max_rows // RUNS, 1)
+    if rows <= max_rows:
+        return [(start, min(start + length, rows)) for start in range(0, rows, length)]
+    return [(int(start), int(start) + length) for start in np.linspace(0, rows - length, RUNS)]
+
+
+def _arrays(file: h5py.File) -> dict[str, str]:
+    """The arrays of a file with their type, shape and storage, in words."""
+    groups = file.get(ARRAYS, {})
+    found = {
+        name: group["value"] for name, group in groups.items() if isinstance(group, h5py.Group) and "value" in group
+    }
+    return {
+        name: f"{array.dtype} {array.shape}, {f'chunks {array.chunks}' if array.chunks else 'contiguous'}"
+        + (f", {array.compression}" if array.compression else "")
+        for name, array in found.items()
+    }
+
+
+def _arrays_of_damaged(path: Path) -> dict[str, str] | None:
+    """The arrays of what was meant as a file of spectra and cannot be used as one; None where it was not meant so."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as raw:
+        if raw.read(8) != b"\x89HDF\r\n\x1a\n":
+            return None
+    try:
+        with h5py.File(path, "r") as file:
+            return _arrays(file) if ARRAYS in file else None
+    except (OSError, RuntimeError, KeyError):
+        return {}
+
+
+def _storage_problems(spectra: SpectraFile) -> list[str]:
+    """Arrays of other lengths, and flux or error that was never stored; found without reading them.
+
+    A mask that was never stored is normal: it reads as 0, good.
+    """
+    shape = (spectra.num_rows, spectra.num_pixels)
+    problems = []
+    for name, group in spectra.file[ARRAYS].items():
+        array = group.get("value") if isinstance(group, h5py.Group) else None
+        if isinstance(array, h5py.Dataset) and array.shape[:1] != shape[:1]:
+            problems.append(f"array {name} has the shape {array.shape}, flux {shape}: expected {shape[0]} rows")
+    for name in (FLUX, ERROR):
+        if rows := _rows_never_stored(spectra.file[name]):
+            what = f"{sum(stop - start for start, stop in rows)} of {shape[0]} rows"
+            problems.append(f"{name} was never written in {what}, first in rows {rows[0][0]} to {rows[0][1] - 1}")
+    return problems
+
+
+def _rows_never_stored(array: h5py.Dataset) -> list[tuple[int, int]]:
+    """Ranges of rows for which a file holds no bytes."""
+    rows = len(array)
+    if array.chunks is None:
+        return [] if array.id.get_storage_size() else [(0, rows)]
+    across = -(-array.shape[1] // array.chunks[1])
+    if array.id.get_num_chunks() == across * -(-rows // array.chunks[0]):
+        return []
+    stored: dict[int, int] = defaultdict(int)
+
+    def count(chunk: h5py.h5d.StoreInfo) -> None:
+        stored[chunk.chunk_offset[0]] += 1
+
+    array.id.chunk_iter(count)
+    starts = range(0, rows, array.chunks[0])
+    return [(start, min(start + array.chunks[0], rows)) for start in starts if stored[start] < across]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetDescription:
+    """Several files of spectra, such as the splits of one set.
+
+    Attributes:
+        files: Each by itself.
+        leaks: Spectra that are in two splits.
+        across: What is wrong only when the files are seen together, the leaks among it.
+    """
+
+    files: list[Description]
+    leaks: list[Leak]
+    across: list[str]
+
+    @property
+    def problems(self) -> list[str]:
+        """All problems; those of one file with its path."""
+        own = [f"{file.path}: {problem}" for file in self.files for problem in file.problems]
+        return own + self.across
+
+    def to_text(self) -> str:
+        """The description as plain text."""
+        together = [f"{len(self.files)} files together: {sum(file.rows for file in self.files)} spectra"]
+        together += [f"  PROBLEM: {problem}" for problem in self.across] or ["  no further problems found"]
+        return "\n".join([*(file.to_text() for file in self.files), *together])
+
+
+def describe_set(paths: Iterable[Path], max_rows: int = 4096) -> SetDescription:
+    """Describe several files of spectra, and what shows only across them: other grids, other columns, leaks.
+
+    Raises:
+        UserError: One is not meant as a file of spectra.
+    """
+    files = [describe(path, max_rows) for path in paths]
+    usable = [file for file in files if file.wave_range and file.columns]
+    leaks = find_leaks([Path(file.path) for file in usable])
+    across = [*_differences(usable), *(leak.to_text() for leak in leaks if leak.spectra)]
+    return SetDescription(files=files, leaks=leaks, across=across)
+
+
+def _differences(files: list[Description]) -> list[str]:
+    """Grids and parameter columns that are not those of the first file."""
+    problems = []
+    for first, other in zip(files[:1] * len(files), files[1:], strict=False):
+        with open_spectra(Path(first.path)) as one, open_spectra(Path(other.path)) as two:
+            if one.wave.shape != two.wave.shape or np.abs(one.wave - two.wave).max() > WAVE_TOLERANCE:
+                problems.append(f"{first.path} and {other.path} have different wavelength grids")
+        if odd := {column.name for column in first.columns} ^ {column.name for column in other.columns}:
+            problems.append(f"{first.path} and {other.path}: only one has the columns {', '.join(sorted(odd))}")
+    return problems

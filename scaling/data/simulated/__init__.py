@@ -1,0 +1,1 @@
+"""Simulated spectra: emulator, rows, files, and their information limit."""

@@ -1,0 +1,267 @@
+"""How well labels can be known from spectra at all: Fisher information and the Cramér–Rao limit.
+
+Only where the generator of the spectra is known: those that this package simulates. For independent Gaussian pixel errors
+the information on labels θ is F_ij = Σ_p (∂f_p/∂θ_i)(∂f_p/∂θ_j)/σ_p² (Kay 1993, Fundamentals of Statistical Signal
+Processing: Estimation Theory, eq. 3.31), and no unbiased estimator of θ_i has a variance below (F⁻¹)_ii (eq. 3.20).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Float64
+from numpy import ndarray
+
+from scaling.data.batches.bins import bin_numbers, snr_edges
+from scaling.data.hdf5.reader import open_spectra
+from scaling.data.shards.manifest import Manifest
+from scaling.data.shards.shardfile import ERROR, FLUX, column_values, row_groups
+from scaling.data.simulated.emulator import emulate_flux
+from scaling.data.simulated.rows import FULL_PIXELS, LABEL_HIGH, LABEL_LOW, LABELS
+from scaling.data.spectra import SNR_DEFINITION, check_rows, snr_percentiles, spectrum_snr
+from scaling.errors import UserError
+
+FREE_LABELS = LABELS[:3]
+"""What the simulated flux depends on: T_eff, log g and [M/H]. All are unknown to whoever estimates one of them."""
+LOW, SPAN = LABEL_LOW[:3], LABEL_HIGH[:3] - LABEL_LOW[:3]
+ASSUMES = (
+    "Independent Gaussian pixel errors of known size; T_eff, log g and [M/H] all unknown, nothing else. The prior of each "
+    "label counts as a Gaussian with the variance of its uniform range, range²/12. Labels lie anywhere in their ranges: an "
+    "estimator that knew that most simulated labels lie on a grid could do better once sigma is below the grid's step."
+)
+FLUX_TOLERANCE = 1e-6
+"""What rounding to float32 may change; other generators differ by more than 1e-3."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InformationLimit:
+    """The smallest errors that the spectra of a test split allow, averaged over them. Units are those of the label.
+
+    Attributes:
+        label: What is estimated, with all other labels marginalised.
+        noise_level: What multiplies the spectra's errors.
+        rows: Spectra averaged over.
+        num_rows: Spectra there are.
+        guess_mae_dex: MAE of always answering the middle of the label's range.
+        mae_dex: Mean over spectra of sigma·sqrt(2/π), the MAE of an optimal estimator with Gaussian errors. Sigma takes
+            the labels' ranges into account.
+        mae_without_prior_dex: The same of the plain Cramér–Rao limit. Where the noise is large it exceeds the guess.
+        rmse_dex: Root mean square of sigma.
+        r2: 1 − mean sigma²/variance of the label.
+        by_snr: {low, high, count, snr, mae_dex, mae_without_prior_dex, rmse_dex} of each bin of SNR; ``snr`` is the median.
+        snr_definition: What is meant by SNR.
+        prior: The range of each label.
+        assumes: The assumptions, in words.
+    """
+
+    label: str
+    noise_level: float
+    rows: int
+    num_rows: int
+    guess_mae_dex: float
+    mae_dex: float
+    mae_without_prior_dex: float
+    rmse_dex: float
+    r2: float
+    by_snr: list[dict[str, float]]
+    snr_definition: str
+    prior: dict[str, list[float]]
+    assumes: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, as `analysis.snr.read_limit` reads them."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """The limit as a table."""
+        lines = [
+            f"information limit of {self.label}, {self.rows:,} of {self.num_rows:,} spectra at noise level {self.noise_level:g}",
+            f"{'SNR':>17}{'spectra':>9}{'MAE':>10}{'no prior':>10}",
+        ]
+        for line in self.by_snr:
+            span = f"{line['low']:.4g} to {line['high']:.4g}"
+            values = f"{line['mae_dex']:>10.4g}{line['mae_without_prior_dex']:>10.4g}"
+            lines.append(f"{span:>17}{line['count']:>9,}{values}")
+        lines.append(f"{'all':>17}{self.rows:>9,}{self.mae_dex:>10.4g}{self.mae_without_prior_dex:>10.4g}")
+        lines.append(f"R² {self.r2:.4f}; always answering the middle: MAE {self.guess_mae_dex:.4g}")
+        return "\n".join([*lines, ASSUMES])
+
+
+def flux_derivatives(
+    labels: Float[ndarray, "row label"], pixels: int, step: float = 0.02
+) -> Float64[ndarray, "row label pixel"]:
+    """Derivatives of the simulated flux by each label, in units of the label's range.
+
+    Central differences of fourth order, whose error is the fifth derivative's: none, as the emulator is a cubic polynomial.
+    So any step gives the same result to rounding, which the tests check.
+
+    Args:
+        labels: T_eff in K, log g in dex, [M/H] in dex, (rows, 3).
+        pixels: 4096, or fewer for means of neighbouring pixels.
+        step: Of the differences, in units of each label's range.
+    """
+    derivatives = []
+    for direction in np.diag(step * SPAN):
+        near, far = (
+            _flux(labels + times * direction, pixels) - _flux(labels - times * direction, pixels) for times in (1, 2)
+        )
+        derivatives.append((8 * near - far) / (12 * step))
+    return np.stack(derivatives, axis=1)
+
+
+def fisher_information(
+    derivatives: Float64[ndarray, "row label pixel"], sigma: Float[ndarray, "row pixel"]
+) -> Float64[ndarray, "row label label"]:
+    """Σ_p (∂f_p/∂θ_i)(∂f_p/∂θ_j)/σ_p² of each spectrum.
+
+    The size of the errors tells nothing here, although it depends on the flux and so on the labels: with it, sigma of
+    log g would be smaller by less than 1e-4 of itself.
+
+    Args:
+        derivatives: Of the flux by each label.
+        sigma: One standard deviation of each pixel's error.
+    """
+    weighted = derivatives / sigma[:, None, :].astype(np.float64)
+    return weighted @ weighted.transpose(0, 2, 1)
+
+
+def cramer_rao(
+    fisher: Float64[ndarray, "row label label"], prior_variance: float = np.inf
+) -> Float64[ndarray, "row label"]:
+    """The least standard deviation of each label with the others marginalised: the root of (F + 1/prior)⁻¹'s diagonal.
+
+    With a Gaussian prior this is the van Trees bound (van Trees 1968, Detection, Estimation, and Modulation Theory I,
+    § 2.4.3), and the error of the best estimator where the flux is linear in the labels over one sigma. A uniform prior of
+    the same variance is not Gaussian: for one label, the best estimator's MAE is then 0.94 to 1.09 times sigma·sqrt(2/π).
+
+    Args:
+        fisher: In units in which all labels have the same prior variance.
+        prior_variance: Of every label; infinite for the plain Cramér–Rao limit.
+    """
+    information = fisher + np.eye(fisher.shape[-1]) / prior_variance
+    return np.sqrt(np.diagonal(np.linalg.inv(information), axis1=1, axis2=2))
+
+
+def information_limit(
+    path: Path, *, label: str = "log_g", rows: int = 4096, noise_level: float = 1.0
+) -> InformationLimit:
+    """The limit of the first test spectra of a shard set, or of the first spectra of an HDF5 file.
+
+    Clipping at zero changes nothing, as the simulated flux is positive. One fixed draw of the noise is one draw from the
+    errors that the limit averages over: a test set's error scatters about it as its standard error says.
+
+    Args:
+        path: A shard set's folder, or a file.
+        label: T_eff, log_g or M_H.
+        rows: Spectra to average over, at most.
+        noise_level: Multiplies the spectra's errors, as `DataRules.noise_level` does.
+
+    Raises:
+        UserError: The spectra were not simulated by this package, or an argument is out of range.
+    """
+    if label not in FREE_LABELS:
+        raise UserError(
+            f"label {label!r}: simulated spectra depend on {', '.join(FREE_LABELS)} only: name one of these"
+        )
+    if rows < 1 or not noise_level > 0:
+        raise UserError(f"{rows} rows at noise level {noise_level:g}: give 1 row or more and a noise level above 0")
+    which = FREE_LABELS.index(label)
+    plain, bounded, snr, truth = [], [], [], []
+    for flux, error, labels in _simulated_spectra(path, rows):
+        fisher = fisher_information(flux_derivatives(labels, flux.shape[1]), noise_level * error)
+        plain.append(SPAN[which] * cramer_rao(fisher)[:, which])
+        bounded.append(SPAN[which] * cramer_rao(fisher, 1 / 12)[:, which])
+        snr.append(spectrum_snr(flux, error).astype(np.float64))
+        truth.append(labels[:, which])
+    sigma = pd.DataFrame({"plain": np.concatenate(plain), "bounded": np.concatenate(bounded)})
+    sigma["snr"], answers = np.concatenate(snr), np.concatenate(truth)
+    percentiles, num_rows = _about(path, sigma["snr"].to_numpy())
+    edges = snr_edges(percentiles, sigma["snr"].to_numpy())
+    groups = sigma.groupby(bin_numbers(sigma["snr"].to_numpy(), edges))
+    return InformationLimit(
+        label=label,
+        noise_level=noise_level,
+        rows=len(sigma),
+        num_rows=num_rows,
+        guess_mae_dex=float(np.abs(answers - LOW[which] - SPAN[which] / 2).mean()),
+        **_errors(sigma),
+        r2=float(1 - (sigma["bounded"] ** 2).mean() / answers.var()),
+        by_snr=[
+            {
+                "low": float(edges[k]),
+                "high": float(edges[k + 1]),
+                "count": len(some),
+                "snr": float(some["snr"].median()),
+            }
+            | _errors(some)
+            for k, some in groups
+        ],
+        snr_definition=SNR_DEFINITION,
+        prior={name: [float(LOW[k]), float(LOW[k] + SPAN[k])] for k, name in enumerate(FREE_LABELS)},
+        assumes=ASSUMES,
+    )
+
+
+def _errors(sigma: pd.DataFrame) -> dict[str, float]:
+    """Expected errors of optimal estimators: the mean |x| of a Gaussian is sigma·sqrt(2/π)."""
+    return {
+        "mae_dex": float(np.sqrt(2 / np.pi) * sigma["bounded"].mean()),
+        "mae_without_prior_dex": float(np.sqrt(2 / np.pi) * sigma["plain"].mean()),
+        "rmse_dex": float(np.sqrt((sigma["bounded"] ** 2).mean())),
+    }
+
+
+def _flux(labels: Float[ndarray, "row label"], pixels: int) -> Float64[ndarray, "row pixel"]:
+    return emulate_flux(labels).reshape(len(labels), pixels, FULL_PIXELS // pixels).mean(axis=2)
+
+
+def _about(path: Path, snr: Float64[ndarray, " row"]) -> tuple[dict[str, float], int]:
+    """The SNR percentiles that a study's bins have, and the number of spectra."""
+    if path.is_file():
+        with open_spectra(path) as spectra:
+            return snr_percentiles(snr), spectra.num_rows
+    manifest = Manifest.load(path)
+    return manifest.snr, manifest.num_rows("test")
+
+
+def _simulated_spectra(path: Path, rows: int) -> Iterator[tuple[ndarray, ndarray, ndarray]]:
+    """Flux, error and free labels of the first spectra, in pieces, each compared with what the emulator gives.
+
+    Raises:
+        UserError: They differ.
+    """
+    for flux, error, params in _spectra(path, rows):
+        known = set(FREE_LABELS) <= set(params) and FULL_PIXELS % flux.shape[1] == 0
+        labels = params[list(FREE_LABELS)].to_numpy(np.float64) if known else np.empty(0)
+        if not known or not np.abs(_flux(labels, flux.shape[1]) - flux).max() < FLUX_TOLERANCE:
+            raise UserError(
+                f"{path}: not simulated by this package, so how its spectra change with their labels is unknown: "
+                "give a shard set or HDF5 file that was made from `scaling simulate`"
+            )
+        check_rows(flux, error, path)
+        yield flux, error, labels
+
+
+def _spectra(path: Path, rows: int) -> Iterator[tuple[ndarray, ndarray, pd.DataFrame]]:
+    """Flux, error and parameters of the first spectra, in pieces."""
+    if path.is_file():
+        with open_spectra(path) as spectra:
+            stop = min(rows, spectra.num_rows)
+            params = spectra.read_params(0, stop)
+            for first, flux, error in spectra.pieces(0, stop):
+                yield flux, error, params.iloc[first : first + len(flux)]
+        return
+    manifest = Manifest.load(path)
+    left = min(rows, manifest.num_rows("test"))
+    for shard in manifest.leading_shards("test", left):
+        for table in row_groups(manifest.dest / shard.file):
+            piece = table.slice(0, left)
+            if len(piece):
+                params = piece.drop_columns([FLUX, ERROR]).to_pandas()
+                yield column_values(piece, FLUX), column_values(piece, ERROR), params
+            left -= len(piece)

@@ -1,0 +1,193 @@
+"""Simulated PFS spectra, drawn (`simulate` writes them to files).
+
+Labels are drawn as the real set's generator draws them; ``scaling.data.simulated.emulator`` gives flux and error. A spectrum is a
+function of (seed, split, row) alone: rows are drawn in fixed blocks, each from its own counter-based random stream, so
+that chunks, workers and the number of files cannot change it.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from numpy import ndarray
+
+from scaling.data.simulated.emulator import emulate_flux, load_emulator, noise_error
+from scaling.data.spectra import spectrum_snr
+from scaling.errors import UserError
+
+SPLITS = ("train", "val", "test")
+FULL_PIXELS = 4096
+BLOCK_ROWS = 64
+"""Rows drawn together: part of what a seed means, so changing it changes every spectrum."""
+
+LABELS = ("T_eff", "log_g", "M_H", "C_M", "a_M")
+LABEL_LOW = np.array([3750.0, 1.0, -2.5, -0.75, -0.25])
+LABEL_HIGH = np.array([6000.0, 5.0, 0.5, 0.5, 0.5])
+LABEL_STEP = np.array([250.0, 0.5, 0.25, 0.25, 0.25])
+
+COLUMNS = (
+    *("id", "redshift", "redshift_err", "exp_count", "exp_time", "seeing", "ext"),
+    *("target_zenith_angle", "target_field_angle", "moon_zenith_angle", "moon_target_angle", "moon_phase"),
+    *("snr", "mag", "fiberid", "cont_fit", "random_seed"),
+    *("Fe_H", "Fe_H_err", "M_H", "M_H_err", "a_M", "a_M_err", "C_M", "C_M_err", "O_M", "O_M_err"),
+    *("T_eff", "T_eff_err", "log_g", "log_g_err", "N_He", "v_turb", "L_H", "interp_param"),
+)
+"""The parameter table's columns, in the order of a real file."""
+
+CONSTANTS: dict[str, float] = {
+    **dict.fromkeys(("redshift", "redshift_err", "target_zenith_angle", "target_field_angle"), 0.0),
+    **dict.fromkeys(("moon_zenith_angle", "moon_target_angle", "moon_phase"), 0.0),
+    "exp_count": 12,
+    "exp_time": 900.0,
+    "seeing": 1.0,
+}
+"""Columns that hold one value; a column that is neither here nor simulated is all NaN, as in a real file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """A set of simulated spectra: how many, how bright, on which grid.
+
+    Attributes:
+        train: Spectra of the training split; likewise ``val`` and ``test``.
+        val: Spectra of the validation split.
+        test: Spectra of the test split.
+        seed: What every random number is derived from, in [0, 2^63).
+        pixels: 4096, or 2048 or 1024 for means of 2 or 4 neighbouring pixels.
+        mag_range: Faintness, uniform between the two i-band magnitudes (bright limit first).
+        train_files: Files that the training split is spread over.
+
+    Raises:
+        UserError: A field is out of range.
+    """
+
+    train: int = 32768
+    val: int = 2048
+    test: int = 8192
+    seed: int = 0
+    pixels: int = FULL_PIXELS
+    mag_range: tuple[float, float] = (20.5, 22.5)
+    train_files: int = 1
+
+    def __post_init__(self) -> None:
+        for split in SPLITS:
+            if self.rows(split) < 1:
+                raise UserError(f"Simulation.{split} is {self.rows(split)}: give at least 1 spectrum")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"Simulation.seed is {self.seed}: give an integer from 0 to 2^63 - 1")
+        if self.pixels not in (4096, 2048, 1024):
+            raise UserError(f"Simulation.pixels is {self.pixels}: give 4096, 2048 or 1024")
+        if not (
+            len(self.mag_range) == 2 and np.isfinite(self.mag_range).all() and self.mag_range[0] <= self.mag_range[1]
+        ):
+            raise UserError(
+                f"Simulation.mag_range is {self.mag_range}: give two magnitudes, the smaller (brighter) first"
+            )
+        if not 1 <= self.train_files <= self.train:
+            raise UserError(
+                f"Simulation.train_files is {self.train_files}: give 1 to {self.train}, the training spectra"
+            )
+
+    def rows(self, split: str) -> int:
+        """The number of spectra in ``split``."""
+        return {"train": self.train, "val": self.val, "test": self.test}[split]
+
+    def files(self, split: str) -> list[tuple[str, int, int]]:
+        """The files of ``split``: folder name, first row, row after the last."""
+        if split != "train":
+            return [(split, 0, self.rows(split))]
+        edges = [self.train * part // self.train_files for part in range(self.train_files + 1)]
+        return [(f"train_{part}", edges[part], edges[part + 1]) for part in range(self.train_files)]
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedRows:
+    """Consecutive simulated spectra.
+
+    Attributes:
+        flux: Noise-free flux, (rows, pixels) float64, median 0.5.
+        error: One standard deviation of each pixel's noise, (rows, pixels) float64.
+        params: The 35 columns of a real file's parameter table. ``snr`` is the 95th percentile of flux / error over the
+            pixels as written, that is after binning.
+    """
+
+    flux: Float[ndarray, "row pixel"]
+    error: Float[ndarray, "row pixel"]
+    params: pd.DataFrame
+
+
+def _draw_labels(rng: np.random.Generator) -> tuple[Float[ndarray, "row label"], ndarray]:
+    """Uniform labels of one block, all but one axis of each row snapped to the grid; and which axis that is."""
+    labels = rng.uniform(LABEL_LOW, LABEL_HIGH, size=(BLOCK_ROWS, len(LABELS)))
+    free_axis = rng.integers(len(LABELS), size=BLOCK_ROWS)
+    snapped = np.round(labels / LABEL_STEP) * LABEL_STEP + 0.0  # + 0.0 turns a negative zero positive
+    is_free = np.arange(len(LABELS)) == free_axis[:, None]
+    return np.where(is_free, labels, snapped), free_axis
+
+
+def _sum_pixels(values: Float[ndarray, "row pixel"], factor: int) -> Float[ndarray, "row bin"]:
+    """Sums of ``factor`` neighbouring pixels (strided sums: a reduction over so short an axis is slow)."""
+    return functools.reduce(np.add, (values[:, offset::factor] for offset in range(factor)))
+
+
+def _simulate_block(
+    simulation: Simulation, split: str, block: int
+) -> tuple[Float[ndarray, "row pixel"], Float[ndarray, "row pixel"], dict[str, ndarray]]:
+    """Flux, error and simulated parameters of one block, always whole: a product's rounding may depend on its shape."""
+    stream = SPLITS.index(split) << 56 | block
+    rng = np.random.Generator(np.random.Philox(key=np.array([simulation.seed, stream], dtype=np.uint64)))
+    labels, free_axis = _draw_labels(rng)
+    mag = rng.uniform(*simulation.mag_range, size=BLOCK_ROWS)
+    brightness = 10.0 ** (-0.4 * (mag - 21.5)) * np.exp(0.1 * rng.standard_normal(BLOCK_ROWS))
+
+    flux = emulate_flux(labels[:, :3])
+    error = noise_error(flux, brightness, load_emulator().sky)
+    if (factor := FULL_PIXELS // simulation.pixels) > 1:
+        flux = _sum_pixels(flux, factor) / factor
+        error = np.sqrt(_sum_pixels(np.square(error, out=error), factor)) / factor
+
+    params = {name: labels[:, axis] for axis, name in enumerate(LABELS)}
+    params |= {
+        "id": block * BLOCK_ROWS + np.arange(BLOCK_ROWS),
+        "mag": mag,
+        "snr": spectrum_snr(flux, error).astype(float),
+    }
+    params["interp_param"] = np.array(LABELS)[free_axis]
+    return flux, error, params
+
+
+def simulate_rows(simulation: Simulation, split: str, start: int, stop: int) -> SimulatedRows:
+    """Rows ``start`` to ``stop`` of a split; the same bits whatever range they are asked in.
+
+    Args:
+        simulation: What to simulate.
+        split: ``train``, ``val`` or ``test``.
+        start: First row.
+        stop: Row after the last.
+
+    Raises:
+        ValueError: The range is empty or outside the split.
+    """
+    if not 0 <= start < stop <= simulation.rows(split):
+        raise ValueError(f"rows {start} to {stop} of {split}: give a range within 0 to {simulation.rows(split)}")
+    flux, error = np.empty((2, stop - start, simulation.pixels))
+    pieces: list[dict[str, ndarray]] = []
+    for block in range(start // BLOCK_ROWS, (stop - 1) // BLOCK_ROWS + 1):
+        first = block * BLOCK_ROWS
+        inside = slice(max(start - first, 0), min(stop - first, BLOCK_ROWS))
+        rows = slice(first + inside.start - start, first + inside.stop - start)
+        block_flux, block_error, params = _simulate_block(simulation, split, block)
+        flux[rows], error[rows] = block_flux[inside], block_error[inside]
+        pieces.append({name: values[inside] for name, values in params.items()})
+    simulated = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    columns = dict.fromkeys(COLUMNS, np.nan) | CONSTANTS | simulated
+    return SimulatedRows(flux, error, pd.DataFrame(columns, index=range(stop - start)))
+
+
+def wavelength_grid(pixels: int) -> tuple[Float[ndarray, " pixel"], Float[ndarray, " edge"]]:
+    """Pixel centres and edges, in vacuum Å, of spectra with ``pixels`` pixels."""
+    emulator = load_emulator()
+    factor = FULL_PIXELS // pixels
+    return emulator.wave.reshape(pixels, factor).mean(axis=1), emulator.wave_edges[::factor]

@@ -1,0 +1,267 @@
+import shutil
+import time
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scaling.data.hdf5.reader import ERROR, FLUX, MASK, PARAMS, WAVE, WAVE_PER_SPECTRUM, open_spectra
+from scaling.data.simulated.writer import COLUMNS, Simulation, write_simulation
+from scaling.data.spectra import check_rows, fill_edges
+from scaling.errors import UserError
+
+REAL = Path(__file__).parents[4] / "shared" / "cases" / "pfs_writer_100.h5"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    simulation = Simulation(train=100, val=1, test=1, pixels=1024)
+    return write_simulation(tmp_path_factory.mktemp("sim"), simulation)["train"][0]
+
+
+@pytest.fixture
+def file(source, tmp_path):
+    """A copy that a test may damage."""
+    return Path(shutil.copy(source, tmp_path / "dataset.h5"))
+
+
+LAYOUTS = {
+    "contiguous": {},
+    "64 rows": {"chunks": (64, 1024)},
+    "all rows": {"chunks": (100, 1024)},
+    "more than all rows": {"chunks": (4096, 1024), "maxshape": (None, 1024)},
+    "gzip": {"chunks": (64, 1024), "compression": "gzip", "compression_opts": 1},
+    "lzf, and cut across": {"chunks": (30, 500), "compression": "lzf"},
+    "float32": {"dtype": "f4"},
+    "big-endian": {"dtype": ">f8"},
+}
+
+
+def store_as(raw, **layout):
+    """Store flux and error of a file in another way."""
+    for name in (FLUX, ERROR):
+        values = raw[name][:]
+        del raw[name]
+        raw.create_dataset(name, data=values, **layout)
+
+
+def as_fixed(path):
+    """Write a file's parameters as `to_hdf` does by default."""
+    params = pd.read_hdf(path)
+    with h5py.File(path, "a") as raw:
+        del raw[PARAMS]
+    with warnings.catch_warnings(action="ignore"):  # pandas warns that it pickles text
+        params.to_hdf(path, key=PARAMS)
+
+
+def edit(path, change):
+    with h5py.File(path, "a") as opened:
+        change(opened)
+
+
+def test_reading_rounds_once_to_float32(file):
+    with h5py.File(file) as raw, open_spectra(file) as spectra:
+        flux, error = spectra.read(10, 30)
+        assert flux.dtype == error.dtype == np.float32
+        assert np.array_equal(flux, raw[FLUX][10:30].astype(np.float32))
+        assert np.array_equal(error, raw[ERROR][10:30].astype(np.float32))
+        assert list(spectra.params.columns) == list(COLUMNS)
+        assert spectra.read_params(10, 30)["id"].tolist() == list(range(10, 30))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_way_of_storage_reads_alike(source, file, layout):
+    edit(file, lambda raw: store_as(raw, **layout))
+    with open_spectra(source) as plain, open_spectra(file) as stored:
+        assert stored.chunk_rows == layout.get("chunks", (1,))[0]
+        expected, found = plain.read(3, 97), stored.read(3, 97)
+        assert np.array_equal(found, expected)
+        assert np.array_equal(stored.wave, plain.wave)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_pieces_are_the_rows_in_order_and_the_callers_to_keep(source, data):
+    start = data.draw(st.integers(0, 100))
+    stop = data.draw(st.integers(start, 100))
+    rows = data.draw(st.integers(1, 120))
+    with open_spectra(source) as spectra:
+        pieces = list(spectra.pieces(start, stop, rows))
+        assert [first for first, _, _ in pieces] == list(range(start, stop, rows))
+        assert all(flux.dtype == error.dtype == np.float32 for _, flux, error in pieces)
+        flux, error = spectra.read(start, stop)
+        if pieces:
+            assert np.array_equal(np.concatenate([piece for _, piece, _ in pieces]), flux)
+            assert np.array_equal(np.concatenate([piece for _, _, piece in pieces]), error)
+        assert len(flux) == len(error) == stop - start
+
+
+def test_a_compressed_chunk_is_decoded_once(file):
+    """Reading in ten pieces costs about what reading at once does, although all rows are in one compressed chunk."""
+    edit(file, lambda raw: store_as(raw, chunks=(2048, 1024), maxshape=(None, 1024), compression="gzip"))
+
+    def seconds(rows):
+        with open_spectra(file) as spectra:
+            begin = time.process_time()
+            list(spectra.pieces(0, 100, rows))
+            return time.process_time() - begin
+
+    assert min(seconds(10) for _ in range(3)) < 3 * min(seconds(100) for _ in range(3))
+
+
+def test_both_of_pandas_formats_are_read(source, file):
+    as_fixed(file)
+    with open_spectra(source) as table, open_spectra(file) as fixed:
+        pd.testing.assert_frame_equal(fixed.params, table.params)
+        pd.testing.assert_frame_equal(fixed.read_params(10, 30), table.read_params(10, 30))
+    before = fingerprint(file)
+    edit(file, lambda raw: raw[f"{PARAMS}/block0_values"].__setitem__((99, 0), 0.123))
+    assert fingerprint(file) != before
+    edit(file, shorten(f"{PARAMS}/axis1", np.s_[:90]))
+    with pytest.raises(UserError, match=r"axis1 is \(90,\)"):
+        open_spectra(file)
+
+
+def test_other_arrays_do_not_matter(source, file):
+    edit(file, lambda raw: raw.__setitem__("dataset/arrays/noisy/value", np.full((100, 1024), np.nan)))
+    with open_spectra(source) as plain, open_spectra(file) as other:
+        assert np.array_equal(other.read(0, 100), plain.read(0, 100))
+    edit(file, lambda raw: raw.__delitem__(MASK))
+    open_spectra(file).read(0, 1)
+
+
+def test_a_chunk_that_cannot_be_read_names_its_rows(file):
+    edit(file, lambda raw: store_as(raw, chunks=(50, 1024), compression="gzip", fletcher32=True))
+    damage_chunk(file, row=50)
+    with open_spectra(file) as spectra:
+        spectra.read(0, 50)
+        with pytest.raises(UserError, match="rows 40 to 79 cannot be read"):
+            list(spectra.pieces(0, 100, 40))
+
+
+def damage_chunk(path, row):
+    with h5py.File(path) as raw:
+        where = raw[FLUX].id.get_chunk_info_by_coord((row, 0))
+    with path.open("r+b") as raw:
+        raw.seek(where.byte_offset + where.size // 2)
+        raw.write(b"\0" * 64)
+
+
+def test_edges_are_filled_from_the_neighbour(file):
+    def damage(raw):
+        raw[ERROR][3, 0] = raw[ERROR][4, -1] = np.nan
+
+    edit(file, damage)
+    with open_spectra(file) as spectra:
+        flux, error = spectra.read(0, 100)
+        assert error[3, 0] == error[3, 1]
+        assert error[4, -1] == error[4, -2]
+        assert spectra.filled_edges == 2
+        check_rows(flux, error, file)
+
+
+def test_only_the_outermost_pixels_are_filled():
+    error = np.array([[np.nan, np.nan, 1.0, 2.0]])
+    assert fill_edges(error) == 1
+    assert np.isnan(error[0, :2]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "value", "message"),
+    [
+        (FLUX, np.s_[5], 0.0, r"flux is 0 in every pixel \(never written\) in row 5, 1 such among rows 0 to 99"),
+        (FLUX, np.s_[6:8, 9], np.inf, "flux is not finite in row 6, 2 such"),
+        (FLUX, np.s_[6, 9], 1e300, "flux is not finite in row 6"),
+        (ERROR, np.s_[7, 9], np.nan, r"error is not finite \(beyond the edge pixels\) in row 7"),
+        (ERROR, np.s_[8, 9], 0.0, "error is 0 or negative in row 8"),
+        (ERROR, np.s_[8, 9], -1.0, "error is 0 or negative in row 8"),
+    ],
+)
+def test_unusable_rows_are_named(file, name, cell, value, message):
+    def damage(raw):
+        raw[name][cell] = value
+
+    edit(file, damage)
+    with open_spectra(file) as spectra, pytest.raises(UserError, match=f"{file}.*{message}"):
+        check_rows(*spectra.read(0, 100), file)
+
+
+def shorten(name, cut):
+    def change(raw):
+        values = raw[name][:]
+        del raw[name]
+        raw[name] = values[cut]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw.__delitem__(ERROR), f"no {ERROR}"),
+        (lambda raw: (raw.__delitem__(FLUX), raw.__delitem__(WAVE)), f"no {WAVE}, {FLUX}"),
+        (lambda raw: raw.__delitem__(PARAMS), f"no {PARAMS}/table"),
+        (lambda raw: raw.__setitem__(WAVE_PER_SPECTRUM, np.ones((100, 1024))), "a wavelength grid for each spectrum"),
+        (shorten(ERROR, np.s_[:99]), r"flux is \(100, 1024\) and error is \(99, 1024\)"),
+        (shorten(WAVE, np.s_[:1000]), rf"{WAVE} is \(1000,\)"),
+        (shorten(WAVE, np.s_[::-1]), "does not increase"),
+        (shorten(f"{PARAMS}/table", np.s_[:90]), r"table is \(90,\)"),
+    ],
+)
+def test_another_layout_is_refused(file, change, message):
+    edit(file, change)
+    with pytest.raises(UserError, match=message) as raised:
+        open_spectra(file)
+    assert str(file) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_not_a_file_of_spectra_is_refused(file, tmp_path):
+    with pytest.raises(UserError, match="is a folder"):
+        open_spectra(tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        open_spectra(tmp_path / "absent.h5")
+    file.write_bytes(file.read_bytes()[:100_000])
+    with pytest.raises(UserError, match="not an HDF5 file, or is cut short"):
+        open_spectra(file)
+    file.write_text("text")
+    with pytest.raises(UserError, match="not an HDF5 file"):
+        open_spectra(file)
+
+
+def fingerprint(path):
+    with open_spectra(path) as spectra:
+        return spectra.fingerprint()
+
+
+def test_the_fingerprint_follows_the_content(file, source):
+    assert fingerprint(file) == fingerprint(source)
+
+    def damage(raw):
+        raw[FLUX][0, 0] += 1e-9
+
+    edit(file, damage)
+    assert fingerprint(file) != fingerprint(source)
+
+
+def test_the_fingerprint_does_not_depend_on_how_much_is_read_together(source, monkeypatch):
+    before = fingerprint(source)
+    monkeypatch.setattr("scaling.data.hdf5.reader.TABLE_ROWS", 7)
+    assert fingerprint(source) == before
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real writer's file is not here")
+def test_a_file_of_the_real_writer():
+    with open_spectra(REAL) as spectra:
+        assert (spectra.num_rows, spectra.num_pixels) == (100, 4096)
+        flux, error = spectra.read(0, 100)
+        rows, pixels = np.arange(100)[:, None], np.arange(4096)
+        np.testing.assert_allclose(flux, np.round(0.5 + 0.02 * np.sin(pixels / 50 + rows), 3), atol=1e-3)
+        np.testing.assert_allclose(error, np.round(0.08 + 0.02 * np.cos(pixels / 80 + rows), 3), atol=1e-3)
+        assert list(spectra.params.columns) == list(COLUMNS)
+        assert spectra.wave[[0, -1]] == pytest.approx([7100.2136, 8849.7864], abs=1e-3)

@@ -1,0 +1,186 @@
+"""What a conversion survives: workers and drivers that are killed, disks that fill up, files that are cut short."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import pytest
+
+from scaling.data.hdf5.reader import FLUX
+from scaling.data.shards import convert as shards_module
+from scaling.data.shards import ray_tasks
+from scaling.data.shards.convert import convert
+from scaling.data.shards.manifest import MANIFEST
+from scaling.data.shards.verify import verify
+from scaling.data.simulated.writer import Simulation, write_simulation
+from scaling.errors import UserError
+from tests.data.shards.converting import contents, mtimes, run_here
+
+ROWS_PER_SHARD = 128
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    return write_simulation(tmp_path_factory.mktemp("sim"), Simulation(train=1200, val=20, test=20, pixels=1024))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sources, tmp_path_factory):
+    """What comes out where nothing goes wrong, by order."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards_module, "map_on_ray", run_here)
+        for order in ("source", "shuffled"):
+            dest = tmp_path_factory.mktemp(order) / "shards"
+            convert(dest, **sources, rows_per_shard=ROWS_PER_SHARD, order=order)
+            found[order] = contents(dest)
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("order", ["source", "shuffled"])
+def test_killed_workers_cost_nothing(order, sources, undisturbed, ray_cluster, tmp_path, monkeypatch):
+    """One worker is killed in the middle of its first file, one when the file has its name and nobody knows."""
+    markers = tmp_path / "markers"
+    markers.mkdir()
+
+    def map_with_kills(function, items, count):
+        def killed_once(at):
+            marker = markers / f"{type(items[at]).__name__}-{at}"
+            first_time = not marker.exists()
+            marker.touch()
+            if first_time and at == 2:
+                threading.Timer(0.005, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            result = function(items[at])
+            if first_time and at in (2, 5):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return ray_tasks.map_on_ray(killed_once, list(range(len(items))), count)
+
+    monkeypatch.setattr(shards_module, "map_on_ray", map_with_kills)
+    monkeypatch.setattr(shards_module, "RUN_ROWS", 200)
+    dest, progress = tmp_path / "shards", []
+    on_progress = lambda *at: progress.append(at)  # noqa: E731
+    convert(dest, **sources, rows_per_shard=ROWS_PER_SHARD, order=order, on_progress=on_progress)
+    assert contents(dest) == undisturbed[order]
+    total = 12 + 6 * (order == "shuffled")
+    assert progress == [(done, total) for done in range(1, total + 1)]
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+import ray
+from scaling.data.shards.convert import convert
+
+address, dest, *files = sys.argv[1:]
+train, val, test = ([Path(file)] for file in files)
+ray.init(address, log_to_driver=False)
+convert(Path(dest), train=train, val=val, test=test, rows_per_shard=128, order="source",
+        on_progress=lambda done, total: print(done, total, flush=True))
+"""
+
+
+@pytest.mark.ray
+def test_a_killed_driver_is_continued(sources, undisturbed, ray_cluster, tmp_path):
+    import ray
+
+    dest = tmp_path / "shards"
+    files = [str(sources[split][0]) for split in ("train", "val", "test")]
+    command = [sys.executable, "-c", DRIVER, ray.get_runtime_context().gcs_address, str(dest), *files]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3], text=True) as driver:
+        for _ in range(3):
+            assert driver.stdout.readline()
+        driver.kill()
+    assert not (dest / MANIFEST).exists()
+    time.sleep(1)  # its workers end with it
+    before = mtimes(dest)
+    assert len(before) >= 3
+    convert(dest, **sources, rows_per_shard=ROWS_PER_SHARD, order="source")
+    after = mtimes(dest)
+    assert {path for path in before if before[path] != after[path]} == set()
+    assert contents(dest) == undisturbed["source"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("order", ["source", "shuffled"])
+def test_a_full_disk_is_one_line_and_more_room_is_enough(
+    order, sources, undisturbed, ray_cluster, small_disk, monkeypatch
+):
+    settings = {"rows_per_shard": ROWS_PER_SHARD, "order": order}
+    size = sum(map(len, undisturbed["source"].values())) + (order == "shuffled") * 1200 * 1024 * 8
+    disk = small_disk(int(0.75 * size))
+    dest = disk / "shards"
+    needed = r"shards: the disk is full: at least 0\.0\d+ GB are needed and 0\.0\d+ GB are"
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module, "LEAST_RATIO", 5.0)
+        with pytest.raises(UserError, match=needed):
+            convert(dest, **sources, **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**60))
+        with pytest.raises(
+            UserError, match=r"shards: the disk is full: .*make room and run the same command"
+        ) as raised:
+            convert(dest, **sources, **settings)
+    assert "\n" not in str(raised.value)
+    assert list(dest.rglob("*.tmp")) == []
+    before = mtimes(dest)
+    subprocess.run(["mount", "-o", f"remount,size={3 * size}", str(disk)], check=True)
+    convert(dest, **sources, **settings)
+    after = mtimes(dest)
+    assert {path for path in before if before[path] != after[path]} == set()
+    assert contents(dest) == undisturbed[order]
+
+
+@pytest.mark.parametrize("order", ["source", "shuffled"])
+@pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
+def test_a_source_that_is_cut_short_publishes_nothing(kept, order, sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module, "map_on_ray", run_here)
+    short = tmp_path / "short.h5"
+    short.write_bytes(sources["train"][0].read_bytes())
+    os.truncate(short, int(kept * short.stat().st_size))
+    dest = tmp_path / "shards"
+    with pytest.raises(UserError, match=r"short\.h5") as raised:
+        convert(dest, **sources | {"train": [short]}, rows_per_shard=ROWS_PER_SHARD, order=order)
+    assert "\n" not in str(raised.value)
+    assert not (dest / MANIFEST).exists()
+
+
+def test_a_chunk_that_cannot_be_read_is_named(sources, tmp_path, monkeypatch):
+    """A damaged chunk shows only when its rows are read."""
+    monkeypatch.setattr(shards_module, "map_on_ray", run_here)
+    bad = tmp_path / "bad.h5"
+    bad.write_bytes(sources["train"][0].read_bytes())
+    with h5py.File(bad, "a") as file:
+        flux = file[FLUX][:]
+        del file[FLUX]
+        file.create_dataset(FLUX, data=flux, chunks=(64, 1024), fletcher32=True)
+        chunk = file[FLUX].id.get_chunk_info(5)  # none of the 16 rows that the fingerprint reads are in it
+    with open(bad, "r+b") as raw:
+        raw.seek(chunk.byte_offset + 100)
+        raw.write(b"\xff\x00\xff\x00")
+    dest = tmp_path / "shards"
+    with pytest.raises(UserError, match=r"bad\.h5: rows 256 to \d+ cannot be read"):
+        convert(dest, **sources | {"train": [bad]}, rows_per_shard=ROWS_PER_SHARD)
+    assert not (dest / MANIFEST).exists()
+    assert list(dest.rglob("*.tmp")) == []
+
+
+def test_shards_that_are_lost_afterwards_are_made_again(sources, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module, "map_on_ray", run_here)
+    for order in ("source", "shuffled"):
+        dest = tmp_path / order
+        settings = {"rows_per_shard": ROWS_PER_SHARD, "order": order}
+        convert(dest, **sources, **settings)
+        (dest / "train" / "part-00003.parquet").unlink()
+        os.truncate(dest / "val" / "part-00000.parquet", 3000)
+        assert len(verify(dest)) == 2
+        convert(dest, **sources, **settings)
+        assert contents(dest) == undisturbed[order]

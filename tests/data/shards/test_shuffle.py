@@ -1,0 +1,149 @@
+import shutil
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scaling.data.hdf5.reader import ERROR, FLUX
+from scaling.data.shards import convert as shards_module
+from scaling.data.shards import shuffle
+from scaling.data.shards.convert import convert
+from scaling.data.shards.manifest import MANIFEST, Manifest
+from scaling.data.shards.order import study_positions
+from scaling.data.shards.verify import describe_shards, verify
+from scaling.data.simulated.writer import Simulation, write_simulation
+from tests.data.shards.converting import contents, read_sources, read_split, run_here
+
+ROWS = 300
+SETTINGS = {"rows_per_shard": 64, "order": "shuffled", "order_seed": 7}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    simulation = Simulation(train=ROWS, val=20, test=20, pixels=1024, train_files=2)
+    paths = write_simulation(tmp_path_factory.mktemp("sim"), simulation)
+    with h5py.File(paths["train"][0], "a") as file:
+        file[ERROR][2, 0] = np.nan
+    return paths
+
+
+@pytest.fixture(scope="module")
+def shuffled(sources, tmp_path_factory):
+    dest = tmp_path_factory.mktemp("shuffled") / "shards"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards_module, "map_on_ray", run_here)
+        convert(dest, **sources, **SETTINGS)
+    return dest
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(shards_module, "map_on_ray", run_here)
+
+
+def test_every_source_row_is_there_once_in_the_seeds_order(shuffled, sources):
+    flux, error, params = read_sources(sources["train"])
+    found_flux, found_error, frame = read_split(shuffled, "train")
+    positions = study_positions(ROWS, 7)
+    assert np.array_equal(found_flux[positions], flux)
+    assert np.array_equal(found_error[positions], error)
+    assert frame["row_id"].tolist() == list(range(ROWS))
+    found = frame.iloc[positions].reset_index(drop=True).drop(columns="row_id")
+    pd.testing.assert_frame_equal(found, params, check_exact=True)
+    for split in ("val", "test"):
+        assert np.array_equal(read_split(shuffled, split)[0], read_sources(sources[split])[0])
+
+
+def test_the_manifest_says_so(shuffled):
+    manifest = Manifest.load(shuffled)
+    assert [manifest.order[name] for name in ("kind", "seed", "asked")] == ["shuffled", 7, "shuffled"]
+    assert manifest.filled_edges == 1
+    assert "shuffled with seed 7 (asked: shuffled)" in describe_shards(shuffled)
+    assert verify(shuffled, sources=True) == []
+    assert list(shuffled.glob(".runs-*")) == []
+
+
+class KilledError(Exception):
+    pass
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(run_rows=st.integers(20, 400), backwards=st.booleans(), killed_after=st.integers(0, 12))
+def test_only_the_seed_decides(run_rows, backwards, killed_after, shuffled, sources, tmp_path_factory):
+    """The same bits whatever rows a run has, whoever comes first, and however often it is interrupted."""
+    dest = tmp_path_factory.mktemp("again") / "shards"
+    left = killed_after
+
+    def run(function, items, *rest):
+        nonlocal left
+        results = {}
+        for at in range(len(items))[:: -1 if backwards else 1]:
+            if left == 0:
+                left = -1
+                raise KilledError
+            left -= 1
+            results[at] = function(items[at])
+        return [results[at] for at in range(len(items))]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards_module, "map_on_ray", run)
+        patch.setattr(shards_module, "RUN_ROWS", run_rows)
+        patch.setattr(shuffle, "RUN_ROWS", 100)
+        for _ in range(2):
+            try:
+                convert(dest, **sources, **SETTINGS)
+                break
+            except KilledError:
+                assert not (dest / MANIFEST).exists()
+    assert contents(dest) == contents(shuffled)
+    shutil.rmtree(dest.parent)
+
+
+def test_other_seeds_are_other_orders(shuffled, sources, here, tmp_path):
+    convert(tmp_path / "other", **sources, **SETTINGS | {"order_seed": 8})
+    flux, other = (read_split(dest, "train")[0] for dest in (shuffled, tmp_path / "other"))
+    assert sorted(map(bytes, flux)) == sorted(map(bytes, other))
+    assert (flux == other).all(axis=1).sum() < 10
+
+
+def test_one_lost_shard_is_made_from_its_own_rows(shuffled, sources, monkeypatch, tmp_path):
+    copy = shutil.copytree(shuffled, tmp_path / "shards")
+    (copy / "train" / "part-00002.parquet").unlink()
+    rows = []
+
+    def run(function, items, *rest):
+        results = run_here(function, items, *rest)
+        rows.extend(shuffle.pa.ipc.open_file(path).read_all().num_rows for path in copy.glob(".runs-*/*.arrow"))
+        return results
+
+    monkeypatch.setattr(shards_module, "map_on_ray", run)
+    convert(copy, **sources, **SETTINGS)
+    assert sum(rows) / 2 == 64  # counted after each pass
+    assert contents(copy) == contents(shuffled)
+
+
+def test_a_drifting_order_is_shuffled_unless_forbidden(sources, here, tmp_path):
+    paths = sources | {"train": [shutil.copy(path, tmp_path / f"{at}.h5") for at, path in enumerate(sources["train"])]}
+    for path in paths["train"]:
+        params = params_sorted(path)
+        params.to_hdf(path, key="dataset/params", format="table")
+    auto = convert(tmp_path / "auto", **paths, order="auto")
+    assert (auto.order["kind"], auto.order["seed"], auto.order["drift"]["column"]) == ("shuffled", 0, "log_g")
+    assert auto.problems == []
+    forced = convert(tmp_path / "forced", **paths, order="source")
+    assert forced.order["kind"] == "source"
+    assert len(forced.problems) == 1
+    assert "the order of train drifts (log_g" in forced.problems[0]
+    assert np.array_equal(read_split(tmp_path / "forced", "train")[0], read_sources(paths["train"])[0])
+
+
+def params_sorted(path):
+    """The parameters of a file, with its log_g in increasing order; the file loses its own."""
+    params = pd.read_hdf(path)
+    with h5py.File(path, "a") as file:
+        del file["dataset/params"]
+        assert file[FLUX].shape[0] == len(params)
+    return params.assign(log_g=np.sort(params["log_g"]))
