@@ -1,0 +1,180 @@
+"""Local files: written whole or not at all, never in place of an input; a full disk, sizes and NaN said one way.
+
+Needs neither Ray nor torch, so that `analysis` can use it too. `scaling.folder` does the same at any URI.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from scaling.errors import UserError
+
+Location = str | Path
+"""A folder: a local path, or a URI such as s3://bucket/path."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""Errors that trying again does not change."""
+JSON_STARTS, PARQUET_STARTS = (b"{", b"["), (b"PAR1",)
+
+
+class FullError(UserError):
+    """There is no room left. Nothing is lost; the same command continues once there is room."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room: HDF5 gives the system's reason in words only."""
+    said = [os.strerror(code) for code in NO_ROOM]
+    return getattr(error, "errno", None) in NO_ROOM or any(reason in str(error) for reason in said)
+
+
+def size_text(num_bytes: float) -> str:
+    """A size for a person, such as "1.23 GB"."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(num_bytes) >= factor:
+            return f"{num_bytes / factor:.3g} {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
+def disk_is_full(path: Location, needed: int) -> FullError:
+    """The error to raise where ``path`` has no room for ``needed`` more bytes."""
+    free = shutil.disk_usage(_existing(Path(path))).free
+    return FullError(
+        f"{path}: the disk is full: at least {size_text(needed)} needed, {size_text(free)} free: "
+        "make room and run the same command again"
+    )
+
+
+def require_space(path: Location, needed: int) -> None:
+    """Refuse to begin to write what does not fit; a URI is not asked.
+
+    Raises:
+        FullError: Fewer than ``needed`` bytes are free where ``path`` is or will be.
+    """
+    if "://" not in str(path) and shutil.disk_usage(_existing(Path(path))).free < needed:
+        raise disk_is_full(path, needed)
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def plain(value: Any) -> Any:
+    """A value for JSON: NaN and infinity, which JSON has no word for, become null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_bytes(value: Any) -> bytes:
+    """A value as indented JSON."""
+    return (json.dumps(plain(value), indent=1, allow_nan=False) + "\n").encode()
+
+
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """A temporary name to write a file under; it gets its own name when it is written and on the disk, or is removed.
+
+    Where the file system can, the temporary file has no name at all, so that not even a killed process leaves it behind.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        nameless = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
+    except (AttributeError, OSError):  # no Linux, or a network file system
+        nameless = None
+    try:
+        yield temporary if nameless is None else Path(f"/proc/self/fd/{nameless}")
+        if nameless is None:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        else:
+            os.fsync(nameless)
+            # With a directory's descriptor, which an absolute path does not use, Python follows the link (linkat).
+            os.link(f"/proc/self/fd/{nameless}", temporary, src_dir_fd=nameless, follow_symlinks=True)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        if nameless is not None:
+            os.close(nameless)
+
+
+@contextmanager
+def output(path: Path, inputs: Iterable[Location] = (), starts: tuple[bytes, ...] = JSON_STARTS) -> Iterator[Path]:
+    """``published`` for what a command writes for its user: it never destroys anything but an earlier output.
+
+    Args:
+        path: Where to.
+        inputs: What the command reads.
+        starts: What files of this kind begin with: a file that is there and begins otherwise is not the command's.
+
+    Raises:
+        UserError: The place is an input, is not a regular file, holds something else, or cannot be written.
+    """
+    check_output(path, inputs, starts)
+    try:
+        with published(path) as temporary:
+            yield temporary
+    except OSError as error:
+        if is_full(error):
+            raise disk_is_full(path, 0) from error
+        if isinstance(error, FINAL):
+            raise UserError(f"{path}: cannot be written ({error.strerror}): name another output") from error
+        raise
+
+
+def check_output(path: Path, inputs: Iterable[Location], starts: tuple[bytes, ...] = JSON_STARTS) -> None:
+    """Refuse an output before anything is computed. See `output`."""
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}: make it, or name another output")
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}): name another output") from error
+    if not stat.S_ISREG(there.st_mode):
+        raise UserError(f"{path}: is there and is not a regular file: name another output")
+    for other in inputs:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(other), there):
+                raise UserError(f"{path}: is an input of this command: name another output")
+    with open(path, "rb") as file:
+        if there.st_size and not file.read(16).lstrip().startswith(starts):
+            raise UserError(f"{path}: holds something that this command did not write: name another output")
+
+
+def write_json_output(path: Path | None, value: Any, inputs: Iterable[Location] = ()) -> None:
+    """Write a command's ``--json``; nothing where no path is given. See `output` for what is refused."""
+    if path is not None:
+        with output(path, inputs) as temporary:
+            temporary.write_bytes(json_bytes(value))
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder of this user alone, mode 0700, or refuse the one that is there.
+
+    Raises:
+        UserError: It is a link, is another user's, or others may write to it.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        there = path.lstat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made ({error.strerror}): name another folder") from error
+    if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & 0o022:
+        raise UserError(
+            f"{path}: must be a real folder of yours that nobody else can write to: run `chmod go-w` on it, or name another"
+        )
+    return path

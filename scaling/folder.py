@@ -1,0 +1,185 @@
+"""A folder, local or at any URI that pyarrow's file systems open (s3://, gs://, …): its files are read and written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import posixpath
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+from pyarrow import fs
+
+from scaling.errors import UserError
+from scaling.files import FINAL, FullError, Location, is_full, published
+
+Result = TypeVar("Result")
+ATTEMPTS = 4
+FIRST_WAIT_SECONDS = 0.5
+
+
+def retrying(function: Callable[[], Result]) -> Result:
+    """Call a function that talks to an object store, again with growing waits where it fails for a passing reason."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return function()
+        except OSError as error:
+            if isinstance(error, FINAL) or is_full(error):
+                raise
+            time.sleep(FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
+    return function()
+
+
+@functools.lru_cache(maxsize=64)
+def _file_system(uri: str) -> tuple[fs.FileSystem, str]:
+    """One client for each URI of a process."""
+    return fs.FileSystem.from_uri(uri)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder, local or at a URI. Files in it are named by their path below it, with slashes."""
+
+    uri: str
+
+    @classmethod
+    def at(cls, location: Location | Folder) -> Folder:
+        """The folder at a location, as an absolute path or URI."""
+        return location if isinstance(location, Folder) else cls(str(location))
+
+    def __post_init__(self) -> None:
+        """Make a local path absolute, so that workers elsewhere resolve it alike."""
+        if self.uri.startswith("file://"):
+            object.__setattr__(self, "uri", self.uri.removeprefix("file://"))
+        if "://" not in self.uri:
+            object.__setattr__(self, "uri", os.path.abspath(os.path.expanduser(self.uri)))
+
+    @property
+    def local(self) -> Path | None:
+        """The folder as a local path, or None where it is elsewhere."""
+        return None if "://" in self.uri else Path(self.uri)
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def locate(self, path: str) -> str:
+        """The place of a file or folder below, as a local path or a URI; options of this URI stay at its end."""
+        base, mark, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        return f"{base.rstrip('/')}/{path}{mark}{options}"
+
+    def _open(self) -> tuple[fs.FileSystem, str]:
+        try:
+            return _file_system(self.uri)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(
+                f"{self.uri}: cannot be opened ({error}); give a folder or a URI such as s3://bucket/path"
+            ) from error
+
+    def _call(self, function: Callable[[fs.FileSystem, str], Result], path: str) -> Result:
+        """Do something with a file or folder below; on an object store again where it fails for a passing reason."""
+        filesystem, root = self._open()
+        target = posixpath.join(root, path)
+        return function(filesystem, target) if self.local else retrying(lambda: function(filesystem, target))
+
+    def open(self, path: str) -> pa.NativeFile:
+        """A file to read at any place.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        return self._call(lambda filesystem, target: filesystem.open_input_file(target), path)
+
+    def read(self, path: str, limit: int | None = None) -> bytes | None:
+        """The content of a file or its first ``limit`` bytes, or None if there is none."""
+
+        def read(filesystem: fs.FileSystem, target: str) -> bytes:
+            with filesystem.open_input_stream(target) as stream:
+                return stream.read(limit)
+
+        try:
+            return self._call(read, path)
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: str, content: bytes | memoryview | pa.Buffer) -> None:
+        """Write a file whole: locally under a temporary name that is renamed, elsewhere as the store publishes it.
+
+        Raises:
+            FullError: There is no room; the file is as it was.
+        """
+        try:
+            if self.local:
+                target = self.local / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with published(target) as temporary:
+                    temporary.write_bytes(content)
+            else:
+                self._call(lambda filesystem, target: _put(filesystem, target, content), path)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise FullError(
+                f"{self.uri}: no room: {len(content):,} bytes of {path} could not be written; make room there and run the "
+                "same command again: it continues from what is there"
+            ) from error
+
+    def rename(self, path: str, new: str) -> None:
+        """Give a file another name, in place of what had it."""
+        self._call(lambda filesystem, target: filesystem.move(target, posixpath.join(self._open()[1], new)), path)
+
+    def delete(self, path: str) -> None:
+        """Remove a file if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.size(path) is not None:
+                self._call(lambda filesystem, target: filesystem.delete_file(target), path)
+
+    def delete_folder(self, path: str) -> None:
+        """Remove a folder and all in it, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._call(lambda filesystem, target: filesystem.delete_dir(target), path)
+
+    def size(self, path: str) -> int | None:
+        """The bytes of a regular file, or None if there is none of this name."""
+        if self.local and not (self.local / path).is_file():  # Arrow calls a FIFO unknown, and a link what it points to
+            return None
+        found = self._call(lambda filesystem, target: filesystem.get_file_info(target), path)
+        return found.size if found.type == fs.FileType.File else None
+
+    def folders(self, path: str = "") -> list[str]:
+        """Names of the folders directly below ``path``, sorted."""
+        return self._names(path, fs.FileType.Directory)
+
+    def files(self, path: str = "") -> list[str]:
+        """Names of the files directly below ``path``, sorted."""
+        return self._names(path, fs.FileType.File)
+
+    def _names(self, path: str, kind: fs.FileType) -> list[str]:
+        selector = functools.partial(fs.FileSelector, allow_not_found=True)
+        found = self._call(lambda filesystem, target: filesystem.get_file_info(selector(target)), path)
+        return sorted(info.base_name for info in found if info.type == kind)
+
+    def check_writable(self) -> None:
+        """Write and remove a probe.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        probe = f".probe-{uuid.uuid4().hex[:8]}"
+        try:
+            self.write(probe, b"")
+            self.delete(probe)
+        except OSError as error:
+            raise UserError(
+                f"{self.uri}: cannot be written ({error}); choose another, or correct its permissions"
+            ) from error
+
+
+def _put(filesystem: fs.FileSystem, target: str, content: bytes | memoryview | pa.Buffer) -> None:
+    with filesystem.open_output_stream(target) as stream:
+        stream.write(content)
