@@ -10,6 +10,8 @@ from numpy import ndarray
 
 from scaling.errors import UserError
 
+ROW_ID, FLUX, ERROR = "row_id", "flux", "error"
+"""The columns of spectra in shards and in what `SpectraDatasource` reads; all others are parameters."""
 SNR_PERCENTILES = (5, 25, 50, 75, 95)
 SNR_DEFINITION = "95th percentile over pixels of flux / error, as float32"
 
@@ -29,6 +31,11 @@ def snr_percentiles(snr: Float[ndarray, " row"]) -> dict[str, float]:
     """The 5th, 25th, 50th, 75th and 95th percentile of the spectra's SNR, by name."""
     values = np.percentile(snr.astype(np.float64), SNR_PERCENTILES)
     return {str(name): float(value) for name, value in zip(SNR_PERCENTILES, values, strict=True)}
+
+
+def edge_faults(error: Float[ndarray, "row pixel"]) -> Int64[ndarray, " row"]:
+    """The number of first and last pixels of each spectrum whose error is NaN: 0, 1 or 2."""
+    return np.isnan(error[:, [0, -1]]).sum(axis=1)
 
 
 def fill_edges(error: Float[ndarray, "row pixel"]) -> int:
