@@ -17,9 +17,9 @@ from numpy import ndarray
 
 from scaling.data.shards.manifest import Shard, published
 from scaling.data.shards.statistics import TrainingStatistics
+from scaling.data.spectra import ERROR, FLUX, ROW_ID
 from scaling.errors import UserError
 
-ROW_ID, FLUX, ERROR = "row_id", "flux", "error"
 ROW_GROUP_ROWS = 512
 """A row group is what a reader decodes at once: 16 MiB at 4096 pixels, so that a prefix need not read a whole shard."""
 FILLED_EDGES, CHECKSUM = b"filled_edges", b"checksum"

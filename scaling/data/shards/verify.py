@@ -145,7 +145,7 @@ def _source_tables(path: Path, start: int, stop: int, schema: pa.Schema) -> Iter
     with open_spectra(path) as spectra:
         with _PARAMS_LOCK:
             params = params_table(spectra.read_params(start, stop), schema, path)
-        for row, flux, error in spectra.pieces(start, stop):
+        for row, flux, error in spectra.blocks(start, stop):
             some = params.slice(row - start, len(flux))
             yield spectra_table(row + np.arange(len(flux)), flux, error, some, schema)
 
