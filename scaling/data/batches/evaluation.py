@@ -135,6 +135,6 @@ def check_labels(manifest: Manifest, rules: DataRules) -> None:
             )
     Standardisation.of(manifest.dest, rules)
     for shard in (*manifest.shards("val"), *manifest.shards("test")):
-        for table in row_groups(manifest.dest / shard.file, columns=[ROW_ID, *rules.labels]):
+        for table in row_groups(manifest.folder, shard.file, columns=[ROW_ID, *rules.labels]):
             first = column_values(table, ROW_ID)[0]
-            read_labels(table.to_pandas(), rules.labels, f"{manifest.dest / shard.file}, rows from {first}")
+            read_labels(table.to_pandas(), rules.labels, f"{manifest.folder.locate(shard.file)}, rows from {first}")

@@ -16,7 +16,6 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 
-
 from scaling.data.shards.encode import FILLED, PlannedShard, ShardSummary, read_summary, tensor_array
 from scaling.data.shards.manifest import MANIFEST, SPLITS, Manifest, Order, Source, StudyOrder
 from scaling.data.shards.order import find_drift, study_order, study_positions

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import bisect
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +12,7 @@ from numpy import ndarray
 from ray.data import Datasink
 from ray.data.datasource import WriteResult
 
-from scaling.data.shards.encode import FILLED, PlannedShard, ShardEncoder, ShardSummary, number_columns
+from scaling.data.shards.encode import FILLED, PlannedShard, ShardEncoder, ShardSummary, number_columns, plan_shards
 from scaling.data.shards.manifest import (
     MANIFEST,
     SPLITS,
@@ -33,26 +31,8 @@ from scaling.errors import UserError
 from scaling.files import Location
 from scaling.folder import Folder
 
-SNR_ROWS = 4096
-"""Training spectra whose SNR is computed, at most (27 µs each): their median has the rank of the true one within 0.8 %."""
 NOT_TESTED = Drift(passed=True, column="", first_row=0, last_row=0, distance=0.0, p=1.0, columns=0, comparisons=0)
 AS_GIVEN = StudyOrder(kind="source", seed=None, asked="source", drift=NOT_TESTED)
-
-
-def plan_shards(splits: Mapping[str, int], rows_per_shard: int) -> list[PlannedShard]:
-    """The shards of a set: a fixed number of rows each, fewer in the last of a split."""
-    planned, start = [], 0
-    for split in SPLITS:
-        total = splits[split]
-        snr_every = max(1, math.ceil(total / SNR_ROWS)) if split == "train" else None
-        for index, first in enumerate(range(0, total, rows_per_shard)):
-            rows = min(rows_per_shard, total - first)
-            file = f"{split}/part-{index:05d}.parquet"
-            planned.append(
-                PlannedShard(file=file, start=start + first, first_row=first, rows=rows, snr_every=snr_every)
-            )
-        start += total
-    return planned
 
 
 class ShardDatasink(Datasink[list[ShardSummary]]):
@@ -115,7 +95,9 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
                 summaries.append(self._put(encoder))
                 encoder = None
         if encoder is not None:
-            raise ValueError(f"{encoder.planned.file}: a write task ends within it: give the dataset whole shards a task")
+            raise ValueError(
+                f"{encoder.planned.file}: a write task ends within it: give the dataset whole shards a task"
+            )
         return summaries
 
     def _shard_at(self, row: int) -> PlannedShard:
@@ -180,7 +162,9 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
         splits = {split: [s for s in summaries if s.shard.file.startswith(f"{split}/")] for split in SPLITS}
         training = _add_up(splits["train"])
         statistics = pixel_statistics_bytes({"wave": self._wave, **training.pixels()})
-        problems = repeated_spectra({split: np.concatenate([s.hashes for s in found]) for split, found in splits.items()})
+        problems = repeated_spectra(
+            {split: np.concatenate([s.hashes for s in found]) for split, found in splits.items()}
+        )
         drift = self._order.drift
         if self._order.kind == "source" and not drift.passed:
             problems.append(

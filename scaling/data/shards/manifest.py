@@ -271,7 +271,9 @@ def _parse(content: bytes, place: str) -> Manifest:
     pixels = fields.pop("pixels", None)
     manifest = parse(Manifest, fields, place, CONVERT_AGAIN)
     if pixels != manifest.pixels:
-        raise UserError(f"{place}: pixels: expected {manifest.pixels}, the length of wave, found {pixels}: {CONVERT_AGAIN}")
+        raise UserError(
+            f"{place}: pixels: expected {manifest.pixels}, the length of wave, found {pixels}: {CONVERT_AGAIN}"
+        )
     return manifest
 
 

@@ -73,12 +73,10 @@ def _is_wrapper(error: BaseException) -> bool:
 
 def context() -> DataContext:
     """Ray Data's settings for what this package runs on it."""
-    from ray.data.context import DataContext, FixedShapeTensorFormat
+    from ray.data.context import DataContext
 
     settings = DataContext.get_current().copy()
-    settings.arrow_fixed_shape_tensor_format = FixedShapeTensorFormat.ARROW_NATIVE
     settings.target_max_block_size = BLOCK_BYTES
-    settings.execution_options.preserve_order = False
     settings.print_on_execution_start = False
     return settings
 

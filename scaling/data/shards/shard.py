@@ -125,7 +125,9 @@ def shard_blocks(manifest: Manifest, split: str, index: int) -> Iterator[pa.Tabl
         problem = f"it has {rows} rows, not {shard.rows}"
     if problem or checksum.hexdigest() != shard.checksum:
         problem = problem or "it differs from the manifest's checksum"
-        raise UserError(f"{manifest.folder.locate(shard.file)}: not the shard in the manifest, {problem}: {CONVERT_AGAIN}")
+        raise UserError(
+            f"{manifest.folder.locate(shard.file)}: not the shard in the manifest, {problem}: {CONVERT_AGAIN}"
+        )
 
 
 def _column_problem(table: pa.Table, pixels: int) -> str:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from jaxtyping import Float64, Int64
 from numpy import ndarray
 
+from scaling.data.hdf5.columns import shard_type
 from scaling.data.hdf5.reader import WAVE_TOLERANCE, SpectraFile, open_spectra
 from scaling.data.shards.manifest import Source
 from scaling.data.spectra import ERROR, FLUX, ROW_ID
@@ -95,31 +95,12 @@ def _require_same_grid(first: SpectraFile, other: SpectraFile) -> None:
 def _collect_columns(kinds: dict[str, list[pa.DataType]], first: SpectraFile, spectra: SpectraFile) -> None:
     """Add the Arrow type of each parameter column of a file to ``kinds``."""
     head = spectra.read_params(0, 1)
-    found = {str(name): _kind(spectra.path, column) for name, column in head.items()}
-    if reserved := {ROW_ID, FLUX, ERROR} & found.keys():
-        raise UserError(f"{spectra.path}: parameter column {min(reserved)!r} has a name that shards use: rename it")
+    found = {str(name): shard_type(spectra.path, column) for name, column in head.items()}
     if kinds and found.keys() != kinds.keys():
         odd = min(found.keys() ^ kinds.keys())
         raise UserError(f"{first.path} and {spectra.path}: only one has the parameter column {odd!r}: make them alike")
     for name, kind in found.items():
         kinds.setdefault(name, []).append(kind)
-
-
-def _kind(path: Path, column: pd.Series) -> pa.DataType:
-    """How shards keep a parameter column: a number or truth value as it is, text (also categories of it) as text."""
-    categories = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else None
-    dtype = column.dtype if categories is None else categories.dtype
-    values = column if categories is None else categories
-    if isinstance(dtype, np.dtype) and dtype.kind in "biuf" and categories is None:
-        return pa.from_numpy_dtype(dtype)
-    if pd.api.types.is_string_dtype(dtype) or (
-        dtype.kind == "O" and all(isinstance(value, (str, bytes)) or value is None for value in values)
-    ):
-        return pa.string()
-    raise UserError(
-        f"{path}: parameter column {column.name!r} is {column.dtype}: shards keep numbers, truth values and text: "
-        "convert or drop it in the source file"
-    )
 
 
 def _common_kind(kinds: list[pa.DataType]) -> pa.DataType:
