@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from scaling.data.shards.shard import column_values
 from scaling.data.shards.sources import Sources, inspect_sources
 from scaling.data.spectra import ERROR, FLUX, ROW_ID, check_rows, edge_faults, fill_edges
 from scaling.errors import UserError
-from scaling.files import Location, disk_is_full, json_bytes, require_space
+from scaling.files import Location, json_bytes, require_space
 from scaling.folder import Folder
 from scaling.parse import Strict, parse, parse_object
 
@@ -112,8 +112,8 @@ class Conversion:
             whole = len(places) == len(rows)
             check_rows(flux if whole else flux[places], error if whole else error[places], path, within)
         training = self.splits["train"]
-        if self.order.kind == "shuffled" and rows[0] < training:
-            rows = study_positions(training, self.order.seed or 0)[rows]
+        if self.order.kind == "shuffled":
+            rows = np.where(rows < training, study_positions(training, self.order.seed or 0)[rows % training], rows)
         block = block.set_column(block.column_names.index(ROW_ID), ROW_ID, pa.array(rows))
         return block.append_column(FILLED, pa.array(filled.astype(np.int8)))
 
@@ -155,7 +155,7 @@ def convert(
     settings = _settings(rows_per_shard, order, order_seed)
     conversion = _plan(Folder.at(dest), {"train": train, "val": val, "test": test}, settings)
     folder, planned, listed = conversion.folder, conversion.planned, _listed(conversion.folder)
-    with task_errors(dest, lambda: disk_is_full(dest, _bytes_needed(conversion))):
+    with task_errors(dest):
         kept = _whole_shards(conversion, listed)
         if kept and say:
             say(f"{len(kept)} of {len(planned)} shards are there and whole")
