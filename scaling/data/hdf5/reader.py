@@ -114,10 +114,18 @@ class SpectraFile:
                 f"{self.path}: {WAVE} is not finite or does not increase from pixel to pixel: expected a grid in Å"
             )
 
-    def blocks(self, start: int, stop: int, rows: int = BLOCK_ROWS) -> Iterator[tuple[int, Spectra, Spectra]]:
-        """Flux and error of rows ``start`` to ``stop``, ``rows`` at a time, as ``read`` gives them.
+    def blocks(
+        self, start: int, stop: int, rows: int = BLOCK_ROWS, fill: bool = True
+    ) -> Iterator[tuple[int, Spectra, Spectra]]:
+        """Flux and error of rows ``start`` to ``stop``, ``rows`` at a time, rounded once to float32.
 
         Memory is that of one block, however large the file's chunks are (compressed ones are held whole).
+
+        Args:
+            start: The first row.
+            stop: The row after the last.
+            rows: Rows of a block.
+            fill: Whether NaN errors at the edges are filled, and counted.
 
         Yields:
             The block's first row in the file, and two (rows, pixels) float32 arrays that are the caller's to keep.
@@ -125,9 +133,9 @@ class SpectraFile:
         Raises:
             UserError: Rows cannot be read.
         """
-        return self._blocks([(first, min(first + rows, stop)) for first in range(start, stop, rows)])
+        return self._blocks([(first, min(first + rows, stop)) for first in range(start, stop, rows)], fill)
 
-    def _blocks(self, ranges: list[tuple[int, int]]) -> Iterator[tuple[int, Spectra, Spectra]]:
+    def _blocks(self, ranges: list[tuple[int, int]], fill: bool) -> Iterator[tuple[int, Spectra, Spectra]]:
         ahead = [ReadAhead(array) for array in (self._flux, self._error)]
         asked = rows_ahead = 0
         for index, (start, stop) in enumerate(ranges):
@@ -139,26 +147,20 @@ class SpectraFile:
                     asked += 1
                 flux, error = (_read_float32(array, start, stop) for array in (self._flux, self._error))
             rows_ahead -= stop - start
-            self.filled_edges += fill_edges(error)
+            if fill:
+                self.filled_edges += fill_edges(error)
             yield start, flux, error
 
     def read(self, start: int, stop: int) -> tuple[Spectra, Spectra]:
-        """Flux and error of rows ``start`` to ``stop``, rounded once to float32, NaN errors at the edges filled.
-
-        Returns:
-            Two (stop - start, pixels) float32 arrays.
-
-        Raises:
-            UserError: The rows cannot be read.
-        """
+        """Flux and error of rows ``start`` to ``stop`` as ``blocks`` gives them, together."""
         flux, error = (np.empty((stop - start, self.num_pixels), np.float32) for _ in range(2))
         for first, block_flux, block_error in self.blocks(start, stop):
             rows = slice(first - start, first - start + len(block_flux))
             flux[rows], error[rows] = block_flux, block_error
         return flux, error
 
-    def read_rows(self, rows: Int64[ndarray, " row"]) -> tuple[Spectra, Spectra]:
-        """Flux and error of any rows, in the order asked for, as ``read`` gives them.
+    def read_rows(self, rows: Int64[ndarray, " row"], fill: bool = True) -> tuple[Spectra, Spectra]:
+        """Flux and error of any rows, in the order asked for, as ``blocks`` gives them.
 
         They are read in the order of the file, neighbours together, each row once; the disk has up to 1024 of them to look
         for at a time.
@@ -172,7 +174,7 @@ class SpectraFile:
         flux, error = (np.empty((len(rows), self.num_pixels), np.float32) for _ in range(2))
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
-        for first, block_flux, block_error in self._blocks(row_ranges(ordered)):
+        for first, block_flux, block_error in self._blocks(_row_ranges(ordered), fill):
             low, high = np.searchsorted(ordered, [first, first + len(block_flux)])
             places, within = order[low:high], ordered[low:high] - first
             flux[places], error[places] = block_flux[within], block_error[within]
@@ -237,7 +239,7 @@ class SpectraFile:
         return digest.hexdigest()
 
 
-def row_ranges(rows: Int64[ndarray, " row"]) -> list[tuple[int, int]]:
+def _row_ranges(rows: Int64[ndarray, " row"]) -> list[tuple[int, int]]:
     """Rows in rising order as ranges of neighbours, of a block at most."""
     unique = np.unique(rows)
     runs = np.split(unique, np.flatnonzero(np.diff(unique) > 1) + 1) if len(unique) else []

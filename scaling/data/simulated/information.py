@@ -230,7 +230,7 @@ def _about(path: Path, snr: Float64[ndarray, " row"]) -> tuple[dict[str, float],
 
 
 def _simulated_spectra(path: Path, rows: int) -> Iterator[tuple[ndarray, ndarray, ndarray]]:
-    """Flux, error and free labels of the first spectra, in pieces, each compared with what the emulator gives.
+    """Flux, error and free labels of the first spectra, in blocks, each compared with what the emulator gives.
 
     Raises:
         UserError: They differ.
@@ -248,12 +248,12 @@ def _simulated_spectra(path: Path, rows: int) -> Iterator[tuple[ndarray, ndarray
 
 
 def _spectra(path: Path, rows: int) -> Iterator[tuple[ndarray, ndarray, pd.DataFrame]]:
-    """Flux, error and parameters of the first spectra, in pieces."""
+    """Flux, error and parameters of the first spectra, in blocks."""
     if path.is_file():
         with open_spectra(path) as spectra:
             stop = min(rows, spectra.num_rows)
             params = spectra.read_params(0, stop)
-            for first, flux, error in spectra.pieces(0, stop):
+            for first, flux, error in spectra.blocks(0, stop):
                 yield flux, error, params.iloc[first : first + len(flux)]
         return
     manifest = Manifest.load(path)
