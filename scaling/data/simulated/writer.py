@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaling.data.hdf5.guard import shown
+from scaling.data.hdf5.guard import reason, shown
 from scaling.data.hdf5.reader import open_spectra
 from scaling.data.hdf5.writer import file_bytes, write_spectra
 from scaling.data.simulated.rows import COLUMNS as COLUMNS
@@ -90,7 +90,7 @@ def write_simulation(
     total = sum(simulation.rows(split) for split in SPLITS)
     done = total - sum(file.rows for file in pending)
     if parallel and len(pending) > 1:
-        counts = _write_on_ray(dest, simulation, pending)
+        counts = _write_on_ray(simulation, pending)
     else:
         counts = (rows for file in pending for rows in _write_file(simulation, file))
     for rows in counts:
@@ -103,26 +103,32 @@ def write_simulation(
     return paths
 
 
-def _write_on_ray(dest: Path, simulation: Simulation, pending: list[SimulatedFile]) -> Iterator[int]:
+def _write_on_ray(simulation: Simulation, pending: list[SimulatedFile]) -> Iterator[int]:
     """Write each file in a task of Ray Data, the longest first; the rows of each as it ends."""
     import ray
-
-    from scaling.data.shards.pipeline import task_errors
 
     files = sorted(pending, key=lambda file: -file.rows)
     settings = ray.data.DataContext.get_current().copy()
     settings.print_on_execution_start = settings.enable_progress_bars = False
-    with task_errors(dest):
-        with ray.data.DataContext.current(settings):
-            items = [{"file": index} for index in range(len(files))]
-            tasks = ray.data.from_items(items, override_num_blocks=len(items))
-            tasks = tasks.map(_write_row, fn_args=(simulation, files), num_cpus=1)
-        for row in tasks.iter_rows():
-            yield int(row["rows"])
+    with ray.data.DataContext.current(settings):
+        items = [{"file": index} for index in range(len(files))]
+        tasks = ray.data.from_items(items, override_num_blocks=len(items))
+        tasks = tasks.map(_write_row, fn_args=(simulation, files), num_cpus=1)
+    for row in tasks.iter_rows():
+        if row["mistake"]:
+            raise UserError(row["mistake"])
+        yield int(row["rows"])
 
 
-def _write_row(row: dict[str, int], simulation: Simulation, files: list[SimulatedFile]) -> dict[str, int]:
-    return {"rows": sum(_write_file(simulation, files[row["file"]]))}
+def _write_row(row: dict[str, int], simulation: Simulation, files: list[SimulatedFile]) -> dict[str, int | str]:
+    """One task. A mistake is returned: of one that is raised, Ray Data prints a traceback and loses the cause."""
+    file = files[row["file"]]
+    try:
+        return {"rows": sum(_write_file(simulation, file)), "mistake": ""}
+    except UserError as error:
+        return {"rows": 0, "mistake": str(error)}
+    except OSError as error:
+        return {"rows": 0, "mistake": f"{file.path}: cannot be written ({reason(error)}): run the same command again"}
 
 
 def _write_file(simulation: Simulation, file: SimulatedFile) -> Iterator[int]:
