@@ -85,7 +85,8 @@ def shard_type(path: Path, column: pd.Series) -> pa.DataType:
     dtype = values.dtype
     if _is_real(column) and dtype.itemsize <= 8:
         return pa.from_numpy_dtype(dtype)
-    if pd.api.types.is_string_dtype(dtype) or (dtype.kind == "O" and all(map(_is_text, values))):
+    # pandas calls every column of objects one of strings
+    if all(map(_is_text, values)) if dtype == object else pd.api.types.is_string_dtype(dtype):
         with reading(path, f"parameter column {column.name!r}", "write its text in UTF-8"):
             for value in values:
                 _ = value.decode() if isinstance(value, bytes) else str(value).encode()
