@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 
-from scaling.data.hdf5.guard import find_array, no_code_from_pickles, reading, reason
+from scaling.data.hdf5.guard import check_attributes, find_array, no_code_from_pickles, reading, reason
 from scaling.data.hdf5.readahead import ReadAhead
 from scaling.data.spectra import fill_edges
 from scaling.errors import UserError
@@ -187,6 +187,7 @@ class SpectraFile:
             UserError: The table was not written by pandas, cannot be read, or has columns without names of their own.
         """
         with reading(self.path, PARAMS, "write a pandas DataFrame with to_hdf"), no_code_from_pickles():
+            check_attributes(self.file, PARAMS)
             frame = pd.read_hdf(self.path, PARAMS, start=start, stop=stop)
             if not isinstance(frame, pd.DataFrame):
                 raise TypeError(f"a pandas {type(frame).__name__}")

@@ -173,7 +173,7 @@ EDITS = {
         "give each column one name|cannot be read",
     ),
     "whole numbers for names": (table(pd.DataFrame(np.ones((ROWS, 2)))), "has a column 0"),
-    "two columns of a name": (two_of_a_name, "two columns 'a'"),
+    "two columns of a name": (two_of_a_name, "uniquely valued|two columns 'a'"),
     "a name of two lines": (table(params(**{"a\nb": 1.0}), format="fixed"), r"has a column 'a\\nb'"),
     "flux in a circle": (circle, "in a circle"),
     "flux leads nowhere": (put(FLUX_ARRAY, h5py.SoftLink("/nowhere")), f"no {FLUX_ARRAY}"),
