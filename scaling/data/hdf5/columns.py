@@ -86,7 +86,7 @@ def shard_type(path: Path, column: pd.Series) -> pa.DataType:
     if _is_real(column) and dtype.itemsize <= 8:
         return pa.from_numpy_dtype(dtype)
     # pandas calls every column of objects one of strings
-    if all(map(_is_text, values)) if dtype == object else pd.api.types.is_string_dtype(dtype):
+    if all(map(_is_text, values)) if pd.api.types.is_object_dtype(dtype) else pd.api.types.is_string_dtype(dtype):
         with reading(path, f"parameter column {column.name!r}", "write its text in UTF-8"):
             for value in values:
                 _ = value.decode() if isinstance(value, bytes) else str(value).encode()
@@ -143,4 +143,3 @@ def column_problems(name: str, column: pd.Series) -> list[str]:
             f"{values[row]:g}, expected {bounds} {known.unit}"
         )
     return problems
-

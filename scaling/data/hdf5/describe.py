@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
@@ -28,19 +28,13 @@ class Description:
     """What a file of spectra holds; of one that cannot be opened as such, only the path and why.
 
     Attributes:
-        path: The file.
-        rows: Number of spectra.
-        pixels: Pixels of each.
-        wave_range: First and last pixel centre, vacuum Å.
         arrays: Each array's type, shape and storage.
+        wave_range: First and last pixel centre, vacuum Å.
         chunk_rows: Rows stored together on disk, 1 where contiguous.
-        columns: The parameter table.
         checked_rows: Rows whose flux, error and mask were read, for all that follows.
         snr: Percentile → signal to noise.
-        snr_definition: What is meant by signal to noise.
         snr_column_median: Median of the parameter table's own ``snr``, over all rows.
-        masked_pixels: Pixels whose mask is not 0; None without a mask.
-        masked_rows: Rows with such a pixel.
+        masked_pixels: Pixels whose mask is not 0; None without a mask. ``masked_rows`` have such a pixel.
         filled_edges: First or last pixels with a NaN error, which reading fills from the neighbour.
         problems: What would stop a conversion or spoil a study, one sentence each.
     """
@@ -49,11 +43,11 @@ class Description:
     rows: int = 0
     pixels: int = 0
     wave_range: tuple[float, float] | None = None
-    arrays: dict[str, str]
+    arrays: dict[str, str] = field(default_factory=dict)
     chunk_rows: int = 0
-    columns: list[ColumnSummary]
+    columns: list[ColumnSummary] = field(default_factory=list)
     checked_rows: int = 0
-    snr: dict[str, float]
+    snr: dict[str, float] = field(default_factory=dict)
     snr_definition: str = SNR_DEFINITION
     snr_column_median: float | None = None
     masked_pixels: int | None = None
@@ -106,7 +100,7 @@ def describe(path: Path, max_rows: int = 4096) -> Description:
         arrays = _arrays_of_damaged(path)
         if arrays is None:
             raise
-        return Description(path=str(path), arrays=arrays, columns=[], snr={}, problems=[str(error)])
+        return Description(path=str(path), arrays=arrays, problems=[str(error)])
     with spectra:
         sample = _Sample(spectra)
         for start, stop in _sample_ranges(spectra.num_rows, max_rows):
@@ -130,8 +124,8 @@ def describe(path: Path, max_rows: int = 4096) -> Description:
             checked_rows=sample.rows,
             snr=snr_percentiles(np.concatenate(sample.snr)) if sum(map(len, sample.snr)) else {},
             snr_column_median=snr_column,
-            masked_pixels=sample.masked_pixels,
-            masked_rows=sample.masked_rows,
+            masked_pixels=None if sample.mask is None else sum(sample.masked),
+            masked_rows=None if sample.mask is None else sum(map(bool, sample.masked)),
             filled_edges=spectra.filled_edges,
             problems=problems + sample.problems() + more,
         )
@@ -162,23 +156,21 @@ class _Sample:
     def __init__(self, spectra: SpectraFile) -> None:
         self.rows = 0
         self.snr: list[np.ndarray] = []
+        self.masked: list[int] = []  # pixels of each row
+        self.mask: h5py.Dataset | None = None
         self._spectra = spectra
         self._unreadable: list[str] = []
         self._bad: dict[str, list[int]] = defaultdict(list)
-        self._mask = None
         with contextlib.suppress(UserError), reading(spectra.path, MASK_ARRAY):  # among the arrays, it is a problem
-            self._mask = find_array(spectra.file, MASK_ARRAY)
-        self.masked_pixels = self.masked_rows = None if self._mask is None else 0
+            self.mask = find_array(spectra.file, MASK_ARRAY)
 
     def add(self, start: int, stop: int) -> None:
         """Read rows ``start`` to ``stop``."""
         try:
             flux, error = self._spectra.read(start, stop)
-            if self._mask is not None and self._mask.shape == (self._spectra.num_rows, self._spectra.num_pixels):
+            if self.mask is not None and self.mask.shape == (self._spectra.num_rows, self._spectra.num_pixels):
                 with reading(self._spectra.path, f"{MASK_ARRAY} of rows {start} to {stop - 1}"):
-                    masked = (self._mask[start:stop] != 0).sum(axis=1)
-                    self.masked_pixels += int(masked.sum())
-                    self.masked_rows += int((masked > 0).sum())
+                    self.masked += (self.mask[start:stop] != 0).sum(axis=1).tolist()
         except UserError as mistake:
             self._unreadable.append(str(mistake))
             return

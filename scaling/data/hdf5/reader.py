@@ -89,26 +89,25 @@ class SpectraFile:
             raise UserError(
                 f"{self.path}: a wavelength grid for each spectrum ({WAVE_PER_SPECTRUM}): resample to one grid"
             )
-        found = {name: find_array(self.file, name) for name in (WAVE, FLUX_ARRAY, ERROR_ARRAY)}
         table, axis = f"{PARAMS}/table", f"{PARAMS}/axis1"  # of pandas' two formats
         params = axis if find_array(self.file, table) is None and find_array(self.file, axis) is not None else table
-        found[params] = find_array(self.file, params)
-        if missing := [name for name, array in found.items() if array is None]:
-            raise UserError(f"{self.path}: no {', '.join(missing)}: give a file that has these arrays, in the PFS dataset layout")
-        for name in (WAVE, FLUX_ARRAY, ERROR_ARRAY):
-            if found[name].dtype.kind not in "iuf":
-                raise UserError(f"{self.path}: {name} is {found[name].dtype}: expected real numbers")
-        flux, error = found[FLUX_ARRAY].shape, found[ERROR_ARRAY].shape
-        if flux is None or error is None or len(flux) != 2 or flux != error or 0 in flux or flux[1] < 2:
+        names = (WAVE, FLUX_ARRAY, ERROR_ARRAY, params)
+        arrays = [array for array in (find_array(self.file, name) for name in names) if array is not None]
+        if len(arrays) < len(names):
+            missing = ", ".join(name for name in names if find_array(self.file, name) is None)
+            raise UserError(f"{self.path}: no {missing}: give a file that has these arrays, in the PFS dataset layout")
+        for name, array in zip(names[:3], arrays, strict=False):
+            if array.dtype.kind not in "iuf":
+                raise UserError(f"{self.path}: {name} is {array.dtype}: expected real numbers")
+        wave, flux, error, rows = (array.shape for array in arrays)
+        if flux is None or len(flux) != 2 or flux != error or 0 in flux or flux[1] < 2:
             raise UserError(f"{self.path}: flux is {flux} and error is {error}: expected one shape (spectra, pixels)")
-        for name, length in ((WAVE, flux[1]), (params, flux[0])):
-            if found[name].shape != (length,):
-                raise UserError(
-                    f"{self.path}: {name} is {found[name].shape}: flux is {flux}, so expected ({length},)"
-                )
+        for name, shape, length in ((WAVE, wave, flux[1]), (params, rows, flux[0])):
+            if shape != (length,):
+                raise UserError(f"{self.path}: {name} is {shape}: flux is {flux}, so expected ({length},)")
         if max(flux) > COMPRESSION * self.path.stat().st_size:
             raise UserError(f"{self.path}: flux is {flux}: the file is too small for that, copy it again")
-        self.wave: Float[ndarray, " pixel"] = found[WAVE][:].astype(np.float64)
+        self.wave: Float[ndarray, " pixel"] = arrays[0][:].astype(np.float64)
         if not (np.isfinite(self.wave).all() and (np.diff(self.wave) > 0).all()):
             raise UserError(
                 f"{self.path}: {WAVE} is not finite or does not increase from pixel to pixel: expected a grid in Å"
@@ -139,7 +138,7 @@ class SpectraFile:
         ahead = [ReadAhead(array) for array in (self._flux, self._error)]
         asked = rows_ahead = 0
         for index, (start, stop) in enumerate(ranges):
-            with reading(self.path, f"the spectra of rows {start} to {stop - 1}"):
+            with reading(self.path, f"rows {start} to {stop - 1}"):
                 while asked < len(ranges) and (asked < index + 2 or rows_ahead < ROWS_AHEAD):
                     for array in ahead:
                         array.ask(*ranges[asked])
@@ -195,7 +194,7 @@ class SpectraFile:
                 raise ValueError(f"{len(frame)} rows where {self.num_rows} spectra are")
         names = list(frame.columns)
         if odd := [name for name in names if not isinstance(name, str) or not name.isprintable()]:
-            raise UserError(f"{self.path}: {PARAMS} has a column {ascii(odd[0])}: give each column one name, in UTF-8")
+            raise UserError(f"{self.path}: {PARAMS} has a column {odd[0]!a}: give each column one name, in UTF-8")
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(f"{self.path}: {PARAMS} has two columns {twice!r}: rename one")
@@ -232,8 +231,9 @@ class SpectraFile:
         with reading(self.path, "the content"):
             params = self.file[PARAMS]
             for name in ["table"] if "table" in params else sorted(params):
-                for table_bytes in _table_bytes(params[name]):
-                    digest.update(table_bytes)
+                if (array := find_array(self.file, f"{PARAMS}/{name}")) is not None:
+                    for table_bytes in _table_bytes(array):
+                        digest.update(table_bytes)
             for row in np.unique(np.linspace(0, self.num_rows - 1, FINGERPRINT_ROWS).astype(int)):
                 digest.update(self._flux[row].tobytes())
                 digest.update(self._error[row].tobytes())

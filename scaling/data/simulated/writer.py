@@ -113,8 +113,8 @@ def _write_on_ray(simulation: Simulation, pending: list[SimulatedFile]) -> Itera
     with ray.data.DataContext.current(settings):
         items = [{"file": index} for index in range(len(files))]
         tasks = ray.data.from_items(items, override_num_blocks=len(items))
-        tasks = tasks.map(_write_row, fn_args=(simulation, files), num_cpus=1)
-    for row in tasks.iter_rows():
+        written = tasks.map(_write_row, fn_args=(simulation, files), num_cpus=1)  # type: ignore[arg-type]
+    for row in written.iter_rows():
         if row["mistake"]:
             raise UserError(row["mistake"])
         yield int(row["rows"])

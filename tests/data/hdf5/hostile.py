@@ -65,11 +65,11 @@ def circle(path):
     put("dataset/arrays/other", h5py.SoftLink("flux"))(path)
 
 
-def to_fifo(path):
+def to_fifo(path, name=FLUX_ARRAY):
     fifo = path.with_name("fifo.h5")
     if not fifo.exists():
         os.mkfifo(fifo)
-    put(FLUX_ARRAY, h5py.ExternalLink(str(fifo), "x"))(path)
+    put(name, h5py.ExternalLink(str(fifo), "x"))(path)
 
 
 def external_values(path):
@@ -169,7 +169,10 @@ EDITS = {
     "the table is no pandas table": (put(f"{PARAMS}/table", np.zeros(ROWS)), f"{PARAMS} cannot be read"),
     "a Series": (table(params()["log_g"]), "a pandas Series"),
     "a two-level index of columns": (
-        table(pd.DataFrame(np.ones((ROWS, 2)), columns=pd.MultiIndex.from_tuples([("a", "b"), ("a", "c")])), format="fixed"),
+        table(
+            pd.DataFrame(np.ones((ROWS, 2)), columns=pd.MultiIndex.from_tuples([("a", "b"), ("a", "c")])),
+            format="fixed",
+        ),
         "give each column one name|cannot be read",
     ),
     "whole numbers for names": (table(pd.DataFrame(np.ones((ROWS, 2)))), "has a column 0"),
@@ -180,10 +183,17 @@ EDITS = {
     "flux is elsewhere": (put(FLUX_ARRAY, h5py.ExternalLink("absent.h5", "x")), "link to another file"),
     "flux is behind a FIFO": (to_fifo, "link to another file"),
     "flux leads to a link to another file": (
-        lambda path: (put("other", h5py.ExternalLink("absent.h5", "x"))(path), put(FLUX_ARRAY, h5py.SoftLink("/other"))(path)),
+        lambda path: (
+            put("other", h5py.ExternalLink("absent.h5", "x"))(path),
+            put(FLUX_ARRAY, h5py.SoftLink("/other"))(path),
+        ),
         "link to another file",
     ),
     "parameters are elsewhere": (put(PARAMS, h5py.ExternalLink("absent.h5", "x")), "link to another file"),
+    "a part of the parameters is behind a FIFO": (
+        lambda path: (table(params(), format="fixed")(path), to_fifo(path, f"{PARAMS}/block0_values")),
+        "cannot be read|link to another file",
+    ),
     "values are elsewhere": (external_values, "are in other files"),
     "values are virtual": (virtual_values, "are in other files"),
     "too many rows": (declared_rows, "too small"),
@@ -205,7 +215,10 @@ EDITS = {
     },
     "dates": (table(params(when=pd.Timestamp("2026-01-01"))), "'when' is datetime64.*shards keep numbers"),
     "times": (table(params(when=pd.Timedelta("1h"))), "'when' is timedelta64.*shards keep numbers"),
-    "objects": (table(params(kind=pd.Series([[1]] * ROWS, dtype=object)), format="fixed"), "'kind' is object.*shards keep"),
+    "objects": (
+        table(params(kind=pd.Series([[1]] * ROWS, dtype=object)), format="fixed"),
+        "'kind' is object.*shards keep",
+    ),
     "complex parameters": (table(params(c=1j), format="fixed"), "'c' is complex128.*shards keep"),
 }
 """Edit and what is to be said of it."""

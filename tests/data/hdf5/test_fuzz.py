@@ -1,7 +1,4 @@
-"""Whatever is done to a file of spectra: it is described and read, or refused in one line, and soon.
-
-A longer run: `HYPOTHESIS_PROFILE` as registered by the caller, or `--hypothesis-seed` with other numbers.
-"""
+"""Whatever is done to a file of spectra: it is described and read, or refused in one line, and soon."""
 
 import signal
 import warnings
@@ -63,7 +60,7 @@ def check(path):
     assert not path.with_name("executed").exists()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_bytes_that_are_flipped_or_missing(sound, path, data):
     content, places = data.draw(st.sampled_from(sound), label="format")
@@ -71,11 +68,13 @@ def test_bytes_that_are_flipped_or_missing(sound, path, data):
     place = st.one_of(st.sampled_from(places), st.integers(0, len(content) - 1))
     for at, byte in data.draw(st.dictionaries(place, st.integers(0, 255), max_size=12), label="bytes").items():
         content[at] = byte
-    path.write_bytes(content[: data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))), label="length")])
+    path.write_bytes(
+        content[: data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))), label="length")]
+    )
     check(path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(changes=st.lists(st.sampled_from(CHANGES), min_size=1, max_size=4))
 def test_edits_one_after_the_other(path, changes):
     hostile.write(path)

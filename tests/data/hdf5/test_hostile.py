@@ -40,7 +40,9 @@ def use(path):
 
 
 @pytest.mark.timeout(30)
-@pytest.mark.parametrize(("change", "message"), (hostile.EDITS | hostile.FAULTY_ROWS).values(), ids=[*hostile.EDITS, *hostile.FAULTY_ROWS])
+@pytest.mark.parametrize(
+    ("change", "message"), (hostile.EDITS | hostile.FAULTY_ROWS).values(), ids=[*hostile.EDITS, *hostile.FAULTY_ROWS]
+)
 def test_it_is_reported_and_refused_in_one_line(file, change, message):
     damage(file, change)
     with pytest.raises(UserError, match=message) as raised:

@@ -123,7 +123,9 @@ def test_rows_in_any_order_are_those_read_in_order(stored, layout, rows, fill):
         spectra.filled_edges = 0
         found = spectra.read_rows(rows, fill=fill)
         assert all(values.dtype == np.float32 for values in found)
-        assert all(np.array_equal(one, all_rows[rows], equal_nan=True) for one, all_rows in zip(found, whole, strict=True))
+        assert all(
+            np.array_equal(one, all_rows[rows], equal_nan=True) for one, all_rows in zip(found, whole, strict=True)
+        )
         assert spectra.filled_edges == (len({row for row in rows.tolist() if row % 3 == 0}) if fill else 0)
         expected = spectra.params.iloc[rows].reset_index(drop=True)
         pd.testing.assert_frame_equal(spectra.params_rows(rows), expected)
