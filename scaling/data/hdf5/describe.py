@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +12,15 @@ import h5py
 import numpy as np
 
 from scaling.data.hdf5.columns import HEADER, ColumnSummary, column_problems, shard_type, summarise_column
-from scaling.data.hdf5.guard import find, find_array, reading, shown
+from scaling.data.hdf5.guard import find, find_array, reading
 from scaling.data.hdf5.leaks import Leak, find_leaks
 from scaling.data.hdf5.reader import MASK_ARRAY, WAVE_TOLERANCE, SpectraFile, open_spectra
+from scaling.data.hdf5.storage import ARRAYS, find_arrays, in_words, storage_problems
 from scaling.data.spectra import SNR_DEFINITION, bad_rows, snr_percentiles, spectrum_snr
 from scaling.errors import UserError
 
 RANGES = 16
 """Ranges of rows that a large file is sampled in: rows that were never written lie side by side too."""
-ARRAYS = "dataset/arrays"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +108,8 @@ def describe(path: Path, max_rows: int = 4096) -> Description:
         arrays, problems = {}, []
         try:
             with reading(path, "the list of arrays"):
-                found = _find_arrays(spectra.file)
-                arrays, problems = _in_words(found), _storage_problems(found)
+                found = find_arrays(spectra.file)
+                arrays, problems = in_words(found), storage_problems(found)
         except UserError as error:
             problems = [str(error)]
         columns, more, snr_column = _describe_columns(spectra)
@@ -196,23 +196,6 @@ def _sample_ranges(rows: int, max_rows: int) -> list[tuple[int, int]]:
     return [(int(start), int(start) + length) for start in np.linspace(0, rows - length, RANGES)]
 
 
-def _find_arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """The arrays of a file by their short name."""
-    group = find(file, ARRAYS)
-    names = group if isinstance(group, h5py.Group) else ()
-    found = {name: find_array(file, f"{ARRAYS}/{name}/value") for name in names}
-    return {name: array for name, array in found.items() if array is not None}
-
-
-def _in_words(arrays: dict[str, h5py.Dataset]) -> dict[str, str]:
-    """The type, shape and storage of arrays."""
-    return {
-        shown(name): f"{array.dtype} {array.shape}, {f'chunks {array.chunks}' if array.chunks else 'contiguous'}"
-        + (f", {array.compression}" if array.compression else "")
-        for name, array in arrays.items()
-    }
-
-
 def _arrays_of_damaged(path: Path) -> dict[str, str] | None:
     """The arrays of what was meant as a file of spectra and cannot be used as one; None where it was not meant so."""
     if not path.is_file():
@@ -222,41 +205,9 @@ def _arrays_of_damaged(path: Path) -> dict[str, str] | None:
             return None
     try:
         with reading(path, "the arrays"), h5py.File(path, "r") as file:
-            return _in_words(_find_arrays(file)) if find(file, ARRAYS) is not None else None
+            return in_words(find_arrays(file)) if find(file, ARRAYS) is not None else None
     except UserError:
         return {}
-
-
-def _storage_problems(arrays: dict[str, h5py.Dataset]) -> list[str]:
-    """Arrays of other lengths, and flux or error that was never stored; found without reading them.
-
-    A mask that was never stored is normal: it reads as 0, good.
-    """
-    shape = arrays["flux"].shape
-    problems = [
-        f"array {shown(name)} has the shape {array.shape}, flux {shape}: expected {shape[0]} rows"
-        for name, array in arrays.items()
-        if (array.shape or ())[:1] != shape[:1]
-    ]
-    for name in ("flux", "error"):
-        if ranges := _rows_never_stored(arrays[name]):
-            what = f"{sum(stop - start for start, stop in ranges)} of {shape[0]} rows"
-            first = f"first in rows {ranges[0][0]} to {ranges[0][1] - 1}"
-            problems.append(f"{ARRAYS}/{name}/value was never written in {what}, {first}")
-    return problems
-
-
-def _rows_never_stored(array: h5py.Dataset) -> list[tuple[int, int]]:
-    """Ranges of rows for which a file holds no bytes."""
-    rows = len(array)
-    if array.chunks is None:
-        return [] if array.id.get_storage_size() else [(0, rows)]
-    stored: Counter[int] = Counter()
-    array.id.chunk_iter(lambda chunk: stored.update([chunk.chunk_offset[0]]))
-    across = -(-array.shape[1] // array.chunks[1])
-    whole = sorted(start for start, count in stored.items() if count >= across)
-    starts = [0, *(start + array.chunks[0] for start in whole)]
-    return [(start, stop) for start, stop in zip(starts, [*whole, rows], strict=True) if start < stop]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
