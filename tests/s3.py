@@ -29,6 +29,11 @@ def location(port, path="", bucket=BUCKET):
     return f"s3://{bucket}/{path}?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
 
 
+def port_of(uri):
+    """The server's port in such a URI."""
+    return int(uri.partition("127.0.0.1:")[2].partition("&")[0])
+
+
 def free_ports(count):
     with contextlib.ExitStack() as open_ones:
         probes = [open_ones.enter_context(socket.socket()) for _ in range(count)]
@@ -58,7 +63,9 @@ def server(folder: Path):
     finally:
         process.kill()  # it waits for its clients before it stops, and its files are the tests'
         process.wait()
-        Path(f"/tmp/seaweedfs-filer-grpc-{ports['filer.port']}.sock").unlink(missing_ok=True)
+        for port in ports.values():
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink()
 
 
 def _make_bucket(process, port, log):

@@ -48,6 +48,12 @@ def test_analysis_uses_only_rows_errors_and_files_of_the_harness():
 
 
 def test_what_the_analysis_imports_of_the_harness_is_light():
-    light = ("scaling/__init__.py", "scaling/errors.py", "scaling/files.py", "scaling/study/__init__.py", "scaling/study/rows.py")
+    light = (
+        "scaling/__init__.py",
+        "scaling/errors.py",
+        "scaling/files.py",
+        "scaling/study/__init__.py",
+        "scaling/study/rows.py",
+    )
     for name in light:
         assert not {n.split(".")[0] for n in imported(ROOT / name)} & {"ray", "torch", "optuna", "transformers"}
