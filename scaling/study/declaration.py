@@ -144,7 +144,7 @@ class Placement:
     """What a trial of at least this width and this many spectra occupies. The last placement that applies holds.
 
     `gpus` can be a fraction: such trials share a device, each in its own process. A trial with several workers, or
-    with whole GPUs, runs under Ray Train; with `min_workers` it goes on with fewer where a lost one is not replaced.
+    with whole GPUs, runs under Ray Train; with `min_workers` it continues with fewer where a lost one is not replaced.
     `micro_batch` bounds the spectra that a worker takes through the model at a time, `compiled` uses `torch.compile`.
     """
 

@@ -65,7 +65,8 @@ class Sweep:
             raise UserError(f"Ladder.num_pixels = {study.ladder.num_pixels}: {shards} has {manifest.pixels} pixels")
         if lost := next((s for split in SPLITS for s in manifest.shards(split) if not is_as_listed(shards, s)), None):
             raise UserError(
-                f"{Folder.at(shards).locate(lost.file)}: missing, or not that in {MANIFEST}; run the same `scaling shard` command again"
+                f"{Folder.at(shards).locate(lost.file)}: this shard is missing or not the one in {MANIFEST}; "
+                "run the same `scaling shard` command again"
             )
         check_labels(manifest, rules)
         return cls(
