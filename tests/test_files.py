@@ -79,11 +79,15 @@ def test_an_output_is_a_regular_file_in_a_folder(tmp_path):
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path):
+    (tmp_path / "closed").mkdir()
     tmp_path.chmod(0o500)
     refused(tmp_path / "a.json", words="cannot be written")
-    tmp_path.chmod(0o000)
-    refused(tmp_path / "a.json", words="cannot be written")
     tmp_path.chmod(0o700)
+    (tmp_path / "closed").chmod(0o000)
+    for name in ("closed/a.json", "closed/below/a.json"):
+        with pytest.raises(UserError, match="cannot be written"):
+            check_output(tmp_path / name)
+    (tmp_path / "closed").chmod(0o700)
 
 
 @pytest.mark.parametrize(
