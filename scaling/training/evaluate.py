@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from scaling.data.batches.bins import SplitBins
 from scaling.data.batches.evaluation import EvaluationSplit
+from scaling.files import Location
 from scaling.training.metrics import (
     Classified,
     Detail,
@@ -55,7 +56,7 @@ def score(predicted: Tensor, split: EvaluationSplit) -> tuple[Scores | Classifie
 
 
 def score_detail(
-    predicted: Tensor, split: EvaluationSplit, shards: Path, cache_root: Path, name: str = "test"
+    predicted: Tensor, split: EvaluationSplit, shards: Location, cache_root: Path, name: str = "test"
 ) -> Detail | None:
     """What all workers' predictions of the split of that name tell of its first label, by bins; None for a classification."""
     if split.rules.boundary is not None:

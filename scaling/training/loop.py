@@ -20,6 +20,7 @@ from scaling.data.batches.evaluation import EvaluationSplit
 from scaling.data.batches.rules import DataRules, Standardisation
 from scaling.data.batches.training import Access, TrainingBatches, training_batches
 from scaling.data.batches.whitening import fit_whitening
+from scaling.files import Location
 from scaling.model.ladder import Whitening
 from scaling.model.specvit import ModelConfig
 from scaling.training.evaluate import predict, score, score_detail
@@ -38,7 +39,7 @@ class Task:
     Of `access` only "streamed" does, whose order is another one. `whitening` is that of a model which has such a map.
     """
 
-    shards: Path
+    shards: Location
     cache_root: Path
     rules: DataRules
     num_spectra: int
