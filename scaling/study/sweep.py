@@ -15,10 +15,9 @@ from scaling.data.batches.evaluation import check_labels, evaluation_pin
 from scaling.data.batches.rules import Standardisation
 from scaling.data.batches.training import Access
 from scaling.data.shards.manifest import MANIFEST, SPLITS, Manifest
-from scaling.data.shards.shardfile import is_as_listed
+from scaling.data.shards.shard import is_as_listed
 from scaling.errors import UserError
 from scaling.files import FullError, Location
-from scaling.folder import Folder
 from scaling.study.declaration import Cell, Study
 from scaling.study.nodes import check_placements, choose_access, survey
 from scaling.study.prepare import check_sources
@@ -63,9 +62,10 @@ class Sweep:
             )
         if manifest.pixels != study.ladder.num_pixels:
             raise UserError(f"Ladder.num_pixels = {study.ladder.num_pixels}: {shards} has {manifest.pixels} pixels")
-        if lost := next((s for split in SPLITS for s in manifest.shards(split) if not is_as_listed(shards, s)), None):
+        listed = (shard for split in SPLITS for shard in manifest.shards(split))
+        if lost := next((shard for shard in listed if not is_as_listed(manifest.folder, shard)), None):
             raise UserError(
-                f"{Folder.at(shards).locate(lost.file)}: this shard is missing or not the one in {MANIFEST}; "
+                f"{manifest.folder.locate(lost.file)}: this shard is missing or not the one in {MANIFEST}; "
                 "run the same `scaling shard` command again"
             )
         check_labels(manifest, rules)
