@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from scaling.data.shards import sources as sources_module
+from scaling.data.hdf5.columns import shard_type
 from scaling.data.shards.shardfile import Checksum, params_table
 from scaling.data.shards.statistics import ColumnMoments, PixelMoments
 from scaling.errors import UserError
@@ -18,7 +18,7 @@ from scaling.errors import UserError
 def test_text_columns(values):
     schema = pa.schema({"kind": pa.string()})
     column = pd.Series(values, dtype=object, name="kind")
-    assert sources_module._kind(Path("x.h5"), column) == pa.string()
+    assert shard_type(Path("x.h5"), column) == pa.string()
     expected = [value.decode() if isinstance(value, bytes) else value for value in values]
     assert params_table(column.to_frame(), schema, Path("x.h5"))["kind"].to_pylist() == expected
     with pytest.raises(UserError, match=r"x\.h5: parameter table: .*one kind of value"):
