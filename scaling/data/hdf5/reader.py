@@ -86,9 +86,7 @@ class SpectraFile:
 
     def _check_layout(self) -> None:
         if find_array(self.file, WAVE_PER_SPECTRUM) is not None:
-            raise UserError(
-                f"{self.path}: a wavelength grid for each spectrum ({WAVE_PER_SPECTRUM}): resample to one grid"
-            )
+            raise UserError(f"{self.path}: each spectrum has a grid ({WAVE_PER_SPECTRUM}): resample to one grid")
         table, axis = f"{PARAMS}/table", f"{PARAMS}/axis1"  # of pandas' two formats
         params = axis if find_array(self.file, table) is None and find_array(self.file, axis) is not None else table
         names = (WAVE, FLUX_ARRAY, ERROR_ARRAY, params)
@@ -135,7 +133,10 @@ class SpectraFile:
         return self._blocks([(first, min(first + rows, stop)) for first in range(start, stop, rows)], fill)
 
     def _blocks(self, ranges: list[tuple[int, int]], fill: bool) -> Iterator[tuple[int, Spectra, Spectra]]:
-        ahead = [ReadAhead(array) for array in (self._flux, self._error)]
+        arrays = (self._flux, self._error)
+        ahead = [ReadAhead(array) for array in arrays]
+        rows = min(ROUNDED_ROWS, max((stop - start for start, stop in ranges), default=0))
+        buffers = [np.empty((rows, self.num_pixels), array.dtype.newbyteorder("=")) for array in arrays]
         asked = rows_ahead = 0
         for index, (start, stop) in enumerate(ranges):
             with reading(self.path, f"rows {start} to {stop - 1}"):
@@ -144,7 +145,9 @@ class SpectraFile:
                         array.ask(*ranges[asked])
                     rows_ahead += ranges[asked][1] - ranges[asked][0]
                     asked += 1
-                flux, error = (_read_float32(array, start, stop) for array in (self._flux, self._error))
+                flux, error = (
+                    _read_float32(array, start, stop, buffer) for array, buffer in zip(arrays, buffers, strict=True)
+                )
             rows_ahead -= stop - start
             if fill:
                 self.filled_edges += fill_edges(error)
@@ -161,11 +164,9 @@ class SpectraFile:
     def read_rows(self, rows: Int64[ndarray, " row"], fill: bool = True) -> tuple[Spectra, Spectra]:
         """Flux and error of any rows, in the order asked for, as ``blocks`` gives them.
 
-        They are read in the order of the file, neighbours together, each row once; the disk has up to 1024 of them to look
-        for at a time.
+        They are read in the order of the file, neighbours together, each row once; the disk is asked for 1024 at a time.
 
         Raises:
-            UserError: The rows cannot be read.
             ValueError: The file has no such row.
         """
         if len(rows) and not 0 <= rows.min() <= rows.max() < self.num_rows:
@@ -250,10 +251,9 @@ def _row_ranges(rows: Int64[ndarray, " row"]) -> list[tuple[int, int]]:
     ]
 
 
-def _read_float32(array: h5py.Dataset, start: int, stop: int) -> Spectra:
+def _read_float32(array: h5py.Dataset, start: int, stop: int, buffer: ndarray) -> Spectra:
     """Rows as stored, rounded once. A value beyond float32 becomes infinite, which `check_rows` reports."""
     rounded = np.empty((stop - start, array.shape[1]), np.float32)
-    buffer = np.empty((min(ROUNDED_ROWS, stop - start), array.shape[1]), array.dtype.newbyteorder("="))
     for first in range(start, stop, len(buffer)):
         rows = buffer[: stop - first]
         array.read_direct(rows, np.s_[first : first + len(rows)])

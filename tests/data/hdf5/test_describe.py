@@ -185,7 +185,7 @@ def test_nan_in_what_is_no_label_or_in_all_of_a_label_is_normal(file):
             r"error is \(99, 1024\)",
         ),
         (lambda raw: raw.__delitem__(WAVE), f"no {WAVE}"),
-        (lambda raw: raw.__setitem__(WAVE_PER_SPECTRUM, np.ones((100, 1024))), "a wavelength grid for each"),
+        (lambda raw: raw.__setitem__(WAVE_PER_SPECTRUM, np.ones((100, 1024))), "each spectrum has a grid"),
     ],
 )
 def test_a_damaged_layout_is_described_by_its_problem(file, change, problem):

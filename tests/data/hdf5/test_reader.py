@@ -283,7 +283,7 @@ def shorten(name, cut):
         (lambda raw: raw.__delitem__(ERROR_ARRAY), f"no {ERROR_ARRAY}"),
         (lambda raw: (raw.__delitem__(FLUX_ARRAY), raw.__delitem__(WAVE)), f"no {WAVE}, {FLUX_ARRAY}"),
         (lambda raw: raw.__delitem__(PARAMS), f"no {PARAMS}/table"),
-        (lambda raw: raw.__setitem__(WAVE_PER_SPECTRUM, np.ones((100, 1024))), "a wavelength grid for each spectrum"),
+        (lambda raw: raw.__setitem__(WAVE_PER_SPECTRUM, np.ones((100, 1024))), "each spectrum has a grid"),
         (shorten(ERROR_ARRAY, np.s_[:99]), r"flux is \(100, 1024\) and error is \(99, 1024\)"),
         (shorten(WAVE, np.s_[:1000]), rf"{WAVE} is \(1000,\)"),
         (shorten(WAVE, np.s_[::-1]), "does not increase"),
