@@ -174,10 +174,10 @@ def _settings(rows_per_shard: int, order: str, order_seed: int) -> dict[str, Any
     return {"rows_per_shard": rows_per_shard, "order": order, "order_seed": order_seed}
 
 
-def _cpus() -> float:
+def _cpus() -> int:
     import ray
 
-    return float(ray.cluster_resources().get("CPU", 1))
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _by_split(sources: Sources, paths: Mapping[str, list[Path]]) -> dict[str, list[Source]]:

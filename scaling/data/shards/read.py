@@ -16,7 +16,7 @@ from scaling.data.shards.shard import ROW_GROUP_ROWS
 from scaling.data.shards.sources import Sources
 from scaling.data.spectra import ERROR, FLUX, ROW_ID
 
-Unit = range | Int64[ndarray, " row"]
+Unit = range | Int64[ndarray, " _"]
 """Rows that are read by one task: a range of them, or row numbers in any order."""
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from scaling.data.hdf5.columns import shard_type
-from scaling.data.hdf5.reader import WAVE_TOLERANCE, SpectraFile, open_spectra
+from scaling.data.hdf5.reader import FLUX_ARRAY, WAVE_TOLERANCE, SpectraFile, open_spectra
 from scaling.data.shards.manifest import Source
 from scaling.data.spectra import ERROR, FLUX, ROW_ID
 from scaling.errors import UserError
@@ -27,8 +27,7 @@ class Sources:
         files: In row order.
         wave: The common grid, vacuum Å.
         schema: The columns of a row: ``row_id``, flux, error and the parameters.
-        chunk_rows: Of each file, rows that are stored together on disk.
-        has_filters: Whether some file is compressed, so that a chunk is read whole.
+        chunk_rows: Of each file, rows that must be decoded together: those of a compressed chunk, 1 if it has none.
     """
 
     files: tuple[Source, ...]
@@ -77,7 +76,8 @@ def inspect_sources(paths: Iterable[Path]) -> Sources:
             _collect_columns(kinds, first, spectra)
             size, fingerprint = path.stat().st_size, spectra.fingerprint()
             files.append(Source(path=str(path), rows=spectra.num_rows, size=size, fingerprint=fingerprint))
-            chunk_rows.append(spectra.chunk_rows)
+            compressed = spectra.file[FLUX_ARRAY].id.get_create_plist().get_nfilters() > 0
+            chunk_rows.append(spectra.chunk_rows if compressed else 1)
     if first is None:
         raise UserError("no source file: give at least one")
     tensor = pa.fixed_shape_tensor(pa.float32(), [first.num_pixels])
