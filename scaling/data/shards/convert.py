@@ -132,9 +132,10 @@ def convert(
     by_split = _by_split(sources, paths)
     splits = {split: sum(source.rows for source in files) for split, files in by_split.items()}
     fingerprints = {split: [source.fingerprint for source in files] for split, files in by_split.items()}
-    decided = _claim(folder, Identity(**settings, sources=fingerprints), by_split["train"])
+    with task_errors(dest):
+        decided = _claim(folder, Identity(**settings, sources=fingerprints), by_split["train"])
+        listed = _listed(folder)
     conversion = Conversion(folder=folder, sources=sources, splits=splits, order=decided)
-    listed = _listed(folder)
     describe = functools.partial(
         ShardDatasink,
         folder,
@@ -145,6 +146,7 @@ def convert(
         sources=by_split,
         order=decided,
         expected=listed,
+        check=sources.require_unchanged,
     )
     planned = describe().planned
     with task_errors(dest):
