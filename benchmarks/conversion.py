@@ -28,10 +28,10 @@ from pathlib import Path
 
 import h5py
 import pyarrow.parquet as pq
+from scaling.data.shards.shardfile import ROW_GROUP_ROWS, parquet_options
 
 from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY
 from scaling.data.shards.convert import convert
-from scaling.data.shards.shardfile import ROW_GROUP_ROWS, parquet_options
 from scaling.data.shards.sources import inspect_sources, source_groups
 from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.study.cluster import ray_cluster

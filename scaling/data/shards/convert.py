@@ -86,6 +86,7 @@ class Conversion:
             order=self.order,
             kept=kept,
             expected=expected,
+            check=self.sources.require_unchanged,
         )
 
     def row_numbers(self, shard: PlannedShard) -> range | np.ndarray:
@@ -153,9 +154,9 @@ def convert(
     from scaling.data.shards.datasource import SpectraDatasource  # imports Ray
 
     settings = _settings(rows_per_shard, order, order_seed)
-    conversion = _plan(Folder.at(dest), {"train": train, "val": val, "test": test}, settings)
-    folder, planned, listed = conversion.folder, conversion.planned, _listed(conversion.folder)
     with task_errors(dest):
+        conversion = _plan(Folder.at(dest), {"train": train, "val": val, "test": test}, settings)
+        folder, planned, listed = conversion.folder, conversion.planned, _listed(conversion.folder)
         kept = _whole_shards(conversion, listed)
         if kept and say:
             say(f"{len(kept)} of {len(planned)} shards are there and whole")

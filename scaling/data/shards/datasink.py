@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 from numpy import ndarray
 from ray.data import Datasink
+from ray.data.block import Block, BlockAccessor
 from ray.data.datasource import WriteResult
 
-from scaling.data.shards.encode import FILLED, PlannedShard, ShardEncoder, ShardSummary, number_columns, plan_shards
+from scaling.data.shards.encode import (
+    FILLED,
+    PlannedShard,
+    ShardEncoder,
+    ShardSummary,
+    number_columns,
+    plan_shards,
+    tensor_array,
+)
 from scaling.data.shards.manifest import (
     MANIFEST,
     SPLITS,
@@ -26,7 +37,7 @@ from scaling.data.shards.manifest import (
 )
 from scaling.data.shards.shard import ROW_GROUP_ROWS, column_values
 from scaling.data.shards.statistics import TrainingStatistics, repeated_spectra
-from scaling.data.spectra import ROW_ID, SNR_DEFINITION, snr_percentiles
+from scaling.data.spectra import ERROR, FLUX, ROW_ID, SNR_DEFINITION, check_rows, snr_percentiles
 from scaling.errors import UserError
 from scaling.files import Location
 from scaling.folder import Folder
@@ -38,10 +49,11 @@ AS_GIVEN = StudyOrder(kind="source", seed=None, asked="source", drift=NOT_TESTED
 class ShardDatasink(Datasink[list[ShardSummary]]):
     """Writes rows of spectra as Parquet shards, and the manifest when all are there.
 
-    A row has ``row_id``: its place in the study order, training rows first, then validation, then test. A write task must hold
-    whole shards, their rows in order (those of `SpectraDatasource` do, given the shards' rows as its units). A shard's
-    name and content follow from its rows alone and it gets its name when it is complete, so a task that is run again writes
-    the same file. Until the manifest is published, last, the folder is not a dataset.
+    A row has ``row_id``: its place in the study order, training rows first, then validation, then test; and every other column
+    of the schema, of its type or one that Arrow casts to it (flux and error are rounded to float32). A write task must hold
+    whole shards, their rows in order: those of `SpectraDatasource` do, given the shards' rows as its units. A shard's name and
+    content follow from its rows alone and it gets its name when it is complete, so a task that is run again writes the same
+    file. Until the manifest is published, last, the folder is not a dataset.
 
     Args:
         dest: The shard set's folder, a local path or a URI; every node must see it.
@@ -53,6 +65,10 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
         order: The study order of the training split, for the manifest.
         kept: Summaries of whole shards that are there already, by file.
         expected: The checksums that shards must have, by file, where a manifest says so.
+        check: Called before the manifest is published; what it raises prevents that.
+
+    Raises:
+        UserError: The schema is not one of spectra.
     """
 
     def __init__(
@@ -67,47 +83,66 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
         order: StudyOrder = AS_GIVEN,
         kept: Mapping[str, ShardSummary] | None = None,
         expected: Mapping[str, str] | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self.folder = Folder.at(dest)
         self.planned = plan_shards(splits, rows_per_shard)
         self._schema, self._wave, self._rows_per_shard = schema, np.asarray(wave), rows_per_shard
         self._sources = {split: list((sources or {}).get(split, ())) for split in SPLITS}
         self._order, self._kept, self._expected = order, dict(kept or {}), dict(expected or {})
+        self._check = check
         self._starts = [shard.start for shard in self.planned]
+        tensor = pa.fixed_shape_tensor(pa.float32(), [len(self._wave)])
+        for name, kind in ((ROW_ID, pa.int64()), (FLUX, tensor), (ERROR, tensor)):
+            if name not in schema.names or schema.field(name).type != kind:
+                raise UserError(f"the schema's column {name!r} is missing or not {kind}: give one with wave's pixels")
 
     def get_name(self) -> str:
         """The name on Ray's pages and progress bars."""
         return "Shards"
 
-    def write(self, blocks: Iterable[pa.Table], ctx: object) -> list[ShardSummary]:
+    def on_write_start(self, schema: pa.Schema | None = None) -> None:
+        """Refuse to write into a finished set, unless its shards are being repaired.
+
+        Raises:
+            UserError: The folder has a manifest.
+        """
+        if not self._expected and self.folder.size(MANIFEST) is not None:
+            raise UserError(f"{self.folder}: holds a finished shard set: name another folder, or remove this one")
+
+    def write(self, blocks: Iterable[Block], ctx: object) -> list[ShardSummary]:
         """Write the whole shards that one task's blocks hold.
 
         Raises:
-            UserError: They are not whole, or a shard is not the one that is expected.
+            UserError: They are not whole, a column is missing or of another kind, or a shard is not the one that is expected.
             OSError: The folder cannot be written.
         """
         summaries = []
         encoder: ShardEncoder | None = None
         for group in self._row_groups(blocks):
             encoder = encoder or ShardEncoder(self._shard_at(int(group[ROW_ID][0].as_py())), self._schema)
-            encoder.add(self._as_stored(group, encoder.planned), int(column_values(group, FILLED).sum()))
+            encoder.add(self._as_stored(group, encoder), int(column_values(group, FILLED).sum()))
             if encoder.rows == encoder.planned.rows:
                 summaries.append(self._put(encoder))
                 encoder = None
         if encoder is not None:
-            raise ValueError(
-                f"{encoder.planned.file}: a write task ends within it: give the dataset whole shards a task"
+            raise UserError(
+                f"{encoder.planned.file}: a write task ends after {encoder.rows} of its {encoder.planned.rows} rows: "
+                "give the dataset whole shards a task"
             )
         return summaries
 
     def _shard_at(self, row: int) -> PlannedShard:
+        total = self.planned[-1].start + self.planned[-1].rows
+        if not 0 <= row < total:
+            raise UserError(f"{ROW_ID} {row}: the splits have rows 0 to {total - 1}: number the dataset's rows so")
         return self.planned[bisect.bisect_right(self._starts, row) - 1]
 
-    def _row_groups(self, blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    def _row_groups(self, blocks: Iterable[Block]) -> Iterator[pa.Table]:
         """The rows cut where row groups and shards end. Blocks that are row groups already are not copied."""
         held: list[pa.Table] = []
         for block in blocks:
-            rows = block if FILLED in block.column_names else _without_filled(block)
+            rows = self._conform(BlockAccessor.for_block(block).to_arrow())
             while len(rows):
                 first = int((held[0] if held else rows)[ROW_ID][0].as_py())
                 shard = self._shard_at(first)
@@ -120,12 +155,33 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
         if held:
             yield pa.concat_tables(held).combine_chunks()
 
-    def _as_stored(self, group: pa.Table, shard: PlannedShard) -> pa.Table:
-        """A row group with its place in its split."""
-        row_ids = column_values(group, ROW_ID)
-        start = int(row_ids[0])
+    def _conform(self, block: pa.Table) -> pa.Table:
+        """A block with the schema's columns and no other but that of the filled edges, each of its type.
+
+        Raises:
+            UserError: One is missing, or cannot be converted; or a row cannot be trained on.
+        """
+        if not len(block):
+            return block
+        if missing := [name for name in self._schema.names if name not in block.column_names]:
+            raise UserError(f"the dataset has no column {missing[0]!r}: shards have {', '.join(self._schema.names)}")
+        columns = {field.name: _converted(block[field.name], field) for field in self._schema}
+        if FILLED in block.column_names:  # rows that `Conversion.prepare` has checked
+            return pa.table(columns | {FILLED: block[FILLED]})
+        rows = pa.table(columns | {FILLED: pa.array(np.zeros(len(block), np.int8))})
+        flux, error, row_ids = (column_values(rows, name) for name in (FLUX, ERROR, ROW_ID))
+        check_rows(flux, error, Path("the dataset"), row_ids)
+        return rows
+
+    def _as_stored(self, group: pa.Table, encoder: ShardEncoder) -> pa.Table:
+        """The next row group of a shard, with its place in its split."""
+        shard, row_ids = encoder.planned, column_values(group, ROW_ID)
+        start = shard.start + encoder.rows
         if not np.array_equal(row_ids, np.arange(start, start + len(row_ids))):
-            raise ValueError(f"{shard.file}: its rows are not in order: sort the dataset by {ROW_ID}")
+            raise UserError(
+                f"{shard.file}: a write task has {ROW_ID} {row_ids[0]} to {row_ids[-1]} where {start} follows: "
+                f"sort the dataset by {ROW_ID} and give it whole shards a task"
+            )
         columns = {name: group[name] for name in self._schema.names if name != ROW_ID}
         columns[ROW_ID] = pa.array(row_ids - shard.start + shard.first_row)
         return pa.table([columns[name] for name in self._schema.names], schema=self._schema)
@@ -144,11 +200,14 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
 
     def on_write_complete(self, write_result: WriteResult[list[ShardSummary]]) -> None:
         """Publish what was written and what was kept."""
-        written = {summary.shard.file: summary for found in write_result.write_returns for summary in found}
-        summaries = [(written | self._kept).get(shard.file) for shard in self.planned]
-        if None in summaries:
-            raise ValueError(f"{self.planned[summaries.index(None)].file}: no task wrote this shard")
-        self.publish([summary for summary in summaries if summary is not None])
+        summaries = [summary for found in write_result.write_returns for summary in found] + list(self._kept.values())
+        by_file = {summary.shard.file: summary for summary in summaries}
+        times = Counter(summary.shard.file for summary in summaries)
+        for shard in self.planned:
+            if times[shard.file] != 1:
+                found = "no task wrote" if not times[shard.file] else "two tasks wrote"
+                raise UserError(f"{shard.file}: {found} this shard: give the dataset each {ROW_ID} once")
+        self.publish([by_file[shard.file] for shard in self.planned])
 
     def on_write_failed(self, error: Exception) -> None:
         """Leave nothing that looks finished: shards have their names only when whole, and the manifest is the last file."""
@@ -164,6 +223,8 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
     def publish(self, summaries: list[ShardSummary]) -> None:
         """Write the pixel statistics, and last the manifest, from the summaries of all shards in their order."""
         self._remove_leftovers()
+        if self._check is not None:
+            self._check()
         splits = {split: [s for s in summaries if s.shard.file.startswith(f"{split}/")] for split in SPLITS}
         training = _add_up(splits["train"])
         statistics = pixel_statistics_bytes({"wave": self._wave, **training.pixels()})
@@ -196,8 +257,42 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
                 self.folder.write(file, content)
 
 
-def _without_filled(block: pa.Table) -> pa.Table:
-    return block.append_column(FILLED, pa.array(np.zeros(len(block), np.int8)))
+def _converted(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray | pa.Array:
+    """A column as the schema has it; not copied where it is so already.
+
+    Raises:
+        UserError: It cannot be converted.
+    """
+    gaps = column.null_count > 0 and not pa.types.is_string(field.type)
+    if column.type == field.type and not gaps:
+        return column
+    try:
+        if gaps:
+            raise ValueError("a value is missing; only text may be")
+        if field.name in (FLUX, ERROR):
+            return tensor_array(_spectra(column, field.type.shape[0]))
+        if field.name == ROW_ID and not pa.types.is_integer(column.type):
+            raise TypeError("no whole numbers")
+        return column.cast(field.type)
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise UserError(
+            f"column {field.name!r} of the dataset is {column.type}: expected {field.type} ({reason})"
+        ) from error
+
+
+def _spectra(column: pa.ChunkedArray, pixels: int) -> Float32[ndarray, "row pixel"]:
+    """Flux or error as an array, whatever kind of tensors or lists Arrow has it as."""
+    parts = [chunk.to_numpy(zero_copy_only=False) for chunk in _flat(column).chunks]
+    values = np.concatenate([np.stack(part) if part.dtype == object else part for part in parts])
+    if values.dtype.kind not in "iuf" or values.shape != (len(column), pixels):
+        raise ValueError(f"rows of {values.dtype} of shape {values.shape[1:]}")
+    return values.astype(np.float32)
+
+
+def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Arrow's own tensors as lists."""
+    return column.cast(column.type.storage_type) if isinstance(column.type, pa.FixedShapeTensorType) else column
 
 
 def _add_up(training: list[ShardSummary]) -> TrainingStatistics:

@@ -8,7 +8,9 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from numpy import ndarray
 from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.context import DataContext
@@ -20,7 +22,7 @@ from scaling.data.spectra import ERROR, FLUX
 from scaling.errors import UserError
 
 UNIT_ROWS = 4096
-"""Rows that one task reads at least, where the caller names no units: the chunk of the simulator's large files."""
+"""Rows that one task reads, where the caller names no units; or, if they are more, those of a compressed chunk."""
 TASK_BYTES = 2**29
 """What a task's rows may take: Ray Data holds them all until the task ends, if it writes."""
 
@@ -43,7 +45,7 @@ class SpectraDatasource(Datasource):
         paths: The files. They must have one wavelength grid and the same parameter columns.
         columns: Which columns to read; all by default. Flux and error are read where one of them is asked for.
         pixels: Which pixels to keep; all by default.
-        rows: Which rows, in the order wanted: a range, or several units (ranges, or arrays of row numbers), each of which is
+        rows: Which rows, in the order wanted: a range or an array of row numbers; or several of them, units, each of which is
             read by one task. All by default.
 
     Raises:
@@ -56,32 +58,46 @@ class SpectraDatasource(Datasource):
         *,
         columns: Sequence[str] | None = None,
         pixels: range | None = None,
-        rows: range | Sequence[Unit] | None = None,
+        rows: range | ndarray | Sequence[range | ndarray] | None = None,
     ) -> None:
         super().__init__()
         self.sources = inspect_sources(Path(path) for path in paths)
-        self._pixels = pixels or range(len(self.sources.wave))
+        self._pixels = range(len(self.sources.wave)) if pixels is None else pixels
         if not 0 <= self._pixels.start < self._pixels.stop <= len(self.sources.wave):
             raise UserError(f"pixels {self._pixels}: give a range within 0 to {len(self.sources.wave)}")
-        known = self.sources.schema.names
-        if unknown := [name for name in columns or () if name not in known]:
-            raise UserError(f"{self.sources.files[0].path}: no column {unknown[0]!r}; there are {', '.join(known)}")
-        self._columns = list(columns or known)
-        self._units: list[Unit] = (
-            self._chunk_units() if rows is None else [rows] if isinstance(rows, range) else list(rows)
-        )
-        for unit in self._units:
-            if not len(unit) or min(unit[0], unit[-1]) < 0 or max(unit[0], unit[-1]) >= self.sources.num_rows:
-                raise UserError(f"rows {unit}: give rows within 0 to {self.sources.num_rows}")
+        self._columns = self._known_columns(columns)
+        self._units = self._as_units(range(self.sources.num_rows) if rows is None else rows)
 
-    def _chunk_units(self) -> list[Unit]:
-        """Ranges that begin where a chunk of the file does, so that no byte is read twice."""
+    def _known_columns(self, columns: Sequence[str] | None) -> list[str]:
+        known = self.sources.schema.names
+        wanted = known if columns is None else [columns] if isinstance(columns, str) else list(columns)
+        if unknown := [name for name in wanted if name not in known]:
+            raise UserError(f"{self.sources.files[0].path}: no column {unknown[0]!r}; there are {', '.join(known)}")
+        if not wanted or len(set(wanted)) < len(wanted):
+            raise UserError(f"columns {wanted}: name at least one, and each once; there are {', '.join(known)}")
+        return wanted
+
+    def _as_units(self, rows: range | ndarray | Sequence[range | ndarray]) -> list[Unit]:
+        if isinstance(rows, range) and len(rows) and rows.step == 1:
+            _row_numbers(rows, self.sources.num_rows)
+            return self._chunk_units(rows)
+        if isinstance(rows, range | ndarray):
+            numbers = np.asarray(_row_numbers(rows, self.sources.num_rows))
+            return [numbers[at : at + UNIT_ROWS] for at in range(0, len(numbers), UNIT_ROWS)]
+        if not len(rows):
+            raise UserError("rows []: give at least one range or array of row numbers")
+        return [_row_numbers(unit, self.sources.num_rows) for unit in rows]
+
+    def _chunk_units(self, rows: range) -> list[Unit]:
+        """A range cut where compressed chunks of the files begin, so that none is decoded twice."""
         units: list[Unit] = []
         offset = 0
         for source, chunk in zip(self.sources.files, self.sources.chunk_rows, strict=True):
-            rows = chunk * math.ceil(UNIT_ROWS / chunk)
-            units += [range(offset + at, offset + min(at + rows, source.rows)) for at in range(0, source.rows, rows)]
-            offset += source.rows
+            size = chunk * math.ceil(UNIT_ROWS / chunk)
+            stop = offset + source.rows
+            spans = [range(max(at, rows.start), min(at + size, stop, rows.stop)) for at in range(offset, stop, size)]
+            units += [span for span in spans if len(span)]
+            offset = stop
         return units
 
     def get_name(self) -> str:
@@ -131,3 +147,21 @@ class SpectraDatasource(Datasource):
         tensor = pa.fixed_shape_tensor(pa.float32(), [len(self._pixels)])
         fields = [self.sources.schema.field(name) for name in self._columns]
         return pa.schema([field.with_type(tensor) if field.name in (FLUX, ERROR) else field for field in fields])
+
+
+def _row_numbers(rows: range | ndarray, num_rows: int) -> Unit:
+    """Rows of one task: a range of neighbours as it is, anything else as an array of row numbers.
+
+    Raises:
+        UserError: They are no row numbers, none, or not within 0 to ``num_rows``.
+    """
+    numbers = np.asarray(rows[:: max(1, len(rows) - 1)] if isinstance(rows, range) else rows)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not len(numbers):
+        raise UserError(f"rows {_short(rows)}: give ranges, or arrays of whole numbers, that are not empty")
+    if numbers.min() < 0 or numbers.max() >= num_rows:
+        raise UserError(f"rows {_short(rows)}: give rows within 0 to {num_rows}")
+    return rows if isinstance(rows, range) and rows.step == 1 else np.asarray(rows, dtype=np.int64)
+
+
+def _short(rows: object) -> str:
+    return " ".join(str(rows).split())[:100]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import pickle
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
@@ -13,8 +14,6 @@ from scaling.errors import UserError
 from scaling.files import FINAL, Location, is_full
 
 if TYPE_CHECKING:
-    from ray.data import DataContext
-
     from scaling.data.shards.datasink import ShardDatasink
     from scaling.data.shards.datasource import SpectraDatasource
 
@@ -39,14 +38,22 @@ def task_errors(dest: Location) -> Iterator[None]:
     except Exception as error:
         cause = _cause(error)
         if isinstance(cause, UserError):
-            raise type(cause)(str(cause).partition("\n")[0]) from None  # what follows is Ray's
+            if cause is error:
+                raise
+            raise type(cause)(_first_line(cause)) from None
         if not isinstance(cause, OSError):
             raise
-        reason = cause.strerror or str(cause).splitlines()[0]
-        where = cause.filename or dest
+        reason = cause.strerror or _first_line(cause)
+        # On its way here Ray Data's lines may have taken the place of the name.
+        where = cause.filename if cause.filename and "\n" not in str(cause.filename) else dest
         remedy = "correct its permissions or name another place" if isinstance(cause, FINAL) else "run it again"
         remedy = "make room and run the same command again" if is_full(cause) else remedy
         raise UserError(f"{where}: {reason}: {remedy}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    """What was raised: Ray Data appends lines about its settings."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -58,14 +65,33 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def context() -> DataContext:
-    """Ray Data's settings for what this package runs on it."""
+@contextlib.contextmanager
+def ray_data() -> Iterator[None]:
+    """Ray Data's settings for what this package runs on it.
+
+    An error of a task is raised, and Ray Data has it in its own log file: it is not also printed.
+    """
     from ray.data.context import DataContext
 
     settings = DataContext.get_current().copy()
     settings.target_max_block_size = BLOCK_BYTES
-    settings.raise_original_map_exception = True
-    return settings
+    settings.print_on_execution_start = False
+    settings.raise_original_map_exception = True  # a wrapper of it loses what it wraps on the way here
+    consoles = [
+        handler for handler in logging.getLogger("ray.data").handlers if isinstance(handler, logging.StreamHandler)
+    ]
+    for handler in consoles:
+        handler.addFilter(_is_progress)
+    try:
+        with DataContext.current(settings):
+            yield
+    finally:
+        for handler in consoles:
+            handler.removeFilter(_is_progress)
+
+
+def _is_progress(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR and "execution failed" not in record.getMessage()
 
 
 def write_shards(
@@ -73,9 +99,8 @@ def write_shards(
 ) -> str:
     """Read, prepare and write in one fused Ray Data pipeline; returns Ray Data's statistics of it."""
     import ray
-    from ray.data.context import DataContext
 
-    with DataContext.current(context()):
+    with ray_data():
         dataset = ray.data.read_datasource(datasource, override_num_blocks=num_tasks)
         prepared = dataset.map_batches(prepare, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
         prepared.write_datasink(sink)
@@ -85,11 +110,10 @@ def write_shards(
 def map_on_ray(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
     """Apply a function to items by Ray Data, one item a task; the results in the items' order."""
     import ray
-    from ray.data.context import DataContext
 
     if not items:
         return []
-    with DataContext.current(context()):
+    with ray_data():
         rows = [{"at": at, "item": pickle.dumps(item)} for at, item in enumerate(items)]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         done = dataset.map(

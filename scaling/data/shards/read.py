@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from scaling.data.shards.encode import params_table, tensor_array
 from scaling.data.shards.shard import ROW_GROUP_ROWS
 from scaling.data.shards.sources import Sources
 from scaling.data.spectra import ERROR, FLUX, ROW_ID
+from scaling.errors import UserError
 
-Unit = range | ndarray
-"""Rows that are read by one task: a range of them, or (rows,) int64 row numbers in any order."""
+Unit = range | Int64[ndarray, " _"]
+"""Rows that are read by one task: a range of them, or row numbers in any order."""
 
 
 def read_units(units: Sequence[Unit], sources: Sources, columns: list[str], pixels: range) -> Iterator[pa.Table]:
@@ -46,6 +48,10 @@ class _OneOpenFile:
     def __call__(self, path: Path) -> SpectraFile:
         if self._file is None or self._file.path != path:
             self.__exit__()
+            if not path.exists():  # it was there when the work was planned
+                raise UserError(
+                    f"{path}: no such file on {socket.gethostname()}: sources must lie where every node sees them, and stay"
+                )
             self._file = open_spectra(path)
         return self._file
 

@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from scaling.data.hdf5.columns import shard_type
-from scaling.data.hdf5.reader import WAVE_TOLERANCE, SpectraFile, open_spectra
+from scaling.data.hdf5.reader import FLUX_ARRAY, WAVE_TOLERANCE, SpectraFile, open_spectra
 from scaling.data.shards.manifest import Source
 from scaling.data.spectra import ERROR, FLUX, ROW_ID
 from scaling.errors import UserError
@@ -27,14 +27,15 @@ class Sources:
         files: In row order.
         wave: The common grid, vacuum Å.
         schema: The columns of a row: ``row_id``, flux, error and the parameters.
-        chunk_rows: Of each file, rows that are stored together on disk.
-        has_filters: Whether some file is compressed, so that a chunk is read whole.
+        chunk_rows: Of each file, rows that must be decoded together: those of a compressed chunk, 1 if it has none.
+        modified: Of each file, when it was last written, in ns.
     """
 
     files: tuple[Source, ...]
     wave: Float64[ndarray, " pixel"]
     schema: pa.Schema
     chunk_rows: tuple[int, ...]
+    modified: tuple[int, ...]
 
     @property
     def num_rows(self) -> int:
@@ -49,6 +50,22 @@ class Sources:
             if start < stop:
                 yield Path(source.path), start, stop
             offset += source.rows
+
+    def require_unchanged(self) -> None:
+        """Refuse files that were written or replaced since they were looked at.
+
+        Raises:
+            UserError: One was, or is gone.
+        """
+        for source, modified in zip(self.files, self.modified, strict=True):
+            try:
+                now = os.stat(source.path)
+            except OSError as error:
+                raise UserError(f"{source.path}: is gone ({error.strerror}): put it back and run it again") from error
+            if (now.st_size, now.st_mtime_ns) != (source.size, modified):
+                raise UserError(
+                    f"{source.path}: was changed while it was read: convert it into another folder once it is finished"
+                )
 
     def places(self, rows: Int64[ndarray, " row"]) -> Iterator[tuple[Path, Int64[ndarray, " some"], ndarray]]:
         """Where rows lie, in any order, as (file, places in ``rows``, row numbers in the file)."""
@@ -69,21 +86,30 @@ def inspect_sources(paths: Iterable[Path]) -> Sources:
     files: list[Source] = []
     kinds: dict[str, list[pa.DataType]] = {}
     chunk_rows: list[int] = []
+    modified: list[int] = []
     first: SpectraFile | None = None
     for path in (Path(os.path.abspath(file)) for file in paths):
         with open_spectra(path) as spectra:
             first = first or spectra
             _require_same_grid(first, spectra)
             _collect_columns(kinds, first, spectra)
-            size, fingerprint = path.stat().st_size, spectra.fingerprint()
-            files.append(Source(path=str(path), rows=spectra.num_rows, size=size, fingerprint=fingerprint))
-            chunk_rows.append(spectra.chunk_rows)
+            found, fingerprint = path.stat(), spectra.fingerprint()
+            files.append(Source(path=str(path), rows=spectra.num_rows, size=found.st_size, fingerprint=fingerprint))
+            modified.append(found.st_mtime_ns)
+            compressed = spectra.file[FLUX_ARRAY].id.get_create_plist().get_nfilters() > 0
+            chunk_rows.append(spectra.chunk_rows if compressed else 1)
     if first is None:
         raise UserError("no source file: give at least one")
     tensor = pa.fixed_shape_tensor(pa.float32(), [first.num_pixels])
     fields = [pa.field(ROW_ID, pa.int64()), pa.field(FLUX, tensor), pa.field(ERROR, tensor)]
     fields += [pa.field(name, _common_kind(found)) for name, found in kinds.items()]
-    return Sources(files=tuple(files), wave=first.wave, schema=pa.schema(fields), chunk_rows=tuple(chunk_rows))
+    return Sources(
+        files=tuple(files),
+        wave=first.wave,
+        schema=pa.schema(fields),
+        chunk_rows=tuple(chunk_rows),
+        modified=tuple(modified),
+    )
 
 
 def _require_same_grid(first: SpectraFile, other: SpectraFile) -> None:
