@@ -2,10 +2,11 @@
 
     python -m benchmarks.conversion --rows 32768            one size (2.1 GB of flux and error as float64)
     python -m benchmarks.conversion --rows 32768 262144     two sizes: is memory flat?
+    python -m benchmarks.conversion --rows 131072 --against 4ffebf9     in turn with the conversion of another commit
 
 In turn, with one process a core and the files in the page cache (``--cold``: not): (a) h5py reads flux and error chunk by
 chunk, (b) pyarrow writes the same number of shards with the same encoding, to the disk as ``convert`` does (fsync), (a + b)
-both at once, by twice the processes, (c) ``convert`` on Ray, its start and the workers' imports apart. The share is the slower
+both at once, by twice the processes, (c) ``convert`` on Ray Data, Ray's start and the workers' imports apart. The share is the slower
 of (a) and (b) divided by (c), the share of both is (a + b) divided by (c): 1 would be free checks, statistics and scheduling;
 medians over the rounds. Memory is the proportional set size (PSS) of the driver and the workers that convert, sampled twice a
 second.
@@ -19,6 +20,8 @@ import multiprocessing
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -28,11 +31,14 @@ from pathlib import Path
 
 import h5py
 import pyarrow.parquet as pq
-from scaling.data.shards.shardfile import ROW_GROUP_ROWS, parquet_options
 
 from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY
 from scaling.data.shards.convert import convert
-from scaling.data.shards.sources import inspect_sources, source_groups
+from scaling.data.shards.encode import parquet_options
+from scaling.data.shards.manifest import SPLITS
+from scaling.data.shards.read import read_units
+from scaling.data.shards.shard import ROW_GROUP_ROWS
+from scaling.data.shards.sources import inspect_sources
 from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.study.cluster import ray_cluster
 
@@ -47,11 +53,12 @@ def read_chunks(path, ranges):
                 file[name][start:stop]
 
 
-def prepare_write(paths, start, stop):
+def prepare_write(path, start, stop):
     """Hold the row groups of one shard in this process, for ``write_shards``."""
     global _held
-    schema = inspect_sources(paths).schema
-    _held = schema, [table for table, _ in source_groups(((paths["train"][0], start, stop),), 0, schema)]
+    sources = inspect_sources([path])
+    schema = sources.schema
+    _held = schema, list(read_units([range(start, stop)], sources, schema.names, range(len(sources.wave))))
     return len(_held[1])
 
 
@@ -91,7 +98,7 @@ def peak_memory():
 
     def pss(process):
         try:
-            if process is driver or any("ray::_run_task" in word for word in process.cmdline()):
+            if process is driver or any(word.startswith("ray::") for word in process.cmdline()):
                 return process.memory_full_info().pss / 1e6
         except psutil.Error:
             pass
@@ -125,7 +132,7 @@ def measure(root, rows, processes, rounds, cold):
     try:
         for number in range(rounds):
             prepare(path)
-            times = plain_times(readers, writers, path, paths, shares, root / "plain", prepare)
+            times = plain_times(readers, writers, path, shares, root / "plain", prepare)
             prepare(path)
             with peak_memory() as memory:
                 times["convert_s"] = convert_once(root, paths, "source")
@@ -141,12 +148,12 @@ def measure(root, rows, processes, rounds, cold):
     return {"rows": rows, "processes": processes, "source_gb": path.stat().st_size / 1e9, "rounds": found} | middle
 
 
-def plain_times(readers, writers, path, paths, shares, folder, prepare):
+def plain_times(readers, writers, path, shares, folder, prepare):
     """Seconds of plain reading, plain writing, and both at once."""
     to_read = [(path, share) for share in shares]
     to_write = [(folder, len(share)) for share in shares]
     times = {"read_s": on_all(readers, read_chunks, to_read)}
-    on_all(writers, prepare_write, [(paths, *shares[0][0])] * len(shares))
+    on_all(writers, prepare_write, [(path, *shares[0][0])] * len(shares))
     folder.mkdir()
     times["write_s"] = on_all(writers, write_shards, to_write)
     shutil.rmtree(folder)
@@ -181,30 +188,8 @@ def convert_once(root, paths, order):
     return seconds
 
 
-def main():
-    """Measure, print a table, and write it as JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[32768])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cold", action="store_true", help="drop the source from the page cache before each reading")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="simulate into this folder, or use what is there")
-    parser.add_argument("--json", type=Path, metavar="OUT")
-    options = parser.parse_args()
-    root = options.keep or Path(tempfile.mkdtemp(prefix="conversion-"))
-    try:
-        with ray_cluster():
-            # Shards long enough that every worker has started and imported before anything is timed.
-            warm = write_simulation(
-                root / "warm", Simulation(train=8192 * options.processes, val=1, test=1, pixels=1024)
-            )
-            shutil.rmtree(root / "warm-shards", ignore_errors=True)
-            convert(root / "warm-shards", **warm, rows_per_shard=2048)
-            shutil.rmtree(root / "warm-shards")
-            found = [measure(root, rows, options.processes, options.rounds, options.cold) for rows in options.rows]
-    finally:
-        if options.keep is None:
-            shutil.rmtree(root)
+def show(found):
+    """Print the table."""
     columns = {"read_s": "(a) read", "write_s": "(b) write", "both_s": "(a + b)", "convert_s": "(c) convert"}
     columns |= {"share": "share", "share_of_both": "of both", "convert_shuffled_s": "shuffled"}
     columns |= {"total_mb": "peak MB", "worker_mb": "a worker"}
@@ -215,6 +200,106 @@ def main():
         first, last = found[0], found[-1]
         more, memory = last["rows"] / first["rows"], last["total_mb"] / first["total_mb"]
         print(f"{more:.1f} × the rows: {memory:.2f} × the memory")
+
+
+PROGRAM = """
+import shutil, sys, time
+from pathlib import Path
+from scaling.study.cluster import ray_cluster
+try:
+    from scaling.data.shards.convert import convert
+except ImportError:
+    from scaling.data.shards import convert
+
+dest, warm, *files = map(Path, sys.argv[1:])
+with ray_cluster():
+    for paths in (warm, *[None] * 1000):
+        if paths is None and not sys.stdin.readline().strip():
+            break
+        sources = [warm / f"{split}/dataset.h5" for split in ("train_0", "val", "test")] if paths else files
+        start = time.perf_counter()
+        convert(dest, **{split: [file] for split, file in zip(("train", "val", "test"), sources)}, order="source")
+        print("seconds", time.perf_counter() - start, flush=True)
+        shutil.rmtree(dest)
+"""
+"""Converts the small set, then the large one each time it is asked to. Runs with the code of any commit."""
+
+
+class Converter:
+    """A process that converts with the code of a folder, and its Ray cluster."""
+
+    def __init__(self, code, dest, warm, paths):
+        command = [sys.executable, "-c", PROGRAM, str(dest), str(warm), *(str(paths[split][0]) for split in SPLITS)]
+        environment = os.environ | {"PYTHONPATH": str(code)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        self._process = subprocess.Popen(command, cwd=code, env=environment, **pipes)
+        self._seconds()
+
+    def _seconds(self):
+        for line in self._process.stdout:
+            if line.startswith("seconds"):
+                return float(line.split()[1])
+        raise RuntimeError("the conversion has failed")
+
+    def convert(self):
+        """Seconds that one conversion takes."""
+        self._process.stdin.write("again\n")
+        self._process.stdin.flush()
+        return self._seconds()
+
+    def close(self):
+        """End the process."""
+        self._process.communicate("\n")
+
+
+def compare(root, rows, rounds, commit):
+    """Seconds of this code and of another commit's, in turn."""
+    paths = write_simulation(root / f"hdf5-{rows}", Simulation(train=rows, val=64, test=64, seed=rows))
+    here, there = Path(__file__).parents[1], root / f"code-{commit}"
+    there.mkdir(exist_ok=True)
+    archive = subprocess.run(["git", "-C", str(here), "archive", commit], check=True, capture_output=True).stdout
+    subprocess.run(["tar", "-x", "-C", str(there)], check=True, input=archive)
+    both = [
+        Converter(code, root / name, root / "warm", paths)
+        for code, name in ((here, "shards-new"), (there, "shards-old"))
+    ]
+    read_chunks(paths["train"][0], [(start, start + SHARD_ROWS) for start in range(0, rows, SHARD_ROWS)])
+    found = [[converter.convert() for converter in both] for _ in range(rounds)]
+    for converter in both:
+        converter.close()
+    ratio = statistics.median(old / new for new, old in found)
+    print(f"{rows:,} rows: this code / {commit}, seconds: {', '.join(f'{new:.1f} / {old:.1f}' for new, old in found)}")
+    print(f"speed of this code ÷ {commit}: {ratio:.2f} (median of the rounds)")
+    return {"rows": rows, "commit": commit, "seconds": found, "ratio": ratio}
+
+
+def main():
+    """Measure, print a table, and write it as JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[32768])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="drop the source from the page cache before each reading")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--against", metavar="COMMIT", help="compare with the conversion of another commit instead")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="simulate into this folder, or use what is there")
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    root = options.keep or Path(tempfile.mkdtemp(prefix="conversion-"))
+    try:
+        # Shards long enough that every worker has started and imported before anything is timed.
+        warm = write_simulation(root / "warm", Simulation(train=8192 * options.processes, val=1, test=1, pixels=1024))
+        if options.against:
+            found = [compare(root, rows, options.rounds, options.against) for rows in options.rows]
+        else:
+            with ray_cluster():
+                shutil.rmtree(root / "warm-shards", ignore_errors=True)
+                convert(root / "warm-shards", **warm, rows_per_shard=2048)
+                shutil.rmtree(root / "warm-shards")
+                found = [measure(root, rows, options.processes, options.rounds, options.cold) for rows in options.rows]
+            show(found)
+    finally:
+        if options.keep is None:
+            shutil.rmtree(root)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -16,10 +16,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scaling.data.hdf5.reader import open_spectra
-from scaling.data.shards.shardfile import ERROR, FLUX, ROW_GROUP_ROWS, ROW_ID, parquet_options
-from scaling.data.shards.sources import inspect_sources, source_groups
+from scaling.data.shards.encode import parquet_options
+from scaling.data.shards.read import read_units
+from scaling.data.shards.shard import ROW_GROUP_ROWS
+from scaling.data.shards.sources import inspect_sources
 from scaling.data.simulated.writer import Simulation, write_simulation
+from scaling.data.spectra import ERROR, FLUX, ROW_ID
 
 CODECS = {
     "none": {"compression": "none"},
@@ -55,11 +57,10 @@ def main():
     pa.set_cpu_count(1)
     with tempfile.TemporaryDirectory() as folder:
         paths = write_simulation(Path(folder), Simulation(train=rows, val=1, test=1))
-        full = inspect_sources(paths).schema
-        schema = pa.schema([full.field(name) for name in (ROW_ID, FLUX, ERROR)])
-        with open_spectra(paths["train"][0]) as spectra:
-            megabytes = rows * spectra.num_pixels * 8 / 1e6
-        tables = [table.select(schema.names) for table, _ in source_groups(((paths["train"][0], 0, rows),), 0, full)]
+        sources, names = inspect_sources(paths["train"]), [ROW_ID, FLUX, ERROR]
+        schema = pa.schema([sources.schema.field(name) for name in names])
+        megabytes = rows * len(sources.wave) * 8 / 1e6
+        tables = list(read_units([range(rows)], sources, names, range(len(sources.wave))))
         print(f"{'encoding':<20}{'codec':<8}{'write MB/s':>11}{'read MB/s':>11}{'ratio':>7}")
         for split, codec in itertools.product((False, True), CODECS):
             # the best of three: the first pays for memory that the others reuse

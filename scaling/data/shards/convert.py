@@ -163,8 +163,9 @@ def convert(
         sink, missing = conversion.sink(kept, listed), [shard for shard in planned if shard.file not in kept]
         if missing:
             require_space(str(folder), _bytes_needed(conversion))
-            files, units = [source.path for source in conversion.sources.files], map(conversion.row_numbers, missing)
-            datasource = SpectraDatasource(files, rows=list(units))
+            datasource = SpectraDatasource(
+                conversion.sources, rows=[conversion.row_numbers(shard) for shard in missing]
+            )
             statistics = write_shards(datasource, conversion.prepare, sink, datasource.num_tasks(_cpus()))
             if say:
                 say(statistics)

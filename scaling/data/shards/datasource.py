@@ -17,7 +17,7 @@ from ray.data.context import DataContext
 from ray.data.datasource import ReadTask
 
 from scaling.data.shards.read import Unit, read_units
-from scaling.data.shards.sources import inspect_sources
+from scaling.data.shards.sources import Sources, inspect_sources
 from scaling.data.spectra import ERROR, FLUX
 from scaling.errors import UserError
 
@@ -42,7 +42,8 @@ class SpectraDatasource(Datasource):
         histogram = np.sum([block["count"] for block in blocks], axis=0)
 
     Args:
-        paths: The files. They must have one wavelength grid and the same parameter columns.
+        paths: The files. They must have one wavelength grid and the same parameter columns. Or what `inspect_sources` found
+            of them.
         columns: Which columns to read; all by default. Flux and error are read where one of them is asked for.
         pixels: Which pixels to keep; all by default.
         rows: Which rows, in the order wanted: a range or an array of row numbers; or several of them, units, each of which is
@@ -54,14 +55,14 @@ class SpectraDatasource(Datasource):
 
     def __init__(
         self,
-        paths: Iterable[Path | str],
+        paths: Iterable[Path | str] | Sources,
         *,
         columns: Sequence[str] | None = None,
         pixels: range | None = None,
         rows: range | ndarray | Sequence[range | ndarray] | None = None,
     ) -> None:
         super().__init__()
-        self.sources = inspect_sources(Path(path) for path in paths)
+        self.sources = paths if isinstance(paths, Sources) else inspect_sources(Path(path) for path in paths)
         self._pixels = range(len(self.sources.wave)) if pixels is None else pixels
         if not 0 <= self._pixels.start < self._pixels.stop <= len(self.sources.wave):
             raise UserError(f"pixels {self._pixels}: give a range within 0 to {len(self.sources.wave)}")
