@@ -178,3 +178,13 @@ def private_folder(path: Path) -> Path:
             f"{path}: must be a real folder of yours that nobody else can write to: run `chmod go-w` on it, or name another"
         )
     return path
+
+
+def user_cache(name: str) -> Path:
+    """This user's own folder for what can be made again: ``$XDG_CACHE_HOME`` or ~/.cache, /spectral-scaling/``name``.
+
+    Raises:
+        UserError: It cannot be made, or others may write to it.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return private_folder(base / "spectral-scaling" / name)

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from scaling.errors import UserError
+from scaling.folder import Folder
 
 FORMAT_VERSION = 2
 SPLITS = ("train", "val", "test")
@@ -104,6 +105,18 @@ class Manifest:
     order: dict[str, Any]
     problems: list[str]
     format_version: int = FORMAT_VERSION
+
+    @property
+    def folder(self) -> Folder:
+        """STAND-IN."""
+        return Folder.at(self.dest)
+
+    def pixel_statistics(self) -> dict[str, Float[ndarray, " pixel"]]:
+        """STAND-IN."""
+        import pandas as pd
+
+        pixels = pd.read_parquet(self.dest / STATISTICS)
+        return {name: pixels[name].to_numpy(np.float64) for name in pixels}
 
     @property
     def pixels(self) -> int:
