@@ -1,42 +1,53 @@
-"""How a split's arrays get into a node's cache: shards are decoded in parallel, checked, and appended."""
+"""How shards get into a node's cache: which are missing or altered, and how they are decoded into their slices.
+
+A shard is the unit: it fills its own slice of an array's file, at its own offset, and is marked with digests when it is
+complete. So a build that is killed loses the shards under way and no more. Nothing is flushed to the disk on purpose: a
+slice that a power failure lost fails its digest and is filled again.
+"""
 
 from __future__ import annotations
 
-import errno
+import functools
+import io
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
+import xxhash
+from jaxtyping import Float32
 from numpy import ndarray
 
-from scaling.data.batches.cachefolder import LOCK, SOURCE, Watermark, array_path, file_size, part_path
-from scaling.data.batches.evict import make_room
+from scaling.data.batches.cachefolder import (
+    IN_USE,
+    MARKS,
+    PARAMS,
+    SOURCE,
+    Mark,
+    allocated,
+    locked,
+    make_room,
+    no_room,
+    open_file,
+)
+from scaling.data.batches.decode import channels, shard_spectra
 from scaling.data.batches.noise import FixedNoise
-from scaling.data.shards.manifest import Manifest, Shard, temporary_name, write_json
-from scaling.data.shards.shardfile import ERROR, FLUX, Checksum, column_values, row_groups
-from scaling.errors import UserError
+from scaling.data.shards.manifest import Manifest
+from scaling.files import is_full, json_bytes, private_folder, published
 
 MAX_THREADS = 8
-MARK_BYTES = 2**28
-"""The watermark moves each time so much has been written: what a kill can cost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A shard to read: where its rows go, and the arrays that lack them."""
-
-    index: int
-    shard: Shard
-    first_row: int
-    arrays: tuple[str, ...]
+READ_BYTES = 2**22
+Item, Result = TypeVar("Item"), TypeVar("Result")
+_verified: set[tuple[int | str, ...]] = set()
+"""What this process has compared with its digest: so that the trials it runs in turn pay once. A file that is written
+to has another time of modification, and what lies in it is compared again."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,186 +57,177 @@ class CacheBuild:
     Attributes:
         manifest: Of the shard set.
         split: ``train``, ``val`` or ``test``.
-        shards: The first shards of the split.
+        shards: How many of its first shards.
         folder: The split's folder in the cache.
-        arrays: Names of the arrays wanted.
-        noise: What the array that is neither flux nor error is made with.
+        noise: What the array is made with; None for flux and error.
     """
 
     manifest: Manifest
     split: str
-    shards: list[Shard]
+    shards: int
     folder: Path
-    arrays: tuple[str, ...]
     noise: FixedNoise | None
 
-    def is_complete(self) -> bool:
-        """Whether nothing is missing, as far as files' sizes tell."""
-        return not self._jobs() and not any(self._is_cut_short(array) for array in self.arrays)
+    @property
+    def array(self) -> str:
+        """The array's name."""
+        return "spectra" if self.noise is None else f"noisy-{self.noise.seed}-{float(self.noise.level)!r}"
 
-    def run(self, limit: int | None) -> None:
-        """Append what is missing. The caller holds the folder, and its lock.
+    @property
+    def path(self) -> Path:
+        """The array's file."""
+        return self.folder / f"{self.array}.f32"
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of the array."""
+        return channels(self.noise) * self.manifest.pixels * 4
+
+    def part(self, shard: int) -> Path:
+        """The file of a shard's parameters."""
+        return self.folder / PARAMS / f"{shard:05d}.parquet"
+
+    def _slice(self, shard: int) -> tuple[int, int]:
+        """Offset and length of a shard in the array's file."""
+        first_row = shard * self.manifest.rows_per_shard
+        return first_row * self.row_bytes, self.manifest.shards(self.split)[shard].rows * self.row_bytes
+
+    def lacking(self) -> dict[int, list[str]]:
+        """What of each shard is missing, or is not what was written: the array's slice, or the parameters."""
+        names = dict(zip(range(self.shards), _in_threads(self._lacking, range(self.shards)), strict=True))
+        return {shard: found for shard, found in names.items() if found}
+
+    def _lacking(self, shard: int) -> list[str]:
+        mark, found = Mark.of(self.folder, shard), []
+        for name, path, (offset, length) in (
+            (self.array, self.path, self._slice(shard)),
+            (PARAMS, self.part(shard), (0, None)),
+        ):
+            digest = mark.digests.get(name)
+            try:
+                intact = digest is not None and _is_intact(path, offset, length, name, shard, digest)
+            except FileNotFoundError:
+                intact = False
+            if not intact:
+                found.append(name)
+                if digest is not None:
+                    log.warning("%s: shard %d of %s is missing or was altered: filled again", self.folder, shard, name)
+        return found
+
+    def run(self, lock: Path, limit: int | None) -> None:
+        """Fill what is lacking.
+
+        One process of a node builds at a time: decoding uses all its cores and its disk as it is, and so the account of
+        the room is exact without any reservation.
 
         Args:
+            lock: The cache's lock file.
             limit: Of the whole cache, in bytes; unused splits are evicted to stay below.
 
         Raises:
             UserError: A shard is damaged, or there is no room; what is complete stays.
         """
-        self._tidy()
-        jobs = self._jobs()
-        sizes = {array: self._bytes(max(self._mark(array).rows, self._num_rows())) for array in self.arrays}
-        with self._no_space_is_a_user_error():
+        with locked(lock):
+            lacking = self.lacking()
+            if not lacking:
+                return
+            self._tidy()
             try:
-                self._reserve(sizes, limit)
-                self._append(jobs)
-            finally:
-                for array in self.arrays:  # give back what was reserved and not reached
-                    os.truncate(array_path(self.folder, array), self._bytes(self._mark(array).rows))
-
-    def _mark(self, array: str) -> Watermark:
-        return Watermark.of(self.folder, array)
-
-    def _num_rows(self) -> int:
-        return sum(shard.rows for shard in self.shards)
-
-    def _bytes(self, rows: int) -> int:
-        return rows * self.manifest.pixels * 4
-
-    def _is_cut_short(self, array: str) -> bool:
-        """Whether somebody has removed or truncated an array's file."""
-        return file_size(array_path(self.folder, array)) < self._bytes(self._mark(array).rows)
-
-    def _jobs(self) -> list[Job]:
-        """The shards that an array or the parameters still lack, in row order."""
-        first_rows = accumulate((shard.rows for shard in self.shards), initial=0)
-        reached = {array: self._mark(array).shards for array in self.arrays}
-        jobs = []
-        for index, (shard, first_row) in enumerate(zip(self.shards, first_rows, strict=False)):
-            arrays = tuple(array for array in self.arrays if index >= reached[array])
-            if arrays or not part_path(self.folder, index).is_file():
-                jobs.append(Job(index, shard, first_row, arrays))
-        return jobs
+                self._fill(lacking, limit)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                raise no_room(lock.parent, "the disk filled up meanwhile; what is complete stays") from error
 
     def _tidy(self) -> None:
-        """Remove what an older format, a killed writer or a truncation has left; keep what is complete."""
-        (self.folder / "params").mkdir(exist_ok=True)
-        for leftover in self.folder.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-        for older in self.folder.glob("[0-9]*/flux.npy"):
-            shutil.rmtree(older.parent, ignore_errors=True)
-        for array in self.arrays:
-            path = array_path(self.folder, array)
-            if self._is_cut_short(array):
-                (self.folder / f"{array}.json").unlink(missing_ok=True)
-                path.unlink(missing_ok=True)  # not written again: a process may map it
-            path.touch()
-            os.truncate(path, self._bytes(self._mark(array).rows))
+        """Remove what an older format left."""
+        for path in self.folder.iterdir():
+            known = path.name in (IN_USE, SOURCE, PARAMS, MARKS) or path.name.startswith(("noisy-", "spectra.", "whitening"))
+            if not known:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
-    def _reserve(self, sizes: dict[str, int], limit: int | None) -> None:
-        """Make the files as long as they will be, so that other builders' accounts include them."""
-        root = self.folder.parent
-        paths = {array_path(self.folder, array): size for array, size in sizes.items()}
-        growth = sum(size - file_size(path) for path, size in paths.items())
-        with FileLock(root / LOCK):
-            if limit is not None:
-                make_room(root, growth, limit)
-            if (free := shutil.disk_usage(root).free) < growth:
-                raise self._no_room(f"{growth / 1e9:.3g} GB more is needed and {free / 1e9:.3g} GB is free")
-            for path, size in paths.items():
-                os.truncate(path, size)
-        write_json(
-            self.folder / SOURCE, {"dataset": os.path.abspath(self.manifest.dest), "pixels": self.manifest.pixels}
-        )
-
-    def _append(self, jobs: list[Job]) -> None:
-        """Read shards in threads, each a row group at a time, and move the watermarks in row order behind them."""
-        done: list[Job] = []
-        with ExitStack() as stack:
-            files = {}
-            for array in self.arrays:
-                files[array] = os.open(array_path(self.folder, array), os.O_WRONLY)
-                stack.callback(os.close, files[array])
-            pool = ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0))))
-            try:
-                for job, _ in zip(jobs, pool.map(lambda job: self._copy(job, files), jobs), strict=True):
-                    done.append(job)
-                    if sum(self._bytes(job.shard.rows) * len(job.arrays) for job in done) >= MARK_BYTES:
-                        self._move_marks(done)
-                        done = []
-            finally:
-                pool.shutdown(cancel_futures=True)
-                for array, mark in _reached(done).items():
-                    os.truncate(files[array], self._bytes(mark.rows))  # on a full disk, room for the watermark itself
-                self._move_marks(done)
-
-    def _copy(self, job: Job, files: dict[str, int]) -> None:
-        """Write one shard's rows, and check them."""
-        path = self.manifest.dest / job.shard.file
-        checksum, params, row = Checksum(), [], job.first_row
-        for table in row_groups(path):
-            if not {FLUX, ERROR} <= set(table.column_names):
-                break
-            checksum.update(table)
-            for array in job.arrays:
-                _write_at(files[array], self._values(table, array, row), self._bytes(row))
-            params.append(table.drop_columns([FLUX, ERROR]).replace_schema_metadata())
-            row += table.num_rows
-        if checksum.hexdigest() != job.shard.checksum:
-            raise UserError(
-                f"{path} differs from the manifest's checksum: remove this shard and manifest.json, and run `scaling shard` again"
-            )
-        part = part_path(self.folder, job.index)
-        temporary = temporary_name(part)
-        pq.write_table(pa.concat_tables(params), temporary)
-        _sync(temporary)
-        os.replace(temporary, part)
-
-    def _values(self, table: pa.Table, array: str, first_row: int) -> ndarray:
-        if array in (FLUX, ERROR):
-            return column_values(table, array)
-        assert self.noise is not None
-        flux, error = column_values(table, FLUX), column_values(table, ERROR)
-        return self.noise.add(flux, error, split=self.split, first_row=first_row)
-
-    def _move_marks(self, done: list[Job]) -> None:
-        """Put successive shards behind the watermarks, once their rows are on the disk."""
-        for array, mark in _reached(done).items():
-            _sync(array_path(self.folder, array))
-            mark.save(self.folder, array)
-
-    @contextmanager
-    def _no_space_is_a_user_error(self) -> Iterator[None]:
+    def _fill(self, lacking: dict[int, list[str]], limit: int | None) -> None:
+        for name in (PARAMS, MARKS):
+            private_folder(self.folder / name)
+        complete = [shard for shard, there in enumerate(self._marked()) if there or self.array in lacking.get(shard, [])]
+        growth = sum(self._slice(shard)[1] for shard in complete) - allocated(self.path)
+        make_room(self.folder.parent, max(0, growth), limit)
+        with published(self.folder / SOURCE) as temporary:
+            temporary.write_bytes(json_bytes({"dataset": self.manifest.dest, "pixels": self.manifest.pixels}))
+        file = open_file(self.path, os.O_RDWR | os.O_CREAT)
         try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise self._no_room("the disk filled up meanwhile; what is complete stays") from error
+            os.truncate(file, self.manifest.num_rows(self.split) * self.row_bytes)
+            fill = functools.partial(self._fill_shard, file)
+            for _ in _in_threads(lambda item: fill(*item), lacking.items()):
+                pass
+        finally:
+            os.close(file)
 
-    def _no_room(self, what: str) -> UserError:
-        return UserError(
-            f"{self.folder}: no room for the node's copy of {self.split}: {what}: set SCALING_CACHE to a folder on a larger disk, "
-            "or remove unused splits with `scaling cache --evict`"
-        )
+    def _marked(self) -> list[bool]:
+        """Which shards of the split have a slice in the array."""
+        shards = range(len(self.manifest.shards(self.split)))
+        return [self.array in Mark.of(self.folder, shard).digests for shard in shards]
+
+    def _fill_shard(self, file: int, shard: int, names: list[str]) -> None:
+        """Write what a shard lacks, then mark it."""
+        (offset, _), slice_digest, params = self._slice(shard), xxhash.xxh3_128(), []
+        for spectra, table in shard_spectra(self.manifest, self.split, shard, self.noise):
+            params.append(table)
+            if self.array in names:
+                slice_digest.update(spectra.data)
+                _write_at(file, spectra, offset)
+                offset += spectra.nbytes
+        mark = Mark.of(self.folder, shard)
+        digests = {name: digest for name, digest in mark.digests.items() if name not in names}
+        if self.array in names:
+            digests[self.array] = slice_digest.hexdigest()
+        if PARAMS in names:
+            sink = io.BytesIO()
+            pq.write_table(pa.concat_tables(params), sink)
+            digests[PARAMS] = xxhash.xxh3_128_hexdigest(sink.getbuffer())
+            with published(self.part(shard)) as temporary:
+                temporary.write_bytes(sink.getbuffer())
+        with published(Mark.path(self.folder, shard)) as temporary:
+            rows = self.manifest.shards(self.split)[shard].rows
+            temporary.write_bytes(json_bytes({"rows": rows, "digests": digests}))
 
 
-def _reached(done: list[Job]) -> dict[str, Watermark]:
-    """How far successive shards bring the arrays that lacked them."""
-    return {array: Watermark(job.first_row + job.shard.rows, job.index + 1) for job in done for array in job.arrays}
+def _in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The results in order; after an error, or where no more are wanted, nothing new is begun."""
+    pool = ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0))))
+    try:
+        yield from pool.map(function, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _write_at(file: int, values: ndarray, offset: int) -> None:
+def _is_intact(path: Path, offset: int, length: int | None, name: str, shard: int, digest: str) -> bool:
+    """Whether some bytes of a file have a digest; compared once in a process, as long as nobody writes to the file."""
+    file = open_file(path)
+    try:
+        there = os.fstat(file)
+        key = (there.st_dev, there.st_ino, there.st_mtime_ns, name, shard, digest)
+        if key in _verified:
+            return True
+        found, left = xxhash.xxh3_128(), there.st_size if length is None else length
+        buffer = memoryview(bytearray(min(left, READ_BYTES)))
+        while left:
+            count = os.preadv(file, [buffer[: min(left, READ_BYTES)]], offset)
+            if not count:
+                return False
+            found.update(buffer[:count])
+            offset, left = offset + count, left - count
+        if found.hexdigest() != digest:
+            return False
+        _verified.add(key)
+        return True
+    finally:
+        os.close(file)
+
+
+def _write_at(file: int, values: Float32[ndarray, "row channel pixel"], offset: int) -> None:
     """Write an array at a place in a file, which fails cleanly on a full disk, as a store into a map would not."""
-    content = values.astype("<f4", order="C", copy=False).data.cast("B")
+    content = values.data.cast("B")
     while content:
         written = os.pwrite(file, content, offset)
         content, offset = content[written:], offset + written
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
