@@ -29,7 +29,7 @@ from pathlib import Path
 import h5py
 import pyarrow.parquet as pq
 
-from scaling.data.hdf5.reader import ERROR, FLUX
+from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY
 from scaling.data.shards.convert import convert
 from scaling.data.shards.shardfile import ROW_GROUP_ROWS, parquet_options
 from scaling.data.shards.sources import inspect_sources, source_groups
@@ -43,7 +43,7 @@ def read_chunks(path, ranges):
     """(a) Read rows as float64, chunk by chunk."""
     with h5py.File(path) as file:
         for start, stop in ranges:
-            for name in (FLUX, ERROR):
+            for name in (FLUX_ARRAY, ERROR_ARRAY):
                 file[name][start:stop]
 
 

@@ -32,15 +32,16 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
     """A shard set of 300 + 64 + 96 simulated bright spectra of 1024 pixels, made without Ray."""
-    from scaling.data.shards import convert as module
+    from scaling.data.shards.convert import convert
     from scaling.data.simulated.writer import Simulation, write_simulation
+    from tests.data.shards.converting import without_ray
 
     root = tmp_path_factory.mktemp("shards")
     simulation = Simulation(train=300, val=64, test=96, pixels=1024, seed=5, mag_range=(17.5, 19.5))
     files = write_simulation(root / "hdf5", simulation)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "map_on_ray", lambda function, items, *_: [function(item) for item in items])
-        module.convert(root / "shards", **files, rows_per_shard=128)
+        without_ray(patch)
+        convert(root / "shards", **files, rows_per_shard=128)
     return root / "shards"
 
 

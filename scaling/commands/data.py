@@ -97,7 +97,6 @@ def _shard(options: argparse.Namespace) -> int:
     from scaling.data.shards.convert import convert
     from scaling.data.shards.verify import describe_order, verify
     from scaling.study.cluster import ray_cluster
-    from scaling.study.prepare import milestones
 
     with ray_cluster(options.address):
         manifest = convert(
@@ -108,7 +107,7 @@ def _shard(options: argparse.Namespace) -> int:
             rows_per_shard=options.rows_per_shard,
             order=options.order,
             order_seed=options.order_seed,
-            on_progress=milestones("shards", say),
+            say=say,
         )
     for split in ("train", "val", "test"):
         print(f"{split}: {manifest.num_rows(split):,} spectra in {len(manifest.shards(split))} shards")

@@ -166,7 +166,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from scaling.data.shards.manifest import published
+    from scaling.files import published
     from scaling.study.trained import MODEL_FILE, export_model
 
     if options.out.suffix != MODEL_FILE:

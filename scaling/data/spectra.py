@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from numpy import ndarray
 
 from scaling.errors import UserError
 
+ROW_ID, FLUX, ERROR = "row_id", "flux", "error"
+"""The columns of spectra in shards and in what `SpectraDatasource` reads; all others are parameters."""
 SNR_PERCENTILES = (5, 25, 50, 75, 95)
 SNR_DEFINITION = "95th percentile over pixels of flux / error, as float32"
 
@@ -31,6 +33,11 @@ def snr_percentiles(snr: Float[ndarray, " row"]) -> dict[str, float]:
     return {str(name): float(value) for name, value in zip(SNR_PERCENTILES, values, strict=True)}
 
 
+def edge_faults(error: Float[ndarray, "row pixel"]) -> Int64[ndarray, " row"]:
+    """The number of first and last pixels of each spectrum whose error is NaN: 0, 1 or 2."""
+    return np.isnan(error[:, [0, -1]]).sum(axis=1)
+
+
 def fill_edges(error: Float[ndarray, "row pixel"]) -> int:
     """Replace, in place, a NaN error in the first or last pixel by its neighbour's, as the original study does.
 
@@ -46,50 +53,40 @@ def fill_edges(error: Float[ndarray, "row pixel"]) -> int:
 
 
 def bad_rows(flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"]) -> dict[str, Bool[ndarray, " row"]]:
-    """Which rows cannot be trained on, for each kind of fault, in words.
-
-    Args:
-        flux: Flux, (rows, pixels).
-        error: Error with its edges filled, (rows, pixels).
-    """
+    """Which rows cannot be trained on, for each kind of fault, in words. The error's edges are filled before."""
     unwritten = ~flux.any(axis=1)
-    return {
+    bad = {
         "flux is 0 in every pixel (never written)": unwritten,
         "flux is not finite": ~np.isfinite(flux).all(axis=1),
         "error is not finite (beyond the edge pixels)": ~np.isfinite(error).all(axis=1),
         "error is 0 or negative": (error <= 0).any(axis=1) & ~unwritten,
     }
+    overflow = ~np.logical_or.reduce(list(bad.values()))
+    with np.errstate(over="ignore"):
+        overflow[overflow] = np.isinf(_steepest(flux[overflow], error[overflow]))
+        overflow[overflow] = ~np.isfinite(spectrum_snr(flux[overflow], error[overflow]))
+    return bad | {"SNR is not finite (the error is too small)": overflow}
+
+
+def _steepest(flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"]) -> Float[ndarray, " row"]:
+    """A bound on |flux| / error of each row's pixels, without a division for each."""
+    return np.maximum(flux.max(axis=1), -flux.min(axis=1)) / error.min(axis=1)
 
 
 def _all_usable(flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"]) -> bool:
     """Whether ``bad_rows`` would surely find nothing, in half its time. A NaN fails every comparison."""
-    brightest = flux.max(axis=1)
-    finite = (brightest < np.inf).all() and flux.min() > -np.inf and error.max() < np.inf
-    return bool(finite and (brightest != 0).all() and error.min() > 0)
-
-
-def row_problems(
-    flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"], first_row: int = 0
-) -> list[str]:
-    """What makes rows unusable, one sentence a kind, with the first such row and their number.
-
-    Args:
-        flux: Flux, (rows, pixels).
-        error: Error with its edges filled, (rows, pixels).
-        first_row: The first row's position in its file.
-    """
-    if _all_usable(flux, error):
-        return []
-    last_row = first_row + len(flux) - 1
-    return [
-        f"{kind} in row {first_row + int(bad.argmax())}, {int(bad.sum())} such among rows {first_row} to {last_row}"
-        for kind, bad in bad_rows(flux, error).items()
-        if bad.any()
-    ]
+    brightest, faintest, least = flux.max(axis=1), flux.min(), error.min()
+    if not ((brightest < np.inf).all() and faintest > -np.inf and error.max() < np.inf and least > 0):
+        return False
+    with np.errstate(over="ignore"):
+        return bool((brightest != 0).all() and max(brightest.max(), -faintest) / least < np.inf)
 
 
 def check_rows(
-    flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"], path: Path, first_row: int = 0
+    flux: Float[ndarray, "row pixel"],
+    error: Float[ndarray, "row pixel"],
+    path: Path,
+    rows: Int64[ndarray, " row"] | None = None,
 ) -> None:
     """Refuse rows that cannot be trained on.
 
@@ -97,10 +94,17 @@ def check_rows(
         flux: Flux, (rows, pixels).
         error: Error with its edges filled, (rows, pixels).
         path: The file they are from.
-        first_row: The first row's position in it.
+        rows: Their numbers in it; from 0 by default.
 
     Raises:
-        UserError: A row was never written, or a flux or error is not finite, or an error is not positive.
+        UserError: A row was never written, a flux or error is not finite, an error is not positive, or the SNR overflows.
     """
-    if problems := row_problems(flux, error, first_row):
-        raise UserError(f"{path}: {problems[0]}: mend or drop these rows in the source file")
+    if not len(flux) or _all_usable(flux, error):
+        return
+    numbers = np.arange(len(flux)) if rows is None else rows
+    for kind, bad in bad_rows(flux, error).items():
+        if bad.any():
+            many = f"{int(bad.sum())} such among rows {numbers.min()} to {numbers.max()}"
+            raise UserError(
+                f"{path}: {kind} in row {numbers[bad].min()}, {many}: correct or drop these rows in the source file"
+            )

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from scaling.data.batches.rules import DataRules
 from scaling.data.batches.training import Access
-from scaling.data.shards.order import Order
+from scaling.data.shards.manifest import Order
 from scaling.data.simulated.writer import Simulation
 from scaling.errors import UserError
 from scaling.model.ladder import Ladder, Whitening

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
-from scaling.data.batches.noise import add_noise_
-from scaling.data.hdf5.reader import PIECE_ROWS, TABLE_ROWS, SpectraFile
-from scaling.data.shards.manifest import published
+from scaling.data.batches import add_noise_
+from scaling.data.hdf5.reader import BLOCK_ROWS, TABLE_ROWS, SpectraFile
 from scaling.data.spectra import bad_rows
 from scaling.errors import UserError
+from scaling.files import published
 from scaling.study.trained import TrainedModel
 from scaling.training.evaluate import autocast
 
@@ -104,7 +104,7 @@ def predict_file(model: TrainedModel, file: SpectraFile, inputs: Inputs, out: Pa
         for start in range(0, file.num_rows, TABLE_ROWS):
             stop = min(start + TABLE_ROWS, file.num_rows)
             answers = np.empty((stop - start, len(names)))
-            for begin in range(start, stop, PIECE_ROWS):
+            for begin in range(start, stop, BLOCK_ROWS):
                 flux, bad = next(spectra)
                 answers[begin - start : begin - start + len(flux)] = np.where(
                     bad[:, None], np.nan, _answers(model, flux, device)
@@ -125,7 +125,7 @@ def _spectra(
     generator = None if inputs.noise_seed is None else torch.Generator().manual_seed(inputs.noise_seed)
     noisy = file.file[NOISY] if inputs.array == "noisy" else None
     for start in range(0, file.num_rows, TABLE_ROWS):  # pieces begin anew where a group of rows is written
-        for first, flux, error in file.pieces(start, min(start + TABLE_ROWS, file.num_rows)):
+        for first, flux, error in file.blocks(start, min(start + TABLE_ROWS, file.num_rows)):
             if noisy is not None:
                 flux = noisy[first : first + len(flux)].astype(np.float32)
             faults = bad_rows(flux, error if generator else np.ones_like(error))

@@ -54,7 +54,7 @@ def prepare_data(study: Study, store: Store, progress: Callable[[str], None]) ->
         train=files["train"],
         val=files["val"],
         test=files["test"],
-        on_progress=milestones("shards", progress),
+        say=progress,
         **order,
     )
     for problem in manifest.problems:
@@ -101,9 +101,9 @@ def check_sources(study: Study, manifest: Manifest) -> None:
             raise UserError(
                 f"Sources.{split}: {path} declared, but {manifest.dest} was made from {what}: name another Sources.shards"
             )
-    if source.order != "auto" and manifest.order["kind"] != source.order:
+    if source.order != "auto" and manifest.order.kind != source.order:
         raise UserError(
-            f"Sources.order = {source.order!r}: {manifest.dest} is in the order {manifest.order['kind']!r}: name another Sources.shards"
+            f"Sources.order = {source.order!r}: {manifest.dest} is in the order {manifest.order.kind!r}: name another Sources.shards"
         )
 
 

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from scaling.data.shards.manifest import Manifest
-from scaling.data.shards.shardfile import ERROR, FLUX, column_values
+from scaling.data.shards.shard import column_values
+from scaling.data.spectra import ERROR, FLUX
 
 
 @pytest.fixture(scope="module")

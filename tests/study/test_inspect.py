@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scaling.__main__ import main
-from scaling.data.hdf5.reader import FLUX
+from scaling.data.hdf5.reader import FLUX_ARRAY
 from scaling.study.inspect import inspect
 from scaling.study.store import Store, StudyFolder
 from tests.study.example import example_row
@@ -33,7 +33,7 @@ def test_a_file(capsys, folder):
     assert (status, data["rows"], data["problems"]) == (0, 64, [])
     assert "no problems found" in text
     with h5py.File(file, "a") as raw:
-        raw[FLUX][3] = np.nan
+        raw[FLUX_ARRAY][3] = np.nan
     status, text, data = run(capsys, file)
     assert status == 1
     assert text.count("PROBLEM") == len(data["problems"]) == 1

@@ -11,7 +11,8 @@ from numpy import ndarray
 
 from scaling.data.batches.noise import FixedNoise
 from scaling.data.shards.manifest import Manifest
-from scaling.data.shards.shard import ERROR, FLUX, column_values, shard_blocks
+from scaling.data.shards.shard import column_values, shard_blocks
+from scaling.data.spectra import ERROR, FLUX
 
 
 def channels(noise: FixedNoise | None) -> int:

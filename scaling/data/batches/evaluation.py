@@ -18,7 +18,8 @@ from scaling.data.batches.rules import READ_ROWS, DataRules, Standardisation, re
 from scaling.data.batches.worker import Worker
 from scaling.data.seeds import stable_seed
 from scaling.data.shards.manifest import Manifest
-from scaling.data.shards.shard import ROW_ID, column_values, row_groups
+from scaling.data.shards.shard import column_values, row_groups
+from scaling.data.spectra import ROW_ID
 from scaling.errors import UserError
 from scaling.files import Location
 

@@ -20,7 +20,8 @@ from scaling.data.batches.cachefolder import hold, locked, read_file, split_fold
 from scaling.data.batches.rules import DataRules, Standardisation
 from scaling.data.batches.worker import Worker
 from scaling.data.shards.manifest import Manifest
-from scaling.data.shards.shard import ERROR, FLUX, column_values, row_groups
+from scaling.data.shards.shard import column_values, row_groups
+from scaling.data.spectra import ERROR, FLUX
 from scaling.errors import UserError
 from scaling.files import Location, private_folder, published
 

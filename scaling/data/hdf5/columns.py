@@ -1,12 +1,18 @@
-"""The parameter table's columns: their units, what is possible in them, and a summary of what a file has."""
+"""The parameter table's columns: what shards keep of them, their units, what is possible in them, and a summary."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+
+from scaling.data.hdf5.guard import reading
+from scaling.data.spectra import ERROR, FLUX, ROW_ID
+from scaling.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +50,7 @@ KNOWN = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnSummary:
-    """One column of a parameter table: its type, unit (where known), range of finite values, and gaps.
-
-    Text has no range.
-    """
+    """One column of a parameter table: its type, unit (where known), range of finite values (of text none), and gaps."""
 
     name: str
     dtype: str
@@ -65,9 +68,42 @@ class ColumnSummary:
 HEADER = f"  {'column':<22}{'type':<10}{'unit':<8}{'min':>14}{'max':>14}{'NaN':>10}"
 
 
+def shard_type(path: Path, column: pd.Series) -> pa.DataType:
+    """How shards keep a parameter column: a number or truth value as it is, text (also categories of it) as text.
+
+    Args:
+        path: The file that it is from.
+        column: The column, or some of its rows.
+
+    Raises:
+        UserError: Shards cannot keep it, or have another column of its name.
+    """
+    if column.name in (ROW_ID, FLUX, ERROR):
+        raise UserError(f"{path}: parameter column {column.name!r} has a name that shards use: rename it")
+    categories = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else None
+    values = column if categories is None else categories
+    dtype = values.dtype
+    if _is_real(column) and dtype.itemsize <= 8:
+        return pa.from_numpy_dtype(dtype)
+    if pd.api.types.is_string_dtype(dtype) or (
+        dtype.kind == "O"
+        and all(
+            isinstance(value, (str, bytes)) or (pd.api.types.is_scalar(value) and pd.isna(value)) for value in values
+        )
+    ):
+        with reading(path, f"parameter column {column.name!r}", "write its text in UTF-8"):
+            for value in values:
+                value.decode() if isinstance(value, bytes) else isinstance(value, str) and value.encode()
+        return pa.string()
+    raise UserError(
+        f"{path}: parameter column {column.name!r} is {column.dtype}: shards keep numbers, truth values and text: "
+        "convert or drop it in the source file"
+    )
+
+
 def summarise_column(name: str, column: pd.Series) -> ColumnSummary:
     """The summary of a column of a parameter table."""
-    finite = _finite(column)
+    finite = column[np.isfinite(column)] if _is_real(column) else column[:0]
     return ColumnSummary(
         name=name,
         dtype=str(column.dtype),
@@ -78,12 +114,16 @@ def summarise_column(name: str, column: pd.Series) -> ColumnSummary:
     )
 
 
+def _is_real(column: pd.Series) -> bool:
+    return isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf"
+
+
 def column_problems(name: str, column: pd.Series) -> list[str]:
     """What is wrong with a column's values, one sentence each.
 
     A label that is NaN in every row is normal: the simulator leaves what it does not use so.
     """
-    if not pd.api.types.is_numeric_dtype(column):
+    if not _is_real(column):
         return [f"column {name} is {column.dtype}: expected numbers"] if name in LABELS else []
     problems, values = [], column.to_numpy(np.float64)
     missing, infinite = np.isnan(values), np.isinf(values)
@@ -103,7 +143,3 @@ def column_problems(name: str, column: pd.Series) -> list[str]:
             f"{values[row]:g}, expected {bounds} {known.unit}"
         )
     return problems
-
-
-def _finite(column: pd.Series) -> pd.Series:
-    return column[np.isfinite(column)] if pd.api.types.is_numeric_dtype(column) else column[:0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import contextlib
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from scaling.data.hdf5.columns import HEADER, ColumnSummary, column_problems, summarise_column
+from scaling.data.hdf5.columns import HEADER, ColumnSummary, column_problems, shard_type, summarise_column
+from scaling.data.hdf5.guard import find, find_array, reading, shown
 from scaling.data.hdf5.leaks import Leak, find_leaks
-from scaling.data.hdf5.reader import ERROR, FLUX, MASK, WAVE_TOLERANCE, SpectraFile, open_spectra
+from scaling.data.hdf5.reader import MASK_ARRAY, WAVE_TOLERANCE, SpectraFile, open_spectra
 from scaling.data.spectra import SNR_DEFINITION, bad_rows, snr_percentiles, spectrum_snr
 from scaling.errors import UserError
 
-RUNS = 16
-"""Runs of rows that a large file is sampled in: rows that were never written come in runs too."""
+RANGES = 16
+"""Ranges of rows that a large file is sampled in: rows that were never written lie side by side too."""
 ARRAYS = "dataset/arrays"
 
 
@@ -93,7 +95,7 @@ def describe(path: Path, max_rows: int = 4096) -> Description:
 
     Args:
         path: The file.
-        max_rows: Spectra to read at most; of a larger file, 16 evenly spaced runs, the last rows among them.
+        max_rows: Spectra to read at most; of a larger file, 16 evenly spaced ranges, the last rows among them.
 
     Raises:
         UserError: It is not meant as a file of spectra. One that is, but is damaged, is described by its problem.
@@ -106,62 +108,86 @@ def describe(path: Path, max_rows: int = 4096) -> Description:
             raise
         return Description(path=str(path), arrays=arrays, columns=[], snr={}, problems=[str(error)])
     with spectra:
-        sample = _Sample(spectra, max_rows)
-        problems = [*_storage_problems(spectra), *sample.problems()]
-        columns, snr_column = [], None
+        sample = _Sample(spectra)
+        for start, stop in _sample_ranges(spectra.num_rows, max_rows):
+            sample.add(start, stop)
+        arrays, problems = {}, []
         try:
-            for name, column in spectra.params.items():
-                columns.append(summarise_column(str(name), column))
-                problems += column_problems(str(name), column)
-                if name == "snr" and columns[-1].min is not None:
-                    snr_column = float(column.median())
+            with reading(path, "the list of arrays"):
+                found = _find_arrays(spectra.file)
+                arrays, problems = _in_words(found), _storage_problems(found)
         except UserError as error:
-            problems.append(str(error))
+            problems = [str(error)]
+        columns, more, snr_column = _describe_columns(spectra)
         return Description(
             path=str(path),
             rows=spectra.num_rows,
             pixels=spectra.num_pixels,
             wave_range=(float(spectra.wave[0]), float(spectra.wave[-1])),
-            arrays=_arrays(spectra.file),
+            arrays=arrays,
             chunk_rows=spectra.chunk_rows,
             columns=columns,
             checked_rows=sample.rows,
             snr=snr_percentiles(np.concatenate(sample.snr)) if sum(map(len, sample.snr)) else {},
             snr_column_median=snr_column,
-            masked_pixels=sample.masked_pixels if MASK in spectra.file else None,
-            masked_rows=sample.masked_rows if MASK in spectra.file else None,
+            masked_pixels=sample.masked_pixels,
+            masked_rows=sample.masked_rows,
             filled_edges=spectra.filled_edges,
-            problems=problems,
+            problems=problems + sample.problems() + more,
         )
+
+
+def _describe_columns(spectra: SpectraFile) -> tuple[list[ColumnSummary], list[str], float | None]:
+    """The parameter table's columns, what is wrong with them, and the median of the column ``snr``."""
+    columns, problems, snr = [], [], None
+    try:
+        params = spectra.params
+    except UserError as error:
+        return [], [str(error)], None
+    for name, column in params.items():
+        columns.append(summarise_column(str(name), column))
+        try:
+            shard_type(spectra.path, column)
+        except UserError as error:
+            problems.append(str(error))
+        problems += column_problems(str(name), column)
+        if name == "snr" and columns[-1].min is not None:
+            snr = float(column.median())
+    return columns, problems, snr
 
 
 class _Sample:
     """What reading some of a file's spectra shows."""
 
-    def __init__(self, spectra: SpectraFile, max_rows: int) -> None:
-        self.rows = self.masked_pixels = self.masked_rows = 0
+    def __init__(self, spectra: SpectraFile) -> None:
+        self.rows = 0
         self.snr: list[np.ndarray] = []
         self._spectra = spectra
         self._unreadable: list[str] = []
         self._bad: dict[str, list[int]] = defaultdict(list)
-        for start, stop in _sample_ranges(spectra.num_rows, max_rows):
-            try:
-                self._add(start, stop)
-            except UserError as error:
-                self._unreadable.append(str(error))
+        self._mask = None
+        with contextlib.suppress(UserError), reading(spectra.path, MASK_ARRAY):  # among the arrays, it is a problem
+            self._mask = find_array(spectra.file, MASK_ARRAY)
+        self.masked_pixels = self.masked_rows = None if self._mask is None else 0
 
-    def _add(self, start: int, stop: int) -> None:
-        flux, error = self._spectra.read(start, stop)
+    def add(self, start: int, stop: int) -> None:
+        """Read rows ``start`` to ``stop``."""
+        try:
+            flux, error = self._spectra.read(start, stop)
+            if self._mask is not None and self._mask.shape == (self._spectra.num_rows, self._spectra.num_pixels):
+                with reading(self._spectra.path, f"{MASK_ARRAY} of rows {start} to {stop - 1}"):
+                    masked = (self._mask[start:stop] != 0).sum(axis=1)
+                    self.masked_pixels += int(masked.sum())
+                    self.masked_rows += int((masked > 0).sum())
+        except UserError as mistake:
+            self._unreadable.append(str(mistake))
+            return
         self.rows += len(flux)
-        for kind, bad in bad_rows(flux, error).items():
-            self._bad[kind] += (start + np.flatnonzero(bad)).tolist()
-        usable = np.isfinite(flux).all(axis=1) & (error > 0).all(axis=1)
+        bad = bad_rows(flux, error)
+        for kind, rows in bad.items():
+            self._bad[kind] += (start + np.flatnonzero(rows)).tolist()
+        usable = ~np.logical_or.reduce(list(bad.values()))
         self.snr.append(spectrum_snr(flux[usable], error[usable]))
-        mask = self._spectra.file.get(MASK)
-        if mask is not None and mask.shape == (self._spectra.num_rows, self._spectra.num_pixels):
-            masked = (mask[start:stop] != 0).sum(axis=1)
-            self.masked_pixels += int(masked.sum())
-            self.masked_rows += int((masked > 0).sum())
 
     def problems(self) -> list[str]:
         """What is wrong, one sentence a kind, with the first such row and their number."""
@@ -171,23 +197,27 @@ class _Sample:
 
 
 def _sample_ranges(rows: int, max_rows: int) -> list[tuple[int, int]]:
-    """All rows, or evenly spaced runs from the first row to the last."""
-    length = max(max_rows // RUNS, 1)
+    """All rows, or evenly spaced ranges from the first row to the last."""
+    length = max(max_rows // RANGES, 1)
     if rows <= max_rows:
         return [(start, min(start + length, rows)) for start in range(0, rows, length)]
-    return [(int(start), int(start) + length) for start in np.linspace(0, rows - length, RUNS)]
+    return [(int(start), int(start) + length) for start in np.linspace(0, rows - length, RANGES)]
 
 
-def _arrays(file: h5py.File) -> dict[str, str]:
-    """The arrays of a file with their type, shape and storage, in words."""
-    groups = file.get(ARRAYS, {})
-    found = {
-        name: group["value"] for name, group in groups.items() if isinstance(group, h5py.Group) and "value" in group
-    }
+def _find_arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """The arrays of a file by their short name."""
+    group = find(file, ARRAYS)
+    names = group if isinstance(group, h5py.Group) else ()
+    found = {name: find_array(file, f"{ARRAYS}/{name}/value") for name in names}
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def _in_words(arrays: dict[str, h5py.Dataset]) -> dict[str, str]:
+    """The type, shape and storage of arrays."""
     return {
-        name: f"{array.dtype} {array.shape}, {f'chunks {array.chunks}' if array.chunks else 'contiguous'}"
+        shown(name): f"{array.dtype} {array.shape}, {f'chunks {array.chunks}' if array.chunks else 'contiguous'}"
         + (f", {array.compression}" if array.compression else "")
-        for name, array in found.items()
+        for name, array in arrays.items()
     }
 
 
@@ -199,27 +229,28 @@ def _arrays_of_damaged(path: Path) -> dict[str, str] | None:
         if raw.read(8) != b"\x89HDF\r\n\x1a\n":
             return None
     try:
-        with h5py.File(path, "r") as file:
-            return _arrays(file) if ARRAYS in file else None
-    except (OSError, RuntimeError, KeyError):
+        with reading(path, "the arrays"), h5py.File(path, "r") as file:
+            return _in_words(_find_arrays(file)) if find(file, ARRAYS) is not None else None
+    except UserError:
         return {}
 
 
-def _storage_problems(spectra: SpectraFile) -> list[str]:
+def _storage_problems(arrays: dict[str, h5py.Dataset]) -> list[str]:
     """Arrays of other lengths, and flux or error that was never stored; found without reading them.
 
     A mask that was never stored is normal: it reads as 0, good.
     """
-    shape = (spectra.num_rows, spectra.num_pixels)
-    problems = []
-    for name, group in spectra.file[ARRAYS].items():
-        array = group.get("value") if isinstance(group, h5py.Group) else None
-        if isinstance(array, h5py.Dataset) and array.shape[:1] != shape[:1]:
-            problems.append(f"array {name} has the shape {array.shape}, flux {shape}: expected {shape[0]} rows")
-    for name in (FLUX, ERROR):
-        if rows := _rows_never_stored(spectra.file[name]):
-            what = f"{sum(stop - start for start, stop in rows)} of {shape[0]} rows"
-            problems.append(f"{name} was never written in {what}, first in rows {rows[0][0]} to {rows[0][1] - 1}")
+    shape = arrays["flux"].shape
+    problems = [
+        f"array {shown(name)} has the shape {array.shape}, flux {shape}: expected {shape[0]} rows"
+        for name, array in arrays.items()
+        if (array.shape or ())[:1] != shape[:1]
+    ]
+    for name in ("flux", "error"):
+        if ranges := _rows_never_stored(arrays[name]):
+            what = f"{sum(stop - start for start, stop in ranges)} of {shape[0]} rows"
+            first = f"first in rows {ranges[0][0]} to {ranges[0][1] - 1}"
+            problems.append(f"{ARRAYS}/{name}/value was never written in {what}, {first}")
     return problems
 
 
@@ -228,17 +259,12 @@ def _rows_never_stored(array: h5py.Dataset) -> list[tuple[int, int]]:
     rows = len(array)
     if array.chunks is None:
         return [] if array.id.get_storage_size() else [(0, rows)]
+    stored: Counter[int] = Counter()
+    array.id.chunk_iter(lambda chunk: stored.update([chunk.chunk_offset[0]]))
     across = -(-array.shape[1] // array.chunks[1])
-    if array.id.get_num_chunks() == across * -(-rows // array.chunks[0]):
-        return []
-    stored: dict[int, int] = defaultdict(int)
-
-    def count(chunk: h5py.h5d.StoreInfo) -> None:
-        stored[chunk.chunk_offset[0]] += 1
-
-    array.id.chunk_iter(count)
-    starts = range(0, rows, array.chunks[0])
-    return [(start, min(start + array.chunks[0], rows)) for start in starts if stored[start] < across]
+    whole = sorted(start for start, count in stored.items() if count >= across)
+    starts = [0, *(start + array.chunks[0] for start in whole)]
+    return [(start, stop) for start, stop in zip(starts, [*whole, rows], strict=True) if start < stop]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

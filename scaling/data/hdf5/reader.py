@@ -1,7 +1,7 @@
-"""The HDF5 layout of PFS spectra: open, validate, read row ranges (`hdf5_writer` writes it).
+"""The HDF5 layout of PFS spectra: open, check, read (`scaling.data.hdf5.writer` writes it).
 
-The layout is that of the PFS simulator's own dataset writer: a shared wavelength grid, 64-bit flux and error of shape
-(spectra, pixels), and a pandas table of parameters (``format="table"`` or ``"fixed"``) with one row a spectrum.
+The layout is that of the PFS simulator's own dataset writer: a shared wavelength grid, flux and error of shape (spectra,
+pixels), and a pandas table of parameters (``format="table"`` or ``"fixed"``) with one row a spectrum.
 """
 
 from __future__ import annotations
@@ -16,30 +16,34 @@ from types import TracebackType
 import h5py
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 
-from scaling.data.hdf5.readahead import ask_for_rows
+from scaling.data.hdf5.guard import find_array, no_code_from_pickles, reading, reason
+from scaling.data.hdf5.readahead import ReadAhead
 from scaling.data.spectra import fill_edges
 from scaling.errors import UserError
 
-WAVE = "spectrumdataset/wave"
-WAVE_EDGES = "spectrumdataset/wave_edges"
-FLUX, ERROR, MASK = (f"dataset/arrays/{name}/value" for name in ("flux", "error", "mask"))
+WAVE, WAVE_EDGES = "spectrumdataset/wave", "spectrumdataset/wave_edges"
+FLUX_ARRAY, ERROR_ARRAY, MASK_ARRAY = (f"dataset/arrays/{name}/value" for name in ("flux", "error", "mask"))
 WAVE_PER_SPECTRUM = "dataset/arrays/wave/value"
 PARAMS = "dataset/params"
 TAG = "simulation"
 FINGERPRINT_ROWS = 16
 WAVE_TOLERANCE = 1e-6
 """Å; grids closer than this are the same."""
-PIECE_ROWS = 512
+BLOCK_ROWS = 512
 """Rows given together: 16 MiB of float64 at 4096 pixels."""
-BLOCK_ROWS = 128
+ROUNDED_ROWS = 128
 """Rows read and rounded together: few enough to be still in the processor's cache when they are rounded."""
-PIECES_AHEAD = 2
-"""Pieces that the disk is asked for before they are read."""
+ROWS_AHEAD = 2 * BLOCK_ROWS
+"""Rows that the disk is asked for before they are read."""
 TABLE_ROWS = 65536
 """Rows of a parameter table read together."""
+COMPRESSION = 1100
+"""No deflated file holds more values than this times its bytes: a header that promises more is damaged."""
+
+Spectra = Float32[ndarray, "row pixel"]
 
 
 class SpectraFile:
@@ -61,15 +65,16 @@ class SpectraFile:
         self.filled_edges = 0
         self.file = _open_hdf5(path)
         try:
-            self._check_layout()
+            with reading(path, "the layout"):
+                self._check_layout()
+                self._flux, self._error = (_open_array(self.file, name) for name in (FLUX_ARRAY, ERROR_ARRAY))
+                tag = self.file.attrs.get(TAG)
         except BaseException:
             self.file.close()
             raise
-        self._flux, self._error = (_open_array(self.file, name) for name in (FLUX, ERROR))
         self.num_rows, self.num_pixels = self._flux.shape
         self.chunk_rows: int = self._flux.chunks[0] if self._flux.chunks else 1
-        tag = self.file.attrs.get(TAG)
-        self.tag = None if tag is None else str(tag)
+        self.tag = tag if isinstance(tag, str) else None
 
     def __enter__(self) -> SpectraFile:
         return self
@@ -80,52 +85,67 @@ class SpectraFile:
         self.file.close()
 
     def _check_layout(self) -> None:
-        if WAVE_PER_SPECTRUM in self.file:
+        if find_array(self.file, WAVE_PER_SPECTRUM) is not None:
             raise UserError(
                 f"{self.path}: a wavelength grid for each spectrum ({WAVE_PER_SPECTRUM}): resample to one grid"
             )
-        needed = {name: self.file.get(name) for name in (WAVE, FLUX, ERROR)}
-        params = needed[f"{PARAMS}/table"] = self.file.get(f"{PARAMS}/table", self.file.get(f"{PARAMS}/axis1"))
-        if missing := [name for name, found in needed.items() if not isinstance(found, h5py.Dataset)]:
-            raise UserError(f"{self.path}: no {', '.join(missing)}: give a file in the PFS dataset layout")
-        flux, error = needed[FLUX].shape, needed[ERROR].shape
-        if len(flux) != 2 or flux != error or 0 in flux or flux[1] < 2:
+        found = {name: find_array(self.file, name) for name in (WAVE, FLUX_ARRAY, ERROR_ARRAY)}
+        table, axis = f"{PARAMS}/table", f"{PARAMS}/axis1"  # of pandas' two formats
+        params = axis if find_array(self.file, table) is None and find_array(self.file, axis) is not None else table
+        found[params] = find_array(self.file, params)
+        if missing := [name for name, array in found.items() if array is None]:
+            raise UserError(
+                f"{self.path}: no {', '.join(missing)}: give a file that has these arrays, in the PFS dataset layout"
+            )
+        for name in (WAVE, FLUX_ARRAY, ERROR_ARRAY):
+            if found[name].dtype.kind not in "iuf":
+                raise UserError(f"{self.path}: {name} is {found[name].dtype}: expected real numbers")
+        flux, error = found[FLUX_ARRAY].shape, found[ERROR_ARRAY].shape
+        if flux is None or error is None or len(flux) != 2 or flux != error or 0 in flux or flux[1] < 2:
             raise UserError(f"{self.path}: flux is {flux} and error is {error}: expected one shape (spectra, pixels)")
-        for found, length in ((needed[WAVE], flux[1]), (params, flux[0])):
-            if found.shape != (length,):
-                name = found.name.lstrip("/")
-                raise UserError(f"{self.path}: {name} is {found.shape}: flux is {flux}, so expected ({length},)")
-        self.wave: Float[ndarray, " pixel"] = needed[WAVE][:].astype(np.float64)
-        if not (np.diff(self.wave) > 0).all():
-            raise UserError(f"{self.path}: {WAVE} does not increase from pixel to pixel: expected a grid in Å")
+        for name, length in ((WAVE, flux[1]), (params, flux[0])):
+            if found[name].shape != (length,):
+                raise UserError(f"{self.path}: {name} is {found[name].shape}: flux is {flux}, so expected ({length},)")
+        if max(flux) > COMPRESSION * self.path.stat().st_size:
+            raise UserError(f"{self.path}: flux is {flux}: the file is too small for that, copy it again")
+        self.wave: Float[ndarray, " pixel"] = found[WAVE][:].astype(np.float64)
+        if not (np.isfinite(self.wave).all() and (np.diff(self.wave) > 0).all()):
+            raise UserError(
+                f"{self.path}: {WAVE} is not finite or does not increase from pixel to pixel: expected a grid in Å"
+            )
 
-    def pieces(
-        self, start: int, stop: int, rows: int = PIECE_ROWS
-    ) -> Iterator[tuple[int, Float[ndarray, "row pixel"], Float[ndarray, "row pixel"]]]:
-        """Flux and error of rows ``start`` to ``stop``, ``rows`` at a time, as ``read`` gives them.
+    def blocks(
+        self, start: int, stop: int, rows: int = BLOCK_ROWS, *, fill: bool = True
+    ) -> Iterator[tuple[int, Spectra, Spectra]]:
+        """Flux and error of rows ``start`` to ``stop``, ``rows`` at a time, as ``read`` gives them; ``fill`` NaN errors or not.
 
-        Memory is that of one piece, however large the file's chunks are (compressed ones are held whole).
+        Memory is that of one block, however large the file's chunks are (compressed ones are held whole).
 
         Yields:
-            The piece's first row in the file, and two (rows, pixels) float32 arrays that are the caller's to keep.
+            The block's first row in the file, and two (rows, pixels) float32 arrays that are the caller's to keep.
 
         Raises:
             UserError: Rows cannot be read.
         """
-        buffer = np.empty((min(BLOCK_ROWS, stop - start), self.num_pixels))
-        asked = start
-        for first in range(start, stop, rows):
-            last = min(first + rows, stop)
-            ahead = min(last + PIECES_AHEAD * rows, stop)
-            for array in (self._flux, self._error):
-                if asked < ahead:
-                    ask_for_rows(array, asked, ahead)
-            asked = ahead
-            flux, error = (self._read_float32(array, first, last, buffer) for array in (self._flux, self._error))
-            self.filled_edges += fill_edges(error)
-            yield first, flux, error
+        return self._blocks([(first, min(first + rows, stop)) for first in range(start, stop, rows)], fill)
 
-    def read(self, start: int, stop: int) -> tuple[Float[ndarray, "row pixel"], Float[ndarray, "row pixel"]]:
+    def _blocks(self, ranges: list[tuple[int, int]], fill: bool) -> Iterator[tuple[int, Spectra, Spectra]]:
+        ahead = [ReadAhead(array) for array in (self._flux, self._error)]
+        asked = rows_ahead = 0
+        for index, (start, stop) in enumerate(ranges):
+            with reading(self.path, f"the spectra of rows {start} to {stop - 1}"):
+                while asked < len(ranges) and (asked < index + 2 or rows_ahead < ROWS_AHEAD):
+                    for array in ahead:
+                        array.ask(*ranges[asked])
+                    rows_ahead += ranges[asked][1] - ranges[asked][0]
+                    asked += 1
+                flux, error = (_read_float32(array, start, stop) for array in (self._flux, self._error))
+            rows_ahead -= stop - start
+            if fill:
+                self.filled_edges += fill_edges(error)
+            yield start, flux, error
+
+    def read(self, start: int, stop: int) -> tuple[Spectra, Spectra]:
         """Flux and error of rows ``start`` to ``stop``, rounded once to float32, NaN errors at the edges filled.
 
         Returns:
@@ -135,40 +155,66 @@ class SpectraFile:
             UserError: The rows cannot be read.
         """
         flux, error = (np.empty((stop - start, self.num_pixels), np.float32) for _ in range(2))
-        for first, piece_flux, piece_error in self.pieces(start, stop):
-            rows = slice(first - start, first - start + len(piece_flux))
-            flux[rows], error[rows] = piece_flux, piece_error
+        for first, block_flux, block_error in self.blocks(start, stop):
+            rows = slice(first - start, first - start + len(block_flux))
+            flux[rows], error[rows] = block_flux, block_error
         return flux, error
 
-    def _read_float32(
-        self, array: h5py.Dataset, start: int, stop: int, buffer: Float[ndarray, "space pixel"]
-    ) -> Float[ndarray, "row pixel"]:
-        rounded = np.empty((stop - start, self.num_pixels), np.float32)
-        for first in range(start, stop, len(buffer)):
-            last = min(first + len(buffer), stop)
-            block = buffer[: last - first]
-            try:
-                array.read_direct(block, np.s_[first:last])
-            except (OSError, RuntimeError) as error:
-                raise UserError(
-                    f"{self.path}: rows {first} to {last - 1} cannot be read ({error}): copy the file again"
-                ) from error
-            with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which `check_rows` reports
-                rounded[first - start : last - start] = block
-        return rounded
+    def read_rows(self, rows: Int64[ndarray, " row"], *, fill: bool = True) -> tuple[Spectra, Spectra]:
+        """Flux and error of any rows, in the order asked for, as ``read`` gives them; ``fill`` NaN errors or not.
+
+        They are read in the order of the file, neighbours together, each row once; the disk has up to 1024 of them to look
+        for at a time.
+
+        Raises:
+            UserError: The rows cannot be read.
+            ValueError: The file has no such row.
+        """
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.num_rows:
+            raise ValueError(f"rows {rows.min()} to {rows.max()}: {self.path} has {self.num_rows}")
+        flux, error = (np.empty((len(rows), self.num_pixels), np.float32) for _ in range(2))
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order]
+        for first, block_flux, block_error in self._blocks(row_ranges(ordered), fill):
+            low, high = np.searchsorted(ordered, [first, first + len(block_flux)])
+            places, within = order[low:high], ordered[low:high] - first
+            flux[places], error[places] = block_flux[within], block_error[within]
+        return flux, error
 
     def read_params(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
         """Rows ``start`` to ``stop`` of the parameter table, indexed from 0.
 
         Raises:
-            UserError: The table was not written by pandas, or cannot be read.
+            UserError: The table was not written by pandas, cannot be read, or has columns without names of their own.
         """
-        try:
+        with reading(self.path, PARAMS, "write a pandas DataFrame with to_hdf"), no_code_from_pickles():
             frame = pd.read_hdf(self.path, PARAMS, start=start, stop=stop)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # PyTables' HDF5ExtError is a RuntimeError
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"{self.path}: {PARAMS} is not a pandas table ({reason}): write it with to_hdf") from error
+            if not isinstance(frame, pd.DataFrame):
+                raise TypeError(f"a pandas {type(frame).__name__}")
+            if len(frame) != len(range(*slice(start, stop).indices(self.num_rows))):
+                raise ValueError(f"{len(frame)} rows where {self.num_rows} spectra are")
+        names = list(frame.columns)
+        if odd := [name for name in names if not isinstance(name, str) or not name.isprintable()]:
+            raise UserError(f"{self.path}: {PARAMS} has a column {odd[0]!a}: give each column one name, in UTF-8")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{self.path}: {PARAMS} has two columns {twice!r}: rename one")
         return frame.reset_index(drop=True)
+
+    def params_rows(self, rows: Int64[ndarray, " row"]) -> pd.DataFrame:
+        """Any rows of the parameter table, in the order asked for, indexed from 0; of pandas' table format only these are read.
+
+        Raises:
+            UserError: As ``read_params`` does.
+        """
+        ordered = np.unique(rows)
+        if find_array(self.file, f"{PARAMS}/table") is not None:
+            self.read_params(0, 1)
+            with reading(self.path, PARAMS, "write a pandas DataFrame with to_hdf"), no_code_from_pickles():
+                frame = pd.read_hdf(self.path, PARAMS, where=ordered)
+        else:
+            frame = self.params.iloc[ordered]
+        return frame.iloc[np.searchsorted(ordered, rows)].reset_index(drop=True)
 
     @functools.cached_property
     def params(self) -> pd.DataFrame:
@@ -183,25 +229,49 @@ class SpectraFile:
         """
         digest = hashlib.sha256(repr(self._flux.shape).encode())
         digest.update(self.wave.tobytes())
-        params = self.file[PARAMS]
-        for name in ["table"] if "table" in params else sorted(params):
-            for piece in _slabs(params[name]):
-                digest.update(piece)
-        for row in np.unique(np.linspace(0, self.num_rows - 1, FINGERPRINT_ROWS).astype(int)):
-            digest.update(self._flux[row].tobytes())
-            digest.update(self._error[row].tobytes())
+        with reading(self.path, "the content"):
+            params = self.file[PARAMS]
+            for name in ["table"] if "table" in params else sorted(params):
+                for table_bytes in _table_bytes(params[name]):
+                    digest.update(table_bytes)
+            for row in np.unique(np.linspace(0, self.num_rows - 1, FINGERPRINT_ROWS).astype(int)):
+                digest.update(self._flux[row].tobytes())
+                digest.update(self._error[row].tobytes())
         return digest.hexdigest()
 
 
-def _slabs(array: h5py.Dataset) -> Iterator[bytes]:
+def row_ranges(rows: Int64[ndarray, " row"]) -> list[tuple[int, int]]:
+    """Rows in rising order as ranges of neighbours, of a block at most."""
+    unique = np.unique(rows)
+    runs = np.split(unique, np.flatnonzero(np.diff(unique) > 1) + 1) if len(unique) else []
+    return [
+        (first, min(first + BLOCK_ROWS, int(run[-1]) + 1))
+        for run in runs
+        for first in range(int(run[0]), int(run[-1]) + 1, BLOCK_ROWS)
+    ]
+
+
+def _read_float32(array: h5py.Dataset, start: int, stop: int) -> Spectra:
+    """Rows as stored, rounded once. A value beyond float32 becomes infinite, which `check_rows` reports."""
+    rounded = np.empty((stop - start, array.shape[1]), np.float32)
+    buffer = np.empty((min(ROUNDED_ROWS, stop - start), array.shape[1]), array.dtype.newbyteorder("="))
+    for first in range(start, stop, len(buffer)):
+        rows = buffer[: stop - first]
+        array.read_direct(rows, np.s_[first : first + len(rows)])
+        with np.errstate(over="ignore"):
+            rounded[first - start : first - start + len(rows)] = rows
+    return rounded
+
+
+def _table_bytes(array: h5py.Dataset) -> Iterator[bytes]:
     """The bytes of an array, some rows at a time; of pandas' pickled objects, which have no fixed size, their content."""
     for start in range(0, len(array), TABLE_ROWS):
-        piece = array[start : start + TABLE_ROWS]
-        yield b"".join(np.asarray(item).tobytes() for item in piece.flat) if piece.dtype == object else piece.tobytes()
+        rows = array[start : start + TABLE_ROWS]
+        yield b"".join(np.asarray(item).tobytes() for item in rows.flat) if rows.dtype == object else rows.tobytes()
 
 
 def _open_array(file: h5py.File, name: str) -> h5py.Dataset:
-    """An array; a compressed one with room in memory for the chunks of a row: else each piece would decode them again."""
+    """An array; a compressed one with room in memory for the chunks of a row: else each block would decode them again."""
     array = file[name]
     if not array.chunks or not array.id.get_create_plist().get_nfilters():
         return array
@@ -216,12 +286,14 @@ def _open_array(file: h5py.File, name: str) -> h5py.Dataset:
 def _open_hdf5(path: Path) -> h5py.File:
     if path.is_dir():
         raise UserError(f"{path} is a folder: name the HDF5 file in it, for example {path / 'dataset.h5'}")
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such file: name an HDF5 file of spectra")
+    if not path.is_file():  # a FIFO would be waited for
+        raise UserError(f"{path} is not a regular file: name an HDF5 file of spectra")
     try:
         return h5py.File(path, "r")
-    except OSError as error:
-        raise UserError(f"{path} is not an HDF5 file, or is cut short ({error}): copy it again") from error
+    except Exception as error:
+        raise UserError(f"{path} is not an HDF5 file, or is cut short ({reason(error)}): copy it again") from error
 
 
 def open_spectra(path: Path) -> SpectraFile:

@@ -1,11 +1,9 @@
-"""Files of spectra, written in pieces in the PFS dataset layout."""
+"""Files of spectra, written block by block in the PFS dataset layout."""
 
 from __future__ import annotations
 
-import errno
 import math
 import os
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -17,15 +15,15 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
 
-from scaling.data.hdf5.reader import ERROR, FLUX, MASK, PARAMS, TAG, WAVE, WAVE_EDGES
-from scaling.errors import UserError
+from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY, MASK_ARRAY, PARAMS, TAG, WAVE, WAVE_EDGES
+from scaling.files import disk_is_full, is_full, require_space
 
 PARAMS_BYTES = 350
 """Of a row of parameters on disk, with its index: 35 columns, rounded up."""
 FILE_BYTES = 250_000
 """Of a file without rows: names, wavelengths, and the parameters' first chunk and index."""
 FRAMES = 32
-"""Frames of parameters written together."""
+"""Frames of parameters written together: the whole table in memory three times over would be hundreds of MB."""
 ABANDONED_SECONDS = 3600
 """A writer writes all the time: another host's unfinished file that has not changed for so long has none."""
 
@@ -36,7 +34,7 @@ AppendRows = Callable[[Float[ndarray, "row pixel"], Float[ndarray, "row pixel"],
 def write_spectra(
     path: Path, wave: Float[ndarray, " pixel"], wave_edges: Float[ndarray, " edge"], *, num_rows: int, tag: str
 ) -> Iterator[AppendRows]:
-    """Write a file of spectra in pieces; it gets its name when all are there.
+    """Write a file of spectra block by block; it gets its name when all are there.
 
     What a killed writer of the same file left behind is removed first.
 
@@ -51,7 +49,7 @@ def write_spectra(
         A function of (flux, error, params) that appends rows.
 
     Raises:
-        UserError: The disk is full, or has too little room to begin.
+        FullError: The disk is full, or has too little room to begin.
         ValueError: Other than ``num_rows`` rows were appended.
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
@@ -62,7 +60,13 @@ def write_spectra(
     try:
         with h5py.File(temporary, "w") as file:
             file[WAVE], file[WAVE_EDGES] = wave, wave_edges
-            flux, error = _create_arrays(file, num_rows, len(wave))
+            shape, chunks = (num_rows, len(wave)), chunk_shape(num_rows, len(wave))
+            # Every row will be written: zeros first would be a second write of the whole file, a chunk at a time.
+            flux, error = (
+                file.create_dataset(name, shape, "f8", chunks=chunks, fill_time="never")
+                for name in (FLUX_ARRAY, ERROR_ARRAY)
+            )
+            file.create_dataset(MASK_ARRAY, shape, "i8", chunks=chunks)  # as the simulator leaves it: reads as 0, good
             file.attrs[TAG] = tag
             _reserve(temporary, needed)
             done = 0
@@ -77,14 +81,16 @@ def write_spectra(
             yield append
         if done != num_rows:
             raise ValueError(f"{path}: {done} rows were appended, {num_rows} announced")
-        _write_params(temporary, frames, num_rows)
+        with pd.HDFStore(temporary, "a") as store:
+            options = {"min_itemsize": 5, "encoding": "utf-8", "expectedrows": num_rows, "index": False}
+            for first in range(0, len(frames), FRAMES):
+                store.append(PARAMS, pd.concat(frames[first : first + FRAMES]), **options)
+            store.create_table_index(PARAMS)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as problem:
-        if not _is_full(problem):
-            raise
-        raise UserError(
-            f"{path}: the disk is full: this file needs {_size(needed)}; free space or name another folder"
-        ) from problem
+        if is_full(problem):
+            raise disk_is_full(path, needed) from problem
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -96,18 +102,6 @@ def file_bytes(num_rows: int, num_pixels: int) -> int:
     return FILE_BYTES + 2 * 8 * stored * num_pixels + num_rows * PARAMS_BYTES
 
 
-def require_space(path: Path, needed: int) -> None:
-    """Refuse to begin to write what does not fit.
-
-    Raises:
-        UserError: Fewer than ``needed`` bytes are free where ``path`` is or will be.
-    """
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed:
-        raise UserError(f"{path}: {_size(needed)} needed, {_size(free)} free: free space or name another folder")
-
-
 def _reserve(path: Path, size: int) -> None:
     """Take the room that an open HDF5 file will need, or fail: HDF5 itself may crash the process when a disk fills up.
 
@@ -116,34 +110,6 @@ def _reserve(path: Path, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, size)
-
-
-def _create_arrays(file: h5py.File, num_rows: int, num_pixels: int) -> tuple[h5py.Dataset, h5py.Dataset]:
-    """Flux and error; and a mask that nobody writes, as the simulator leaves it: it reads as 0, good."""
-    shape = (num_rows, num_pixels)
-    chunks = chunk_shape(*shape)
-    flux, error = (
-        # Every row will be written: zeros first would be a second write of the whole file, a chunk at a time.
-        file.create_dataset(name, shape, "f8", chunks=chunks, fill_time="never")
-        for name in (FLUX, ERROR)
-    )
-    file.create_dataset(MASK, shape, "i8", chunks=chunks)
-    return flux, error
-
-
-def _write_params(path: Path, frames: list[pd.DataFrame], num_rows: int) -> None:
-    """The parameter table, some frames at a time: the whole of it in memory three times over would be hundreds of MB."""
-    with pd.HDFStore(path, "a") as store:
-        for first in range(0, len(frames), FRAMES):
-            store.append(
-                PARAMS,
-                pd.concat(frames[first : first + FRAMES]),
-                min_itemsize=5,
-                encoding="utf-8",
-                expectedrows=num_rows,
-                index=False,
-            )
-        store.create_table_index(PARAMS)
 
 
 def chunk_shape(num_rows: int, num_pixels: int) -> tuple[int, int] | None:
@@ -175,14 +141,3 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _is_full(problem: Exception) -> bool:
-    """Whether a write failed for want of room: HDF5 gives the system's reason as a number or only in words."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    reasons = [os.strerror(code) for code in codes]
-    return getattr(problem, "errno", None) in codes or any(reason in str(problem) for reason in reasons)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB"

@@ -2,80 +2,120 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import json
-import math
-import os
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from itertools import accumulate
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from jaxtyping import Float64
 from numpy import ndarray
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr, model_validator
 
 from scaling.errors import UserError
+from scaling.files import Location, json_bytes
 from scaling.folder import Folder
+from scaling.parse import MaybeNaN, Strict, parse, parse_object
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.parquet"
+PIXEL_COLUMNS = ("wave", "flux_mean", "flux_std", "error_rms")
+CONVERT_AGAIN = "run the same `scaling shard` command again, or convert the sources into another folder"
+Checksum128 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Rows = Annotated[int, Field(ge=1, le=2**48)]
+Order = Literal["auto", "source", "shuffled"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
+def _grid(values: Any) -> Float64[ndarray, " pixel"]:
+    numbers = values if isinstance(values, ndarray) else [float(value) for value in values]
+    wave = np.array(numbers, np.float64)
+    if wave.ndim != 1 or len(wave) < 2 or not np.isfinite(wave).all() or not (np.diff(wave) > 0).all():
+        raise ValueError("must be two or more increasing wavelengths in Å")
+    return wave
+
+
+class Shard(Strict):
     """A Parquet file: its path relative to the shard set, its rows, and the checksum of their values."""
 
-    file: str
-    rows: int
-    checksum: str
+    file: Annotated[str, Field(pattern=r"^(train|val|test)/[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet$")]
+    rows: Rows
+    checksum: Checksum128
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class Source(Strict):
     """A file that was converted: absolute path as given, spectra, bytes, and ``SpectraFile.fingerprint``."""
 
     path: str
-    rows: int
-    size: int
+    rows: Rows
+    size: Annotated[int, Field(ge=0)]
     fingerprint: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelStatistics:
+class LabelStatistics(Strict):
     """A numeric column over the training split, in its own units; ``std`` is the population's.
 
     ``nan`` counts the values that are not finite; the rest is over the finite ones, and NaN where there are none.
     """
 
-    mean: float
-    std: float
-    min: float
-    max: float
-    nan: int
-
-    def to_json(self) -> dict[str, float | None]:
-        """The fields, with null for NaN, which JSON has no word for."""
-        return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> LabelStatistics:
-        """The inverse of ``to_json``."""
-        values: dict[str, Any] = {name: math.nan if value is None else value for name, value in fields.items()}
-        return cls(**values)
+    model_config = ConfigDict(allow_inf_nan=True)
+    mean: MaybeNaN
+    std: MaybeNaN
+    min: MaybeNaN
+    max: MaybeNaN
+    nan: Annotated[int, Field(ge=0)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Manifest:
+class Drift(Strict):
+    """The most suspicious of all comparisons of a range of rows with the others (see ``order.find_drift``).
+
+    Attributes:
+        passed: Whether the order may be used as it is.
+        column: The parameter column; empty where nothing could be compared.
+        first_row: Where the range begins.
+        last_row: Where the next one begins.
+        distance: The greatest difference of the two cumulative distributions, 0 to 1.
+        p: Its probability in a fair order, multiplied by the number of comparisons.
+        columns: Columns compared.
+        comparisons: Columns times octaves.
+    """
+
+    passed: bool
+    column: str
+    first_row: int
+    last_row: int
+    distance: float
+    p: float
+    columns: int
+    comparisons: int
+
+    def __str__(self) -> str:
+        if not self.comparisons:
+            return "not tested (too few rows, or no column that varies)"
+        where = f"{self.column} in rows {self.first_row} to {self.last_row - 1}"
+        found = "no drift found, the nearest to one is" if self.passed else "drifts:"
+        return f"{found} {where} (distance {self.distance:.3f}, p {self.p:.2g})"
+
+
+class StudyOrder(Strict):
+    """The study order of the training split: that of the source files, or a permutation; what was asked, and why."""
+
+    kind: Literal["source", "shuffled"]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None
+    asked: Order
+    drift: Drift
+
+
+class Manifest(Strict):
     """What a shard set holds.
 
     Attributes:
-        dest: The shard set's folder.
         wave: Pixel centres in vacuum Å, (pixels,) float64.
         splits: The shards of ``train``, ``val`` and ``test``, in row order.
         sources: The files each split was converted from, in row order.
@@ -85,38 +125,53 @@ class Manifest:
         snr_definition: What is meant by SNR.
         filled_edges: First or last pixels whose NaN error was filled from the neighbour, over all splits.
         rows_per_shard: Rows of every shard of a split but the last.
-        order: The study order of the training split: its ``kind`` (``source``, as in the source files, or ``shuffled``),
-            ``seed`` (None in source order), what was ``asked`` (``auto`` or a kind), and the source order's ``drift``
-            as ``scaling.data.shards.order.Drift`` has it.
+        order: The study order of the training split.
         problems: What makes results on these shards doubtful, one sentence each.
-        format_version: Of this layout.
+        statistics: Checksum of ``statistics.parquet``.
     """
 
-    dest: Path
-    wave: Float[ndarray, " pixel"]
+    wave: Annotated[ndarray, BeforeValidator(_grid), PlainSerializer(lambda wave: wave.tolist())]
     splits: dict[str, list[Shard]]
     sources: dict[str, list[Source]]
     labels: dict[str, LabelStatistics]
     snr: dict[str, float]
-    snr_rows: int
+    snr_rows: Annotated[int, Field(ge=0)]
     snr_definition: str
-    filled_edges: int
-    rows_per_shard: int
-    order: dict[str, Any]
+    filled_edges: Annotated[int, Field(ge=0)]
+    rows_per_shard: Rows
+    order: StudyOrder
     problems: list[str]
-    format_version: int = FORMAT_VERSION
+    statistics: Checksum128
+    _folder: Folder = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Manifest:
+        """Compare the fields with each other."""
+        if tuple(sorted(self.splits)) != tuple(sorted(SPLITS)) or self.sources.keys() != self.splits.keys():
+            raise ValueError(f"splits and sources must be those of {', '.join(SPLITS)}")
+        for split, shards in self.splits.items():
+            if not shards:
+                raise ValueError(f"split {split} has no shards")
+            files = [shard.file for shard in shards]
+            if len(set(files)) < len(files) or any(not file.startswith(f"{split}/") for file in files):
+                raise ValueError(f"split {split} lists a shard twice, or one of another split")
+            rows = [shard.rows for shard in shards]
+            if any(count != self.rows_per_shard for count in rows[:-1]) or rows[-1] > self.rows_per_shard:
+                raise ValueError(f"split {split}: every shard but the last must have {self.rows_per_shard} rows")
+            expected = sum(source.rows for source in self.sources[split])
+            if self.sources[split] and expected != sum(rows):
+                raise ValueError(f"split {split} has {sum(rows)} rows, its sources {expected}")
+        return self
 
     @property
     def folder(self) -> Folder:
-        """STAND-IN."""
-        return Folder.at(self.dest)
+        """The shard set's folder."""
+        return self._folder
 
-    def pixel_statistics(self) -> dict[str, Float[ndarray, " pixel"]]:
-        """STAND-IN."""
-        import pandas as pd
-
-        pixels = pd.read_parquet(self.dest / STATISTICS)
-        return {name: pixels[name].to_numpy(np.float64) for name in pixels}
+    @property
+    def dest(self) -> str:
+        """Where the shard set is, for messages."""
+        return str(self._folder)
 
     @property
     def pixels(self) -> int:
@@ -169,62 +224,76 @@ class Manifest:
         parts = [str(num_rows), *(shard.checksum for shard in self.leading_shards(split, num_rows))]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
-    def save(self) -> None:
-        """Publish the shard set: the last file written, under its name at once."""
-        fields = asdict(self) | {"wave": self.wave.tolist(), "pixels": self.pixels}
-        del fields["dest"]
-        fields["labels"] = {name: statistics.to_json() for name, statistics in self.labels.items()}
-        write_json(self.dest / MANIFEST, fields)
+    def pixel_statistics(self) -> dict[str, Float64[ndarray, " pixel"]]:
+        """Statistics of the training split: ``wave`` (vacuum Å), ``flux_mean`` and ``flux_std`` of max(flux, 0), ``error_rms``.
+
+        Raises:
+            UserError: ``statistics.parquet`` is missing, or is not the one that the manifest describes.
+        """
+        content = self._folder.read(STATISTICS)
+        if content is None or statistics_checksum(content) != self.statistics:
+            what = "is missing" if content is None else f"differs from the checksum in {MANIFEST}"
+            raise UserError(f"{self._folder.locate(STATISTICS)}: {what}: {CONVERT_AGAIN}")
+        return _pixel_columns(content)
+
+    def content(self) -> bytes:
+        """The content of ``manifest.json``, with a digest of itself."""
+        fields = {"format_version": FORMAT_VERSION, "pixels": self.pixels, **self.model_dump(mode="json")}
+        return json_bytes(fields | {"digest": _digest(fields)})
 
     @classmethod
-    def load(cls, dest: Path) -> Manifest:
+    def load(cls, location: Location | Folder) -> Manifest:
         """Read the manifest of a shard set.
 
         Raises:
-            UserError: The folder is not a shard set, or one of another format version.
+            UserError: The folder is not a shard set, or one of another format version, or the manifest was altered.
         """
-        path = Path(dest) / MANIFEST
-        if not path.is_file():
-            raise UserError(f"{dest}: no {MANIFEST}, so not a set of shards: run `scaling shard {dest}` (to its end)")
-        try:
-            fields = json.loads(path.read_text())
-            version = fields.pop("format_version")
-        except (ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} cannot be read ({error}): remove it and run `scaling shard` again") from error
-        if version != FORMAT_VERSION:
-            raise UserError(f"{path}: format version {version}, expected {FORMAT_VERSION}: convert the sources again")
-        del fields["pixels"]
-        fields |= {
-            "wave": np.array(fields["wave"], dtype=np.float64),
-            "splits": {split: [Shard(**shard) for shard in shards] for split, shards in fields["splits"].items()},
-            "sources": {split: [Source(**source) for source in files] for split, files in fields["sources"].items()},
-            "labels": {name: LabelStatistics.from_json(statistics) for name, statistics in fields["labels"].items()},
-        }
-        return cls(dest=Path(dest), **fields)
+        folder = Folder.at(location)
+        place = folder.locate(MANIFEST)
+        content = folder.read(MANIFEST) if folder.size(MANIFEST) is not None else None
+        if content is None:
+            raise UserError(f"{folder}: no {MANIFEST}, so not a shard set: run `scaling shard {folder}` (to its end)")
+        manifest = _parse(content, place)
+        manifest._folder = folder
+        return manifest
 
 
-def temporary_name(path: Path) -> Path:
-    """A name beside ``path`` to write to before renaming: hidden, unique, ending in ``.tmp``."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+@functools.lru_cache(maxsize=16)
+def _parse(content: bytes, place: str) -> Manifest:
+    fields = parse_object(content, place, CONVERT_AGAIN)
+    version, digest = fields.pop("format_version", None), fields.pop("digest", None)
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{place}: format version {version}, expected {FORMAT_VERSION}: convert the sources again, into another folder"
+        )
+    if digest != _digest({"format_version": version, **fields}):
+        raise UserError(f"{place}: was altered, its digest is another: {CONVERT_AGAIN}")
+    pixels = fields.pop("pixels", None)
+    manifest = parse(Manifest, fields, place, CONVERT_AGAIN)
+    if pixels != manifest.pixels:
+        raise UserError(
+            f"{place}: pixels: expected {manifest.pixels}, the length of wave, found {pixels}: {CONVERT_AGAIN}"
+        )
+    return manifest
 
 
-@contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """A temporary name to write a file under; it gets its own name when it is written and on the disk, or is removed.
-
-    Without the ``fsync`` a node that loses power could leave the name and not the content.
-    """
-    temporary = temporary_name(path)
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _digest(fields: dict[str, Any]) -> str:
+    """A hash of a manifest's fields, however they are laid out as text."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON under a temporary name, then rename."""
-    with published(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+def statistics_checksum(content: bytes) -> str:
+    """The checksum of ``statistics.parquet`` that a manifest holds."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def pixel_statistics_bytes(columns: dict[str, Float64[ndarray, " pixel"]]) -> bytes:
+    """The content of ``statistics.parquet``: one row a pixel."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table({name: columns[name] for name in PIXEL_COLUMNS}), sink)
+    return sink.getvalue()
+
+
+def _pixel_columns(content: bytes) -> dict[str, Float64[ndarray, " pixel"]]:
+    table = pq.read_table(io.BytesIO(content))
+    return {name: table[name].to_numpy() for name in PIXEL_COLUMNS}

@@ -8,9 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -18,58 +16,30 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from scaling.data.hdf5.reader import open_spectra
-from scaling.data.shards.manifest import Source
+from scaling.data.shards.manifest import Drift, Source
 from scaling.data.spectra import spectrum_snr
-from scaling.errors import UserError
 
-Order = Literal["auto", "source", "shuffled"]
 FIRST_ROWS = 512
 """The first octave; each further one is as long as all before it, as the prefixes of a study are."""
 OCTAVE_SAMPLE, WHOLE_SAMPLE = 8192, 16384
 SNR_SAMPLE = 512
 """Where the table has no SNR it is computed from the spectra, of about so many of each sample."""
-SLAB_ROWS = 65536
+PARAMS_ROWS = 65536
 """Rows of a parameter table that are read at once."""
 SIGNIFICANCE = 1e-3
 """Adjusted p below which an order drifts: one sound order in a thousand, at most, is shuffled without need."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drift:
-    """The most suspicious of all comparisons of a stretch of rows with the others.
-
-    Attributes:
-        passed: Whether the order may be used as it is.
-        column: The parameter column; empty where nothing could be compared.
-        first_row: Where the stretch begins.
-        last_row: Where the next one begins.
-        distance: The greatest difference of the two cumulative distributions, 0 to 1.
-        p: Its probability in a fair order, multiplied by the number of comparisons.
-        columns: Columns compared.
-        comparisons: Columns times octaves.
-    """
-
-    passed: bool
-    column: str
-    first_row: int
-    last_row: int
-    distance: float
-    p: float
-    columns: int
-    comparisons: int
-
-    def __str__(self) -> str:
-        if not self.comparisons:
-            return "not tested (too few rows, or no column that varies)"
-        where = f"{self.column} in rows {self.first_row} to {self.last_row - 1}"
-        found = "no drift found, the nearest to one is" if self.passed else "drifts:"
-        return f"{found} {where} (distance {self.distance:.3f}, p {self.p:.2g})"
 
 
 @functools.lru_cache(maxsize=1)
 def study_positions(num_rows: int, seed: int) -> Int64[ndarray, " row"]:
     """The position in the shuffled study order of each row of the source order: a permutation, fixed by the seed."""
     return np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(num_rows)
+
+
+@functools.lru_cache(maxsize=1)
+def study_order(num_rows: int, seed: int) -> Int64[ndarray, " row"]:
+    """The source row at each position of the shuffled study order."""
+    return np.argsort(study_positions(num_rows, seed))
 
 
 def find_drift(files: list[Source]) -> Drift:
@@ -122,15 +92,15 @@ def _spread(start: int, stop: int, count: int) -> Int64[ndarray, " sampled"]:
 
 
 def _sampled_params(files: list[Source], rows: Int64[ndarray, " sampled"]) -> pd.DataFrame:
-    """The floating-point parameters of some rows, indexed by row; a slab of the table is held at a time."""
+    """The floating-point parameters of some rows, indexed by row; a part of the table is held at a time."""
     frames, offset = [], 0
     for source in files:
         with open_spectra(Path(source.path)) as spectra:
-            for start in range(0, source.rows, SLAB_ROWS):
-                stop = min(start + SLAB_ROWS, source.rows)
+            for start in range(0, source.rows, PARAMS_ROWS):
+                stop = min(start + PARAMS_ROWS, source.rows)
                 inside = rows[(rows >= offset + start) & (rows < offset + stop)]
-                slab = spectra.read_params(start, stop).select_dtypes("floating")
-                frames.append(slab.iloc[inside - offset - start].set_axis(inside))
+                some = spectra.read_params(start, stop).select_dtypes("floating")
+                frames.append(some.iloc[inside - offset - start].set_axis(inside))
         offset += source.rows
     return pd.concat(frames)
 
@@ -151,14 +121,14 @@ def _worst(
     table: pd.DataFrame,
     columns: list[str],
     whole: Int64[ndarray, " _"],
-    stretches: list[tuple[tuple[int, int], Int64[ndarray, " _"]]],
+    ranges: list[tuple[tuple[int, int], Int64[ndarray, " _"]]],
 ) -> Drift:
-    """The comparison with the least p value, of each column in each stretch of rows with the rows outside it."""
+    """The comparison with the least p value, of each column in each range of rows with the rows outside it."""
     from scipy.stats import ks_2samp  # slow to import
 
-    comparisons = len(columns) * len(stretches) if len(stretches) > 1 else 0
+    comparisons = len(columns) * len(ranges) if len(ranges) > 1 else 0
     worst = ("", 0, 0, 0.0, 1.0)
-    for (start, stop), rows in stretches if comparisons else ():
+    for (start, stop), rows in ranges if comparisons else ():
         outside = whole[(whole < start) | (whole >= stop)]
         for column, inside_values, outside_values in _values(table, columns, rows, outside):
             found = ks_2samp(inside_values, outside_values, method="asymp")
@@ -187,15 +157,3 @@ def _values(
         values = [rows[:, at][np.isfinite(rows[:, at])] for rows in selected]
         if min(map(len, values)):
             yield column, values[0], values[1]
-
-
-def require_order(order: str, seed: int) -> None:
-    """Refuse an order or seed that there is not.
-
-    Raises:
-        UserError: Not an ``Order``, or not a seed.
-    """
-    if order not in get_args(Order):
-        raise UserError(f"order is {order!r}: name one of {', '.join(get_args(Order))}")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"order seed is {seed}: give a whole number from 0 to 2^63 − 1")

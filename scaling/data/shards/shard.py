@@ -1,40 +1,150 @@
-"""STAND-IN until main has the new one."""
+"""One shard: a Parquet file of spectra, how it is read and checked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from numpy import ndarray
 
-from scaling.data.shards import shardfile
-from scaling.data.shards.manifest import Manifest
-from scaling.data.shards.shardfile import ERROR, FLUX, ROW_ID, Checksum, column_values
+from scaling.data.shards.manifest import CONVERT_AGAIN, Manifest, Shard
+from scaling.data.spectra import ERROR, FLUX, ROW_ID
 from scaling.errors import UserError
-from scaling.folder import Folder
+from scaling.folder import Folder, retrying
 
-__all__ = ["ERROR", "FLUX", "ROW_ID", "Checksum", "column_values", "row_groups", "shard_blocks"]
+ROW_GROUP_ROWS = 512
+"""A row group is what a reader decodes at once: 16 MiB at 4096 pixels, so that a prefix need not read a whole shard."""
+CHECKSUM = b"checksum"
+"""What a shard's footer says of its rows, beside the filled edges."""
+
+
+class Checksum:
+    """A hash of a table's values, column by column; the same however the rows are cut, encoded or compressed.
+
+    XXH3 (128 bits) finds every accident, at the speed of memory; it is no defence against a forger.
+    """
+
+    def __init__(self) -> None:
+        self._columns: dict[str, Any] = {}
+
+    def update(self, table: pa.Table) -> None:
+        """Add rows."""
+        for name in table.column_names:
+            values = column_values(table, name)
+            column = self._columns.setdefault(name, xxhash.xxh3_128(f"{values.dtype.str}{values.shape[1:]}".encode()))
+            if values.dtype == object:
+                column.update("".join(f"{value}\0" for value in values).encode())
+            else:
+                column.update(np.ascontiguousarray(values).data)
+
+    def hexdigest(self) -> str:
+        """The checksum of the rows added so far."""
+        columns = "".join(f"{name} {column.hexdigest()}\n" for name, column in self._columns.items())
+        return xxhash.xxh3_128(columns.encode()).hexdigest()
+
+
+def column_values(table: pa.Table, name: str) -> ndarray:
+    """A column as an array: (rows, pixels) float32 for flux and error, (rows,) for the rest."""
+    chunks = table[name]
+    column = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
+    if isinstance(column, pa.FixedShapeTensorArray):
+        return column.to_numpy_ndarray()
+    return column.to_numpy(zero_copy_only=False)
 
 
 def row_groups(
     folder: Folder, file: str, groups: Iterable[int] | None = None, columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
-    assert folder.local is not None
-    return shardfile.row_groups(folder.local / file, groups, columns)
+    """The rows of a shard, a row group at a time; from an object store the whole shard, or its columns, at once.
+
+    Args:
+        folder: The shard set.
+        file: The shard.
+        groups: Which row groups, in this order; all by default.
+        columns: Which columns; all by default.
+
+    Raises:
+        UserError: The file is missing or not a whole Parquet file.
+    """
+    try:
+        if folder.size(file) is None:
+            raise FileNotFoundError("no such file")
+        if folder.local is None:
+            yield from retrying(lambda: _remote_groups(folder, file, groups, columns))
+            return
+        with _parquet(folder.open(file)) as parquet:
+            for group in range(parquet.num_row_groups) if groups is None else groups:
+                yield parquet.read_row_group(group, columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise UserError(
+            f"{folder.locate(file)}: this shard cannot be read ({reason}): run the same `scaling shard` command again"
+        ) from error
+
+
+def _parquet(source: pa.NativeFile, pre_buffer: bool = False) -> pq.ParquetFile:
+    return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=pre_buffer)
+
+
+def _remote_groups(
+    folder: Folder, file: str, groups: Iterable[int] | None, columns: list[str] | None
+) -> list[pa.Table]:
+    """Row groups by few requests: the whole object where all columns are wanted, ranges of it where some are."""
+    source = pa.BufferReader(folder.read(file)) if columns is None else folder.open(file)
+    with _parquet(source, pre_buffer=columns is not None) as parquet:
+        chosen = range(parquet.num_row_groups) if groups is None else groups
+        return [parquet.read_row_group(group, columns) for group in chosen]
 
 
 def shard_blocks(manifest: Manifest, split: str, index: int) -> Iterator[pa.Table]:
-    shard, checksum, ids = manifest.shards(split)[index], Checksum(), []
-    first = sum(each.rows for each in manifest.shards(split)[:index])
+    """The rows of a shard with all columns, a row group at a time, checked against the manifest.
+
+    What the last block is followed by is the proof that all were right: use none before.
+
+    Raises:
+        UserError: The file cannot be read, or is not the shard that the manifest lists.
+    """
+    shard, checksum, rows = manifest.shards(split)[index], Checksum(), 0
+    first = sum(earlier.rows for earlier in manifest.shards(split)[:index])
+    problem = ""
     for table in row_groups(manifest.folder, shard.file):
-        if not {FLUX, ERROR, ROW_ID} <= set(table.column_names):
+        problem = _column_problem(table, manifest.pixels)
+        if problem:
+            break
+        if not np.array_equal(column_values(table, ROW_ID), first + rows + np.arange(len(table))):
+            problem = f"row_id is not {first + rows} to {first + rows + len(table) - 1}"
             break
         checksum.update(table)
-        ids.append(column_values(table, ROW_ID))
         yield table
-    if (
-        not ids
-        or not np.array_equal(np.concatenate(ids), first + np.arange(shard.rows))
-        or checksum.hexdigest() != shard.checksum
-    ):
-        raise UserError(f"{manifest.dest}/{shard.file}: differs from the manifest: remove it and run `scaling shard` again")
+        rows += len(table)
+    if not problem and rows != shard.rows:
+        problem = f"it has {rows} rows, not {shard.rows}"
+    if problem or checksum.hexdigest() != shard.checksum:
+        problem = problem or "it differs from the manifest's checksum"
+        raise UserError(
+            f"{manifest.folder.locate(shard.file)}: not the shard in the manifest, {problem}: {CONVERT_AGAIN}"
+        )
+
+
+def _column_problem(table: pa.Table, pixels: int) -> str:
+    """Why a table's columns are not those of spectra; empty where they are."""
+    for name in (ROW_ID, FLUX, ERROR):
+        kind = pa.int64() if name == ROW_ID else pa.fixed_shape_tensor(pa.float32(), [pixels])
+        if name not in table.column_names or table.schema.field(name).type != kind:
+            return f"its column {name} is missing or not {kind}"
+    return ""
+
+
+def is_as_listed(folder: Folder, shard: Shard) -> bool:
+    """Whether a shard is there, whole, and by its footer the one that the manifest lists. Its pages are not read."""
+    try:
+        if folder.size(shard.file) is None:
+            return False
+        footer = pq.read_metadata(folder.open(shard.file))
+    except (OSError, pa.ArrowException):
+        return False
+    return footer.num_rows == shard.rows and (footer.metadata or {}).get(CHECKSUM, b"").decode() == shard.checksum

@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 import os
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-import xxhash
-from jaxtyping import UInt64
-from numpy import ndarray
 
 from scaling.data.hdf5.describe import format_percentiles
-from scaling.data.hdf5.reader import open_spectra
-from scaling.data.shards.manifest import SPLITS, STATISTICS, Manifest, Shard
-from scaling.data.shards.order import Drift, study_positions
-from scaling.data.shards.shardfile import (
-    ERROR,
-    FLUX,
-    ROW_GROUP_ROWS,
-    ROW_ID,
-    Checksum,
-    column_values,
-    params_table,
-    row_groups,
-    spectra_table,
-)
-from scaling.data.shards.sources import segments
+from scaling.data.shards.convert import Conversion
+from scaling.data.shards.encode import PlannedShard, plan_shards
+from scaling.data.shards.manifest import SPLITS, Manifest
+from scaling.data.shards.read import read_units
+from scaling.data.shards.shard import ROW_GROUP_ROWS, column_values, shard_blocks
+from scaling.data.shards.sources import inspect_sources
+from scaling.data.spectra import ROW_ID
 from scaling.errors import UserError
-
-SOURCE_ROWS = 4096
-"""Source rows that a thread hashes in one go."""
-_PARAMS_LOCK = threading.Lock()  # PyTables is not made for threads
+from scaling.files import Location, size_text
 
 
-def verify(dest: Path, sources: bool = False) -> list[str]:
+def verify(dest: Location, sources: bool = False) -> list[str]:
     """Read every shard and compare it with the manifest, and if asked with the files it was made from.
 
     Args:
         dest: The shard set.
-        sources: Whether to read the source files again as well and compare every value of every spectrum, by a 64-bit
-            hash of each; 32 bytes a spectrum are held.
+        sources: Whether to read the source files again as well and compare every value of every spectrum.
 
     Returns:
         What is wrong, one sentence each; empty where nothing is.
@@ -55,122 +36,102 @@ def verify(dest: Path, sources: bool = False) -> list[str]:
         UserError: ``dest`` is not a shard set, or a source file is gone.
     """
     manifest = Manifest.load(dest)
-    if sources:
-        _require_sources(manifest)
-    problems: list[str] = []
+    conversion = _conversion(manifest) if sources else None
+    splits = {split: manifest.num_rows(split) for split in SPLITS}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for split in SPLITS:
-            shards = manifest.shards(split)
-            found = list(pool.map(lambda shard: _read_shard(manifest.dest, shard, hashing=sources), shards))
-            broken = [problem for problem, _ in found if problem]
-            problems += broken
-            if sources and not broken:
-                problems += _compare(manifest, split, np.concatenate([hashes for _, hashes in found]), pool)
+        planned = plan_shards(splits, manifest.rows_per_shard)
+        problems = list(pool.map(lambda shard: _shard_problem(manifest, conversion, shard), planned))
     listed = {shard.file for split in SPLITS for shard in manifest.shards(split)}
-    extra = {str(path.relative_to(dest)) for path in dest.glob("*/*.parquet")} - listed
-    missing = [] if (dest / STATISTICS).exists() else [f"{STATISTICS} is missing"]
-    return problems + [f"{file} is not in the manifest" for file in sorted(extra)] + missing
-
-
-def _read_shard(dest: Path, shard: Shard, *, hashing: bool) -> tuple[str | None, UInt64[ndarray, " row"]]:
-    """What is wrong with a shard, and a hash of each row if asked."""
-    checksum, hashes = Checksum(), [np.empty(0, np.uint64)]
-    if not (dest / shard.file).exists():
-        return f"{shard.file} is missing", hashes[0]
+    there = {f"{split}/{file}" for split in SPLITS for file in manifest.folder.files(split)}
+    extra = sorted(file for file in there - listed if file.endswith(".parquet"))
+    problems += [f"{file} is not in the manifest" for file in extra]
     try:
-        for table in row_groups(dest / shard.file):
-            checksum.update(table)
-            if hashing:
-                hashes.append(row_hashes(table))
+        manifest.pixel_statistics()
     except UserError as error:
-        return str(error), hashes[0]
-    same = checksum.hexdigest() == shard.checksum
-    return None if same else f"{shard.file} differs from the manifest's checksum", np.concatenate(hashes)
+        problems.append(str(error))
+    return [problem for problem in problems if problem]
 
 
-def row_hashes(table: pa.Table) -> UInt64[ndarray, " row"]:
-    """A hash of each row's values, but for its place in the study order."""
-    columns = [column_values(table, name) for name in table.column_names if name not in (ROW_ID, FLUX, ERROR)]
-    numbers = [column for column in columns if column.dtype != object]
-    words = [column for column in columns if column.dtype == object]
-    params = np.rec.fromarrays(numbers) if numbers else np.zeros((len(table), 0), np.uint8)
-    texts = ["\0".join(map(str, row)) for row in zip(*words, strict=True)] if words else itertools.repeat("")
-    found = np.empty(len(table), np.uint64)
-    spectra = zip(column_values(table, FLUX), column_values(table, ERROR), params, texts, strict=False)
-    for row, (flux, error, param, text) in enumerate(spectra):
-        digest = xxhash.xxh3_64(flux)
-        digest.update(error)
-        digest.update(param.tobytes())
-        digest.update(text.encode())
-        found[row] = digest.intdigest()
+def _conversion(manifest: Manifest) -> Conversion:
+    """The conversion that made a shard set, from its sources as they are now.
+
+    Raises:
+        UserError: A source is gone or has another number of spectra.
+    """
+    made_from = [source for split in SPLITS for source in manifest.sources[split]]
+    for source in made_from:
+        if not Path(source.path).is_file():
+            raise UserError(f"{source.path}: this source file is gone: put it back, or verify without the sources")
+    sources = inspect_sources(Path(source.path) for source in made_from)
+    for now, then in zip(sources.files, made_from, strict=True):
+        if now.rows != then.rows:
+            raise UserError(f"{now.path}: {now.rows} spectra, {then.rows} when it was converted")
+    splits = {split: manifest.num_rows(split) for split in SPLITS}
+    return Conversion(folder=manifest.folder, sources=sources, splits=splits, order=manifest.order)
+
+
+def _shard_problem(manifest: Manifest, conversion: Conversion | None, planned: PlannedShard) -> str:
+    """What is wrong with a shard; empty where nothing is."""
+    split, index = planned.file.partition("/")[0], planned.first_row // manifest.rows_per_shard
+    try:
+        blocks = shard_blocks(manifest, split, index)
+        if conversion is None:
+            for _ in blocks:
+                pass
+            return ""
+        return _difference(blocks, conversion, planned)
+    except UserError as error:
+        return str(error)
+
+
+def _difference(blocks: Iterator[pa.Table], conversion: Conversion, planned: PlannedShard) -> str:
+    """The first row of a shard that is not what its source holds."""
+    sources, unit = conversion.sources, conversion.row_numbers(planned)
+    again = _row_groups(map(conversion.prepare, read_units([unit], sources, sources.schema.names, _all(sources.wave))))
+    found, done = "", 0
+    for stored in blocks:
+        source = next(again)
+        names = [name for name in sources.schema.names if name != ROW_ID]
+        different = {name: _rows_that_differ(stored, source, name) for name in names}
+        rows = np.logical_or.reduce(list(different.values()))
+        if rows.any() and not found:
+            row = int(rows.argmax())
+            number = int(unit[done + row])
+            path, start, _ = next(sources.ranges(number, number + 1))
+            columns = ", ".join(name for name in names if different[name][row])
+            found = f"{planned.file} row {done + row} differs from {path} row {start} in {columns}"
+        done += len(stored)
     return found
 
 
-def _require_sources(manifest: Manifest) -> None:
-    for source in itertools.chain.from_iterable(manifest.sources.values()):
-        path = Path(source.path)
-        if not path.is_file():
-            raise UserError(f"{path}: this source file is gone: put it back, or verify without the sources")
-        with open_spectra(path) as spectra:
-            if spectra.num_rows != source.rows:
-                raise UserError(f"{path}: {spectra.num_rows} spectra, {source.rows} when it was converted")
+def _all(wave: np.ndarray) -> range:
+    return range(len(wave))
 
 
-def _compare(manifest: Manifest, split: str, in_shards: UInt64[ndarray, " row"], pool: ThreadPoolExecutor) -> list[str]:
-    """The first row of a split that is not what its source holds, with the number of such rows."""
-    files, schema = manifest.sources[split], pq.read_schema(manifest.dest / manifest.shards(split)[0].file)
-    parts = [
-        (Path(source.path), start, min(start + SOURCE_ROWS, source.rows))
-        for source in files
-        for start in range(0, source.rows, SOURCE_ROWS)
-    ]
-    in_sources = np.concatenate(list(pool.map(functools.partial(_source_hashes, schema=schema), parts)))
-    shuffled = split == "train" and manifest.order["kind"] == "shuffled"
-    positions = (
-        study_positions(len(in_shards), manifest.order["seed"]) if shuffled else np.arange(len(in_shards), dtype=int)
-    )
-    different = np.flatnonzero(in_shards[positions] != in_sources)
-    if not len(different):
-        return []
-    first = int(different[0])
-    path, row, _ = next(segments(files, first, first + 1))
-    return [
-        f"{_differences(manifest, split, int(positions[first]), path, row, schema)}, "
-        f"the first of {len(different)} such rows of {split}"
-    ]
+def _row_groups(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Blocks of files joined where a row group of the shard spans two."""
+    held: pa.Table | None = None
+    for block in blocks:
+        held = block if held is None else pa.concat_tables([held, block])
+        while len(held) >= ROW_GROUP_ROWS:
+            yield held.slice(0, ROW_GROUP_ROWS)
+            held = held.slice(ROW_GROUP_ROWS)
+    if held is not None and len(held):
+        yield held
 
 
-def _source_tables(path: Path, start: int, stop: int, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Rows of a source as a shard has them, but for their place in the study order."""
-    with open_spectra(path) as spectra:
-        with _PARAMS_LOCK:
-            params = params_table(spectra.read_params(start, stop), schema, path)
-        for row, flux, error in spectra.pieces(start, stop):
-            some = params.slice(row - start, len(flux))
-            yield spectra_table(row + np.arange(len(flux)), flux, error, some, schema)
+def _rows_that_differ(stored: pa.Table, source: pa.Table, name: str) -> np.ndarray:
+    """Which rows have other bits in a column."""
+    one, two = column_values(stored, name), column_values(source, name)
+    if one.dtype == object or two.dtype == object:
+        return np.array([str(a) != str(b) for a, b in zip(one, two, strict=True)])
+    if one.dtype != two.dtype:
+        return np.ones(len(one), bool)
+    bits = [np.ascontiguousarray(values).view(np.uint8).reshape(len(values), -1) for values in (one, two)]
+    return (bits[0] != bits[1]).any(axis=1)
 
 
-def _source_hashes(part: tuple[Path, int, int], schema: pa.Schema) -> UInt64[ndarray, " row"]:
-    return np.concatenate([row_hashes(table) for table in _source_tables(*part, schema)])
-
-
-def _differences(manifest: Manifest, split: str, row_id: int, path: Path, row: int, schema: pa.Schema) -> str:
-    """Which columns of a row differ, in words."""
-    shard = manifest.shards(split)[row_id // manifest.rows_per_shard]
-    within = row_id % manifest.rows_per_shard
-    (group,) = row_groups(manifest.dest / shard.file, [within // ROW_GROUP_ROWS])
-    converted = group.slice(within % ROW_GROUP_ROWS, 1)
-    (source,) = _source_tables(path, row, row + 1, schema)
-    names = [name for name in schema.names if name != ROW_ID and _bytes(converted, name) != _bytes(source, name)]
-    return f"{shard.file} row {within} differs from {path} row {row} in {', '.join(names)}"
-
-
-def _bytes(table: pa.Table, name: str) -> bytes | str:
-    values = column_values(table, name)
-    return str(values) if values.dtype == object else values.tobytes()
-
-
-def describe_shards(dest: Path) -> str:
+def describe_shards(dest: Location) -> str:
     """What a shard set holds, as plain text.
 
     Raises:
@@ -179,10 +140,11 @@ def describe_shards(dest: Path) -> str:
     manifest = Manifest.load(dest)
     low, high = manifest.wave[0], manifest.wave[-1]
     lines = [f"{dest}", f"  {manifest.pixels} pixels, {low:.2f} to {high:.2f} Å (vacuum)"]
-    for split, files in manifest.sources.items():
-        shards = manifest.shards(split)
-        lines.append(f"  {split}: {manifest.num_rows(split)} spectra in {len(shards)} shards, from")
-        lines += [f"    {source.path} ({source.rows} spectra, {source.size / 1e9:.2f} GB)" for source in files]
+    for split in SPLITS:
+        lines.append(f"  {split}: {manifest.num_rows(split)} spectra in {len(manifest.shards(split))} shards, from")
+        lines += [
+            f"    {source.path} ({source.rows} spectra, {size_text(source.size)})" for source in manifest.sources[split]
+        ]
     lines += [
         f"  order of train: {describe_order(manifest)}",
         f"  training SNR ({manifest.snr_definition}; {manifest.snr_rows} spectra): {format_percentiles(manifest.snr)}",
@@ -197,6 +159,6 @@ def describe_shards(dest: Path) -> str:
 
 def describe_order(manifest: Manifest) -> str:
     """The study order and why it is so, in a few words."""
-    kind, seed, asked = (manifest.order[name] for name in ("kind", "seed", "asked"))
-    how = f"shuffled with seed {seed}" if kind == "shuffled" else "as in the source files"
-    return f"{how} (asked: {asked}); the files' order: {Drift(**manifest.order['drift'])}"
+    order = manifest.order
+    how = f"shuffled with seed {order.seed}" if order.kind == "shuffled" else "as in the source files"
+    return f"{how} (asked: {order.asked}); the files' order: {order.drift}"

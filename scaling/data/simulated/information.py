@@ -253,13 +253,13 @@ def _spectra(path: Path, rows: int) -> Iterator[tuple[ndarray, ndarray, pd.DataF
         with open_spectra(path) as spectra:
             stop = min(rows, spectra.num_rows)
             params = spectra.read_params(0, stop)
-            for first, flux, error in spectra.pieces(0, stop):
+            for first, flux, error in spectra.blocks(0, stop):
                 yield flux, error, params.iloc[first : first + len(flux)]
         return
     manifest = Manifest.load(path)
     left = min(rows, manifest.num_rows("test"))
     for shard in manifest.leading_shards("test", left):
-        for table in row_groups(manifest.dest / shard.file):
+        for table in row_groups(manifest.folder, shard.file):
             piece = table.slice(0, left)
             if len(piece):
                 params = piece.drop_columns([FLUX, ERROR]).to_pandas()

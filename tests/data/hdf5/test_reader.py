@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.data.hdf5.reader import ERROR, FLUX, MASK, PARAMS, WAVE, WAVE_PER_SPECTRUM, open_spectra
+from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY, MASK_ARRAY, PARAMS, WAVE, WAVE_PER_SPECTRUM, open_spectra
 from scaling.data.simulated.writer import COLUMNS, Simulation, write_simulation
 from scaling.data.spectra import check_rows, fill_edges
 from scaling.errors import UserError
@@ -44,7 +44,7 @@ LAYOUTS = {
 
 def store_as(raw, **layout):
     """Store flux and error of a file in another way."""
-    for name in (FLUX, ERROR):
+    for name in (FLUX_ARRAY, ERROR_ARRAY):
         values = raw[name][:]
         del raw[name]
         raw.create_dataset(name, data=values, **layout)
@@ -68,8 +68,8 @@ def test_reading_rounds_once_to_float32(file):
     with h5py.File(file) as raw, open_spectra(file) as spectra:
         flux, error = spectra.read(10, 30)
         assert flux.dtype == error.dtype == np.float32
-        assert np.array_equal(flux, raw[FLUX][10:30].astype(np.float32))
-        assert np.array_equal(error, raw[ERROR][10:30].astype(np.float32))
+        assert np.array_equal(flux, raw[FLUX_ARRAY][10:30].astype(np.float32))
+        assert np.array_equal(error, raw[ERROR_ARRAY][10:30].astype(np.float32))
         assert list(spectra.params.columns) == list(COLUMNS)
         assert spectra.read_params(10, 30)["id"].tolist() == list(range(10, 30))
 
@@ -91,7 +91,7 @@ def test_pieces_are_the_rows_in_order_and_the_callers_to_keep(source, data):
     stop = data.draw(st.integers(start, 100))
     rows = data.draw(st.integers(1, 120))
     with open_spectra(source) as spectra:
-        pieces = list(spectra.pieces(start, stop, rows))
+        pieces = list(spectra.blocks(start, stop, rows))
         assert [first for first, _, _ in pieces] == list(range(start, stop, rows))
         assert all(flux.dtype == error.dtype == np.float32 for _, flux, error in pieces)
         flux, error = spectra.read(start, stop)
@@ -108,7 +108,7 @@ def test_a_compressed_chunk_is_decoded_once(file):
     def seconds(rows):
         with open_spectra(file) as spectra:
             begin = time.process_time()
-            list(spectra.pieces(0, 100, rows))
+            list(spectra.blocks(0, 100, rows))
             return time.process_time() - begin
 
     assert min(seconds(10) for _ in range(3)) < 3 * min(seconds(100) for _ in range(3))
@@ -131,7 +131,7 @@ def test_other_arrays_do_not_matter(source, file):
     edit(file, lambda raw: raw.__setitem__("dataset/arrays/noisy/value", np.full((100, 1024), np.nan)))
     with open_spectra(source) as plain, open_spectra(file) as other:
         assert np.array_equal(other.read(0, 100), plain.read(0, 100))
-    edit(file, lambda raw: raw.__delitem__(MASK))
+    edit(file, lambda raw: raw.__delitem__(MASK_ARRAY))
     open_spectra(file).read(0, 1)
 
 
@@ -141,12 +141,12 @@ def test_a_chunk_that_cannot_be_read_names_its_rows(file):
     with open_spectra(file) as spectra:
         spectra.read(0, 50)
         with pytest.raises(UserError, match="rows 40 to 79 cannot be read"):
-            list(spectra.pieces(0, 100, 40))
+            list(spectra.blocks(0, 100, 40))
 
 
 def damage_chunk(path, row):
     with h5py.File(path) as raw:
-        where = raw[FLUX].id.get_chunk_info_by_coord((row, 0))
+        where = raw[FLUX_ARRAY].id.get_chunk_info_by_coord((row, 0))
     with path.open("r+b") as raw:
         raw.seek(where.byte_offset + where.size // 2)
         raw.write(b"\0" * 64)
@@ -154,7 +154,7 @@ def damage_chunk(path, row):
 
 def test_edges_are_filled_from_the_neighbour(file):
     def damage(raw):
-        raw[ERROR][3, 0] = raw[ERROR][4, -1] = np.nan
+        raw[ERROR_ARRAY][3, 0] = raw[ERROR_ARRAY][4, -1] = np.nan
 
     edit(file, damage)
     with open_spectra(file) as spectra:
@@ -174,12 +174,12 @@ def test_only_the_outermost_pixels_are_filled():
 @pytest.mark.parametrize(
     ("name", "cell", "value", "message"),
     [
-        (FLUX, np.s_[5], 0.0, r"flux is 0 in every pixel \(never written\) in row 5, 1 such among rows 0 to 99"),
-        (FLUX, np.s_[6:8, 9], np.inf, "flux is not finite in row 6, 2 such"),
-        (FLUX, np.s_[6, 9], 1e300, "flux is not finite in row 6"),
-        (ERROR, np.s_[7, 9], np.nan, r"error is not finite \(beyond the edge pixels\) in row 7"),
-        (ERROR, np.s_[8, 9], 0.0, "error is 0 or negative in row 8"),
-        (ERROR, np.s_[8, 9], -1.0, "error is 0 or negative in row 8"),
+        (FLUX_ARRAY, np.s_[5], 0.0, r"flux is 0 in every pixel \(never written\) in row 5, 1 such among rows 0 to 99"),
+        (FLUX_ARRAY, np.s_[6:8, 9], np.inf, "flux is not finite in row 6, 2 such"),
+        (FLUX_ARRAY, np.s_[6, 9], 1e300, "flux is not finite in row 6"),
+        (ERROR_ARRAY, np.s_[7, 9], np.nan, r"error is not finite \(beyond the edge pixels\) in row 7"),
+        (ERROR_ARRAY, np.s_[8, 9], 0.0, "error is 0 or negative in row 8"),
+        (ERROR_ARRAY, np.s_[8, 9], -1.0, "error is 0 or negative in row 8"),
     ],
 )
 def test_unusable_rows_are_named(file, name, cell, value, message):
@@ -203,11 +203,11 @@ def shorten(name, cut):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda raw: raw.__delitem__(ERROR), f"no {ERROR}"),
-        (lambda raw: (raw.__delitem__(FLUX), raw.__delitem__(WAVE)), f"no {WAVE}, {FLUX}"),
+        (lambda raw: raw.__delitem__(ERROR_ARRAY), f"no {ERROR_ARRAY}"),
+        (lambda raw: (raw.__delitem__(FLUX_ARRAY), raw.__delitem__(WAVE)), f"no {WAVE}, {FLUX_ARRAY}"),
         (lambda raw: raw.__delitem__(PARAMS), f"no {PARAMS}/table"),
         (lambda raw: raw.__setitem__(WAVE_PER_SPECTRUM, np.ones((100, 1024))), "a wavelength grid for each spectrum"),
-        (shorten(ERROR, np.s_[:99]), r"flux is \(100, 1024\) and error is \(99, 1024\)"),
+        (shorten(ERROR_ARRAY, np.s_[:99]), r"flux is \(100, 1024\) and error is \(99, 1024\)"),
         (shorten(WAVE, np.s_[:1000]), rf"{WAVE} is \(1000,\)"),
         (shorten(WAVE, np.s_[::-1]), "does not increase"),
         (shorten(f"{PARAMS}/table", np.s_[:90]), r"table is \(90,\)"),
@@ -243,7 +243,7 @@ def test_the_fingerprint_follows_the_content(file, source):
     assert fingerprint(file) == fingerprint(source)
 
     def damage(raw):
-        raw[FLUX][0, 0] += 1e-9
+        raw[FLUX_ARRAY][0, 0] += 1e-9
 
     edit(file, damage)
     assert fingerprint(file) != fingerprint(source)

@@ -4,18 +4,39 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from ray.data.datasource import WriteResult
+
 from scaling.data.hdf5.reader import open_spectra
+from scaling.data.shards import convert as convert_module
+from scaling.data.shards.datasink import ShardDatasink
 from scaling.data.shards.manifest import Manifest
-from scaling.data.shards.shardfile import column_values
+from scaling.data.shards.shard import column_values
 
 
-def run_here(function, items, count):
-    """Stands in for ``map_on_ray`` where a test is not about Ray: the same calls, in this process."""
-    results = []
-    for item in items:
-        results.append(function(item))
-        count(len(results), len(items))
-    return results
+def write_here(datasource, prepare, sink, num_tasks):
+    """Stands in for ``write_shards`` where a test is not about Ray: the same calls, in this process."""
+    try:
+        found = [sink.write(map(prepare, task()), None) for task in datasource.get_read_tasks(num_tasks)]
+    except Exception as error:
+        sink.on_write_failed(error)
+        raise
+    sink.on_write_complete(WriteResult(0, 0, found))
+    return ""
+
+
+def without_ray(patch):
+    """Patch conversions to run in this process; returns the list of the shards that are written from now on."""
+    written, put = [], ShardDatasink._put
+
+    def noted(sink, encoder):
+        written.append(encoder.planned.file)
+        return put(sink, encoder)
+
+    patch.setattr(convert_module, "write_shards", write_here)
+    patch.setattr(convert_module, "map_on_ray", lambda function, items: [function(item) for item in items])
+    patch.setattr(convert_module, "_cpus", lambda: 2)
+    patch.setattr(ShardDatasink, "_put", noted)
+    return written
 
 
 def read_sources(paths):

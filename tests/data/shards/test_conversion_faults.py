@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import h5py
 import pytest
 
-from scaling.data.hdf5.reader import FLUX
+from scaling.data.hdf5.reader import FLUX_ARRAY
 from scaling.data.shards import convert as shards_module
 from scaling.data.shards import ray_tasks
 from scaling.data.shards.convert import convert
@@ -159,10 +159,10 @@ def test_a_chunk_that_cannot_be_read_is_named(sources, tmp_path, monkeypatch):
     bad = tmp_path / "bad.h5"
     bad.write_bytes(sources["train"][0].read_bytes())
     with h5py.File(bad, "a") as file:
-        flux = file[FLUX][:]
-        del file[FLUX]
-        file.create_dataset(FLUX, data=flux, chunks=(64, 1024), fletcher32=True)
-        chunk = file[FLUX].id.get_chunk_info(5)  # none of the 16 rows that the fingerprint reads are in it
+        flux = file[FLUX_ARRAY][:]
+        del file[FLUX_ARRAY]
+        file.create_dataset(FLUX_ARRAY, data=flux, chunks=(64, 1024), fletcher32=True)
+        chunk = file[FLUX_ARRAY].id.get_chunk_info(5)  # none of the 16 rows that the fingerprint reads are in it
     with open(bad, "r+b") as raw:
         raw.seek(chunk.byte_offset + 100)
         raw.write(b"\xff\x00\xff\x00")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scaling.data.hdf5.reader import ERROR, FLUX, open_spectra
+from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY, open_spectra
 from scaling.data.shards import convert as shards_module
 from scaling.data.shards.convert import convert
 from scaling.data.shards.manifest import MANIFEST, STATISTICS, Manifest
@@ -26,8 +26,8 @@ SIMULATION = Simulation(train=300, val=70, test=64, pixels=1024, train_files=2)
 def sources(tmp_path_factory):
     paths = write_simulation(tmp_path_factory.mktemp("sim"), SIMULATION)
     with h5py.File(paths["train"][0], "a") as file:
-        file[ERROR][2, 0] = np.nan
-        file[FLUX][3, 5] = -0.25
+        file[ERROR_ARRAY][2, 0] = np.nan
+        file[FLUX_ARRAY][3, 5] = -0.25
     return paths
 
 
@@ -173,7 +173,7 @@ def test_a_finished_set_is_repaired(copy, sources, here):
 def test_a_repair_from_changed_sources_is_refused(copy, sources, here, tmp_path):
     changed = shutil.copy(sources["val"][0], tmp_path / "changed.h5")
     with h5py.File(changed, "a") as file:
-        file[FLUX][20, 7] += 1.0  # a row that the fingerprint does not cover
+        file[FLUX_ARRAY][20, 7] += 1.0  # a row that the fingerprint does not cover
     shard = copy / "val" / "part-00000.parquet"
     shard.unlink()
     with pytest.raises(UserError, match=r"val/part-00000\.parquet: .*changed\.h5 no longer hold"):
@@ -185,7 +185,7 @@ def test_a_repair_from_changed_sources_is_refused(copy, sources, here, tmp_path)
 def test_spectra_in_two_splits_are_a_problem(sources, here, tmp_path):
     leaky = shutil.copy(sources["val"][0], tmp_path / "leaky.h5")
     with h5py.File(leaky, "a") as file, h5py.File(sources["train"][1]) as train:
-        for name in (FLUX, ERROR):
+        for name in (FLUX_ARRAY, ERROR_ARRAY):
             file[name][5], file[name][9] = train[name][7], train[name][8]
             file[name][11] = file[name][10]
     manifest = convert(tmp_path / "out", **sources | {"val": [leaky]})
@@ -244,7 +244,7 @@ def test_moved_sources_are_the_same_sources(shards, sources, tmp_path):
 def test_a_bad_row_is_one_line_and_publishes_nothing(sources, tmp_path):
     bad = shutil.copy(sources["val"][0], tmp_path / "bad.h5")
     with h5py.File(bad, "a") as file:
-        file[FLUX][66] = 0.0
+        file[FLUX_ARRAY][66] = 0.0
     dest = tmp_path / "out"
     with pytest.raises(UserError, match=r"bad\.h5: flux is 0 in every pixel .* row 66, 1 such") as raised:
         convert(dest, **sources | {"val": [bad]}, rows_per_shard=ROWS_PER_SHARD)

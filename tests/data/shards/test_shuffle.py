@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scaling.data.hdf5.reader import ERROR, FLUX
+from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY
 from scaling.data.shards import convert as shards_module
 from scaling.data.shards import shuffle
 from scaling.data.shards.convert import convert
@@ -26,7 +26,7 @@ def sources(tmp_path_factory):
     simulation = Simulation(train=ROWS, val=20, test=20, pixels=1024, train_files=2)
     paths = write_simulation(tmp_path_factory.mktemp("sim"), simulation)
     with h5py.File(paths["train"][0], "a") as file:
-        file[ERROR][2, 0] = np.nan
+        file[ERROR_ARRAY][2, 0] = np.nan
     return paths
 
 
@@ -145,5 +145,5 @@ def params_sorted(path):
     params = pd.read_hdf(path)
     with h5py.File(path, "a") as file:
         del file["dataset/params"]
-        assert file[FLUX].shape[0] == len(params)
+        assert file[FLUX_ARRAY].shape[0] == len(params)
     return params.assign(log_g=np.sort(params["log_g"]))

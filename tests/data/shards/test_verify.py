@@ -4,7 +4,7 @@ import h5py
 import pandas as pd
 import pytest
 
-from scaling.data.hdf5.reader import ERROR, FLUX
+from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY
 from scaling.data.shards import convert as shards_module
 from scaling.data.shards.convert import convert
 from scaling.data.shards.manifest import Manifest
@@ -69,8 +69,8 @@ def test_a_source_that_differs_in_one_value_is_found(name, moved):
     path = files / "train_1" / "dataset.h5"
     if name in ("flux", "error"):
         with h5py.File(path, "a") as file:
-            file[{"flux": FLUX, "error": ERROR}[name]][17, 3] *= 1.01
-            file[{"flux": FLUX, "error": ERROR}[name]][18, 3] *= 1 + 1e-12  # the same as float32
+            file[{"flux": FLUX_ARRAY, "error": ERROR_ARRAY}[name]][17, 3] *= 1.01
+            file[{"flux": FLUX_ARRAY, "error": ERROR_ARRAY}[name]][18, 3] *= 1 + 1e-12  # the same as float32
     else:
         params = pd.read_hdf(path)
         params.loc[17, name] = "T_eff" if name == "interp_param" else 1.23

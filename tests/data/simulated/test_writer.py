@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.data.hdf5.reader import ERROR, FLUX, MASK, open_spectra
+from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY, MASK_ARRAY, open_spectra
 from scaling.data.hdf5.writer import chunk_shape, file_bytes, write_spectra
 from scaling.data.simulated.rows import COLUMNS, Simulation, simulate_rows, wavelength_grid
 from scaling.data.simulated.writer import write_simulation
@@ -33,11 +33,11 @@ def test_files_have_the_layout_of_real_ones(tmp_path):
     expected = simulate_rows(SMALL, "train", 150, 300)
     pd.testing.assert_frame_equal(frames[1], expected.params, check_exact=True)
     with h5py.File(paths["train"][1]) as file:
-        assert file[FLUX].dtype == file["spectrumdataset/wave"].dtype == np.float64
-        assert file[MASK].dtype == np.int64
-        assert not file[MASK][:].any()
+        assert file[FLUX_ARRAY].dtype == file["spectrumdataset/wave"].dtype == np.float64
+        assert file[MASK_ARRAY].dtype == np.int64
+        assert not file[MASK_ARRAY][:].any()
         assert file["spectrumdataset/wave_edges"].shape == (1025,)
-        assert np.array_equal(file[FLUX][:], expected.flux)
+        assert np.array_equal(file[FLUX_ARRAY][:], expected.flux)
         fields = file["dataset/params/table"].dtype.fields
         blocks = {
             field.base.str: field.shape for name, (field, _) in fields.items() if name.startswith("values_block_")
@@ -173,7 +173,7 @@ def test_files_written_side_by_side_are_the_same(tmp_path, ray_cluster):
         assert len(files) == len(parallel[split])
         for one, two in zip(files, parallel[split], strict=True):
             with h5py.File(one) as first, h5py.File(two) as second:
-                for name in (FLUX, ERROR, "spectrumdataset/wave", "dataset/params/table"):
+                for name in (FLUX_ARRAY, ERROR_ARRAY, "spectrumdataset/wave", "dataset/params/table"):
                     assert first[name][:].tobytes() == second[name][:].tobytes()
                 assert dict(first.attrs) == dict(second.attrs)
     assert os.stat(kept).st_mtime_ns == before

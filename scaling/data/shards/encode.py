@@ -1,0 +1,208 @@
+"""Rows of spectra as a shard holds them: their table, its encoding as Parquet, and the summary that a manifest needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from jaxtyping import Float32, Int64, UInt64
+from numpy import ndarray
+
+from scaling.data.shards.manifest import SPLITS, Shard
+from scaling.data.shards.shard import CHECKSUM, ROW_GROUP_ROWS, Checksum, column_values, row_groups
+from scaling.data.shards.statistics import TrainingStatistics
+from scaling.data.spectra import ERROR, FLUX, ROW_ID
+from scaling.errors import UserError
+from scaling.folder import Folder
+
+FILLED = "filled_edges"
+"""A column of rows on their way into a shard: edge pixels whose NaN error was filled. The footer keeps their sum."""
+SNR_ROWS = 4096
+"""Training spectra whose SNR is computed, at most (27 µs each): their median has the rank of the true one within 0.8 %."""
+HASHED_EVERY = 16
+"""Spectra are told apart by flux and error in every 16th pixel. Flux alone would not do: noise-free spectra on a grid of
+labels are often equal, and differ in brightness only, which the error shows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedShard:
+    """A shard before it is written.
+
+    Attributes:
+        file: Its path in the shard set.
+        start: Its first row in the study order of all splits, one after the other.
+        first_row: The same in that of its split.
+        rows: How many follow.
+        snr_every: The SNR of every such row is reported; None outside the training split, which alone has statistics.
+    """
+
+    file: str
+    start: int
+    first_row: int
+    rows: int
+    snr_every: int | None
+
+
+def plan_shards(splits: Mapping[str, int], rows_per_shard: int) -> list[PlannedShard]:
+    """The shards of a set: a fixed number of rows each, fewer in the last of a split."""
+    planned, start = [], 0
+    for split in SPLITS:
+        total = splits[split]
+        snr_every = max(1, math.ceil(total / SNR_ROWS)) if split == "train" else None
+        for index, first in enumerate(range(0, total, rows_per_shard)):
+            rows = min(rows_per_shard, total - first)
+            file = f"{split}/part-{index:05d}.parquet"
+            planned.append(
+                PlannedShard(file=file, start=start + first, first_row=first, rows=rows, snr_every=snr_every)
+            )
+        start += total
+    return planned
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSummary:
+    """What the manifest needs to know of a shard; ``hashes`` has one of each spectrum, which equal spectra share."""
+
+    shard: Shard
+    hashes: UInt64[ndarray, " row"]
+    training: TrainingStatistics | None
+    filled_edges: int
+
+
+def number_columns(schema: pa.Schema) -> list[str]:
+    """The parameter columns that are numbers."""
+    return [field.name for field in schema if not (field.name in (ROW_ID, FLUX, ERROR) or field.type == pa.string())]
+
+
+def spectra_table(
+    row_ids: Int64[ndarray, " row"],
+    flux: Float32[ndarray, "row pixel"],
+    error: Float32[ndarray, "row pixel"],
+    params: pa.Table,
+    schema: pa.Schema,
+) -> pa.Table:
+    """Rows as a shard has them; nothing is copied."""
+    columns = {ROW_ID: pa.array(row_ids), FLUX: tensor_array(flux), ERROR: tensor_array(error)}
+    return pa.table({name: columns[name] if name in columns else params[name] for name in schema.names}, schema=schema)
+
+
+def params_table(params: pd.DataFrame, schema: pa.Schema, path: object) -> pa.Table:
+    """The parameters of some rows of a file as a shard has them.
+
+    Raises:
+        UserError: A parameter is not of its column's kind.
+    """
+    fields = [field for field in schema if field.name not in (ROW_ID, FLUX, ERROR)]
+    try:
+        return pa.table([_param_array(params[field.name], field.type) for field in fields], schema=pa.schema(fields))
+    except (TypeError, ValueError) as mistake:
+        reason = str(mistake).splitlines()[0]
+        raise UserError(f"{path}: parameter table: {reason}: give each column one kind of value") from mistake
+
+
+def tensor_array(values: Float32[ndarray, "row pixel"]) -> pa.ExtensionArray:
+    """Flux or error as a column, not copied."""
+    pixels = values.shape[1]
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), pixels)
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [pixels]), storage)
+
+
+def _param_array(column: pd.Series, kind: pa.DataType) -> pa.Array:
+    """A parameter column; NaN stays NaN in numbers, as in the source, and only text has missing values."""
+    if pa.types.is_string(kind):
+        text = [value.decode() if isinstance(value, bytes) else value for value in column.astype(object)]
+        return pa.array(text, kind, from_pandas=True)
+    return pa.array(column.to_numpy().astype(kind.to_pandas_dtype()), kind, from_pandas=False)
+
+
+class Summariser:
+    """Gathers a shard's summary from its row groups, whether they are being written or read again."""
+
+    def __init__(self, planned: PlannedShard, schema: pa.Schema) -> None:
+        self._planned, self._numbers = planned, number_columns(schema)
+        self._checksum = Checksum()
+        self._hashes: list[int] = []
+        self._training: TrainingStatistics | None = None
+
+    def add(self, table: pa.Table) -> None:
+        """Add a row group."""
+        self._checksum.update(table)
+        flux, error, every = column_values(table, FLUX), column_values(table, ERROR), self._planned.snr_every
+        sampled_pixels = np.concatenate([flux[:, ::HASHED_EVERY], error[:, ::HASHED_EVERY]], axis=1)
+        self._hashes += map(xxhash.xxh3_64_intdigest, sampled_pixels)
+        if every is not None:
+            sampled = column_values(table, ROW_ID) % every == 0
+            columns = [column_values(table, name).astype(np.float64) for name in self._numbers]
+            numbers = np.stack(columns, axis=1) if columns else np.empty((len(flux), 0))
+            found = TrainingStatistics.of(flux, error, numbers, sampled)
+            self._training = found if self._training is None else self._training + found
+
+    def summary(self, filled_edges: int) -> ShardSummary:
+        """The summary of what was added."""
+        shard = Shard(file=self._planned.file, rows=len(self._hashes), checksum=self._checksum.hexdigest())
+        return ShardSummary(shard, np.array(self._hashes, dtype=np.uint64), self._training, filled_edges)
+
+
+def read_summary(planned: PlannedShard, folder: Folder, schema: pa.Schema) -> ShardSummary | None:
+    """Read a shard that an earlier run left, every page of it; None where it is not there, not whole, or altered."""
+    summariser = Summariser(planned, schema)
+    try:
+        if folder.size(planned.file) is None:
+            return None
+        footer = pq.ParquetFile(folder.open(planned.file))
+        if footer.metadata.num_rows != planned.rows or not footer.schema_arrow.equals(schema):
+            return None
+        for table in row_groups(folder, planned.file):
+            summariser.add(table)
+        known = footer.metadata.metadata
+        summary = summariser.summary(int(known[FILLED.encode()]))
+        return summary if known[CHECKSUM].decode() == summary.shard.checksum else None
+    except (UserError, OSError, KeyError, ValueError, pa.ArrowException):
+        return None
+
+
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """How shards are encoded.
+
+    Byte-stream-split puts the floats' exponents side by side, which zstd then halves; dictionaries never pay on noise.
+    """
+    return {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": False,
+        "write_page_checksum": True,
+        "column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in (FLUX, ERROR)},
+        "write_statistics": [name for name in schema.names if name not in (FLUX, ERROR)],
+    }
+
+
+class ShardEncoder:
+    """Encodes the rows of one shard in memory, a row group at a time, and summarises them."""
+
+    def __init__(self, planned: PlannedShard, schema: pa.Schema) -> None:
+        self.planned, self.rows = planned, 0
+        self._summariser, self._filled = Summariser(planned, schema), 0
+        self._content = pa.BufferOutputStream()
+        self._writer = pq.ParquetWriter(self._content, schema, **parquet_options(schema))
+
+    def add(self, table: pa.Table, filled_edges: int) -> None:
+        """Add a row group: 512 rows, fewer in the shard's last."""
+        self._summariser.add(table)
+        self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        self.rows += len(table)
+        self._filled += filled_edges
+
+    def finish(self) -> tuple[pa.Buffer, ShardSummary]:
+        """The file's content, and the summary."""
+        summary = self._summariser.summary(self._filled)
+        footer = {CHECKSUM: summary.shard.checksum.encode(), FILLED.encode(): str(self._filled).encode()}
+        self._writer.add_key_value_metadata(footer)
+        self._writer.close()
+        return self._content.getvalue(), summary

@@ -1,0 +1,111 @@
+"""Work on Ray Data: the conversion's pipeline, functions over lists, and what their errors say."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import pyarrow as pa
+
+from scaling.errors import UserError
+from scaling.files import FINAL, Location, is_full
+
+if TYPE_CHECKING:
+    from ray.data import DataContext
+
+    from scaling.data.shards.datasink import ShardDatasink
+    from scaling.data.shards.datasource import SpectraDatasource
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+BLOCK_BYTES = 2**24
+"""A row group of 4096 pixels: blocks go through the pipeline as they are read, and are not joined."""
+
+
+@contextlib.contextmanager
+def task_errors(dest: Location, full: Callable[[], UserError] | None = None) -> Iterator[None]:
+    """Turns what went wrong in a task, which Ray wraps in tracebacks, into one line.
+
+    Args:
+        dest: What the tasks write to, for the message.
+        full: The error for a full disk.
+
+    Raises:
+        UserError: The user's mistake, or an error of the file system.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause = _cause(error)
+        if isinstance(cause, UserError):
+            raise UserError(str(cause)) from None
+        if not isinstance(cause, OSError):
+            raise
+        if is_full(cause) and full is not None:
+            raise full() from None
+        reason = cause.strerror or str(cause).splitlines()[0]
+        where = cause.filename or dest
+        remedy = "correct its permissions or name another folder" if isinstance(cause, FINAL) else "run it again"
+        raise UserError(f"{where}: {reason}: {remedy}") from None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a task raised."""
+    seen: BaseException | None = error
+    while seen is not None:
+        for found in (seen, getattr(seen, "cause", None)):
+            if isinstance(found, UserError | OSError) and not _is_wrapper(found):
+                return found
+        seen = seen.__cause__ or getattr(seen, "cause", None)
+    return error
+
+
+def _is_wrapper(error: BaseException) -> bool:
+    """Whether Ray made the class: one that is both its own and the cause's, with a traceback for a message."""
+    import ray
+
+    return isinstance(error, ray.exceptions.RayTaskError)
+
+
+def context() -> DataContext:
+    """Ray Data's settings for what this package runs on it."""
+    from ray.data.context import DataContext
+
+    settings = DataContext.get_current().copy()
+    settings.target_max_block_size = BLOCK_BYTES
+    settings.print_on_execution_start = False
+    return settings
+
+
+def write_shards(
+    datasource: SpectraDatasource, prepare: Callable[[pa.Table], pa.Table], sink: ShardDatasink, num_tasks: int
+) -> str:
+    """Read, prepare and write in one fused Ray Data pipeline; returns Ray Data's statistics of it."""
+    import ray
+    from ray.data.context import DataContext
+
+    with DataContext.current(context()):
+        dataset = ray.data.read_datasource(datasource, override_num_blocks=num_tasks)
+        prepared = dataset.map_batches(prepare, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+        prepared.write_datasink(sink)
+        return str(prepared._write_ds.stats())
+
+
+def map_on_ray(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+    """Apply a function to items by Ray Data, one item a task; the results in the items' order."""
+    import ray
+    from ray.data.context import DataContext
+
+    if not items:
+        return []
+    with DataContext.current(context()):
+        rows = [{"at": at, "item": pickle.dumps(item)} for at, item in enumerate(items)]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        done = dataset.map(
+            lambda row: {"at": row["at"], "result": pickle.dumps(function(pickle.loads(row["item"])))}
+        ).take_all()
+    return [pickle.loads(row["result"]) for row in sorted(done, key=lambda row: row["at"])]
