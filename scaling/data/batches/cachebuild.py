@@ -110,8 +110,6 @@ class CacheBuild:
                 intact = False
             if not intact:
                 found.append(name)
-                if digest is not None:
-                    log.warning("%s: shard %d of %s is missing or was altered: filled again", self.folder, shard, name)
         return found
 
     def run(self, lock: Path, limit: int | None) -> None:
@@ -178,6 +176,8 @@ class CacheBuild:
                 _write_at(file, spectra, offset)
                 offset += spectra.nbytes
         mark = Mark.of(self.folder, shard)
+        if altered := [name for name in names if name in mark.digests]:
+            log.warning("%s: shard %d was altered (%s): filled again", self.folder, shard, ", ".join(altered))
         digests = {name: digest for name, digest in mark.digests.items() if name not in names}
         if self.array in names:
             digests[self.array] = slice_digest.hexdigest()

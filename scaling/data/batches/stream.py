@@ -108,7 +108,9 @@ class Rows(NamedTuple):
     labels: Float64[ndarray, "row label"]
 
 
-class _Decoded(NamedTuple):
+class Decoded(NamedTuple):
+    """The rows of a shard that the prefix has: spectra, labels, and the order in which they are visited."""
+
     spectra: Float32[Tensor, "row channel pixel"]
     labels: Float64[ndarray, "row label"]
     order: Int64[ndarray, " row"]
@@ -135,9 +137,9 @@ class SpectrumStream:
         if world > LANES:
             raise UserError(f"{world} workers of one trial stream spectra: at most {LANES} can; lower Placement.workers")
         self.order, self.lanes = order, range(rank, LANES, world)
-        self._labels, self._noise, self._next_step = labels, noise, -1
+        self._settings, self._next_step = (labels, noise), -1
         self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="stream")
-        self._held: dict[int, deque[tuple[Visit, Future[_Decoded]]]] = {}
+        self._held: dict[int, deque[tuple[Visit, Future[Decoded]]]] = {}
 
     def take(self, step: int) -> Iterator[Rows]:
         """This worker's rows of a step's batch, lane after lane.
@@ -184,18 +186,18 @@ class SpectrumStream:
 
     def _decode_ahead(self, lane: int) -> None:
         visit = next(self._visits[lane])
-        self._held[lane].append((visit, self._pool.submit(self._decode, visit)))
+        self._held[lane].append((visit, self._pool.submit(_decode_shard, self.order, visit, *self._settings)))
 
-    def _decode(self, visit: Visit) -> _Decoded:
-        manifest = self.order.manifest
-        spectra = np.empty((visit.rows, channels(self._noise), manifest.pixels), np.float32)
-        labels, at = np.empty((visit.rows, len(self._labels))), 0
-        file = manifest.shards("train")[visit.shard].file
-        # All rows are decoded, whatever the prefix takes of them: only so is the shard's checksum compared.
-        for block, params in shard_spectra(manifest, "train", visit.shard, self._noise):
-            here = min(len(block), visit.rows - at)
-            spectra[at : at + here] = block[:here]
-            known = params.slice(0, here).to_pandas()
-            labels[at : at + here] = read_labels(known, self._labels, f"{manifest.folder.locate(file)}, rows from {at}")
-            at += here
-        return _Decoded(torch.from_numpy(spectra), labels, self.order.shuffle(visit))
+
+def _decode_shard(order: StreamOrder, visit: Visit, columns: tuple[str, ...], noise: FixedNoise | None) -> Decoded:
+    """Decode a shard: whole, whatever the prefix takes of it, since only so is its checksum compared."""
+    manifest, shard = order.manifest, order.manifest.shards("train")[visit.shard]
+    spectra = np.empty((visit.rows, channels(noise), manifest.pixels), np.float32)
+    labels, at = np.empty((visit.rows, len(columns))), 0
+    for block, params in shard_spectra(manifest, "train", visit.shard, noise):
+        here = min(len(block), visit.rows - at)
+        spectra[at : at + here] = block[:here]
+        where = f"{manifest.folder.locate(shard.file)}, rows from {at}"
+        labels[at : at + here] = read_labels(params.slice(0, here).to_pandas(), columns, where)
+        at += here
+    return Decoded(torch.from_numpy(spectra), labels, order.shuffle(visit))
