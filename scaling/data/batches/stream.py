@@ -172,17 +172,18 @@ class SpectrumStream:
     def _start(self, epoch: int, shares: list[tuple[int, int]]) -> None:
         for _, decoded in itertools.chain(*self._held.values()):
             decoded.cancel()
-        self._held, self._visits = {lane: deque() for lane in self.lanes}, {}
-        for lane in self.lanes:
-            if self.order.lanes(epoch)[lane]:
-                visits = itertools.chain.from_iterable(self.order.lanes(e)[lane] for e in itertools.count(epoch))
-                first = shares[lane][0]
-                self._visits[lane] = itertools.dropwhile(
-                    lambda visit, first=first: visit.epoch == epoch and visit.start + visit.rows <= first, visits
-                )
+        lanes = [lane for lane in self.lanes if self.order.lanes(epoch)[lane]]
+        self._held = {lane: deque() for lane in lanes}
+        self._visits = {lane: self._visits_from(epoch, lane, shares[lane][0]) for lane in lanes}
         for _ in range(AHEAD):  # the first of every lane before the second of any
-            for lane in self._visits:
+            for lane in lanes:
                 self._decode_ahead(lane)
+
+    def _visits_from(self, epoch: int, lane: int, row: int) -> Iterator[Visit]:
+        """The shards of a lane from a row of an epoch on, without end."""
+        yield from (visit for visit in self.order.lanes(epoch)[lane] if visit.start + visit.rows > row)
+        for following in itertools.count(epoch + 1):
+            yield from self.order.lanes(following)[lane]
 
     def _decode_ahead(self, lane: int) -> None:
         visit = next(self._visits[lane])
