@@ -14,17 +14,18 @@ import pandas as pd
 from analysis.branches import whole_budgets
 from analysis.compare import NoLawError, compare
 from analysis.cost import SIX_N_D, Cost, column_cost, study_cost
-from analysis.document import failure_document, fit_document, write_json
+from analysis.document import failure_document, fit_document
 from analysis.fit import DELTA
 from analysis.forecast import forecast
 from analysis.laws import CURVES, LAWS
-from analysis.report import write_report
+from analysis.report import check_report, write_report
 from analysis.snr import read_limit
 from analysis.solve import Objective
 from analysis.table import Points, column_names, points_from_columns
 from analysis.tell import tell
 from analysis.trials import best_trials, is_row_table, law_cells, points_from_cells
 from scaling.errors import UserError
+from scaling.files import FINAL, check_output, write_json_output
 from scaling.study.rows import measure_of, read_table
 
 _FEWEST_REFITS, _MOST_REFITS = 20, 100_000
@@ -45,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError) as error:
-        print(f"{error.filename}: {error.strerror}; give another path, or mend this one", file=sys.stderr)
+    except (*FINAL, FileExistsError) as error:
+        print(f"{error.filename}: {error.strerror}; give another path, or correct this one", file=sys.stderr)
         return 2
 
 
@@ -108,14 +109,14 @@ def _fit(options: argparse.Namespace) -> int:
     except NoLawError as error:
         document = failure_document(error.fits, str(error), points)
     document |= facts | {"bootstrap": options.bootstrap, "seed": options.seed, "table": options.table}
-    if options.json:
-        write_json(document, options.json)
+    write_json_output(options.json, document, [options.table])
     tell(document, points.axis)
     return 0 if document["level"] is not None else 1
 
 
 def _report(options: argparse.Namespace) -> int:
     _check_bootstrap(options)
+    check_report(options.out, [options.table, *([] if options.limit is None else [options.limit])])
     limit = None if options.limit is None else read_limit(options.limit)
     page = write_report(_read(options.table), options.out, bootstrap=options.bootstrap, seed=options.seed, limit=limit)
     print(page)
@@ -132,10 +133,8 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"{name} {value:g}: must be a positive number")
     if options.c and options.flops_per:
         raise UserError("--c and --flops-per both say what compute is; give one of them")
-    if options.json and options.json.is_dir():
-        raise UserError(f"{options.json}: a folder; give --json the name of a file")
-    if options.json and not options.json.parent.is_dir():
-        raise UserError(f"{options.json.parent}: no such folder for --json; create it first")
+    if options.json is not None:
+        check_output(options.json, [options.table])
 
 
 def _check_bootstrap(options: argparse.Namespace) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ from analysis.compare import Comparison
 from analysis.cost import SIX_N_D, Cost
 from analysis.fit import Fit
 from analysis.table import Points
+from scaling.files import plain
 
 OUTLYING = 5.0
 """A run further from the law than this, in robust standard deviations, is named in a warning."""
@@ -71,7 +69,7 @@ def fit_document(comparison: Comparison, forecasts: pd.DataFrame | None = None, 
         "warnings": [*comparison.points.warnings, *_outliers(comparison), *_unfinished(comparison)],
         "forms": forms,
     }
-    return dict(_plain(document))
+    return dict(plain(document))
 
 
 def failure_document(fits: Mapping[str, Fit], message: str, points: Points) -> dict[str, Any]:
@@ -97,14 +95,7 @@ def failure_document(fits: Mapping[str, Fit], message: str, points: Points) -> d
         "warnings": points.warnings,
         "forms": {name: _outcome(each) | {"intervals": {}} for name, each in fits.items()},
     }
-    return dict(_plain(document))
-
-
-def write_json(document: Mapping[str, Any], path: Path) -> None:
-    """Write a document, publishing it by renaming."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    return dict(plain(document))
 
 
 def _outcome(fitted: Fit) -> dict[str, Any]:
@@ -164,14 +155,3 @@ def _unfinished(comparison: Comparison) -> list[str]:
     if count <= 0.01 * total:
         return []
     return [f"{count} of {total} refits of the bootstrap stopped before their minimum; its intervals are rough"]
-
-
-def _plain(value: Any) -> Any:
-    """The same value with JSON's own types only: NaN and infinities become None."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,12 +18,15 @@ from analysis.anchors import Anchor, require_same_evaluation
 from analysis.branches import shorter_budgets
 from analysis.budget import error_budget
 from analysis.checklist import checklist
-from analysis.document import fit_document, write_json
+from analysis.document import fit_document
 from analysis.findings import Findings, find
 from analysis.snr import Limit, mae_by_snr
+from scaling.errors import UserError
+from scaling.files import JSON_STARTS, Location, check_output, json_bytes, output
 from scaling.study.rows import measure_of
 
 Picture = dict[str, Any]
+PAGE, PAGE_STARTS = "index.html", re.compile(rb"\s*<!doctype", re.IGNORECASE)
 
 _LAW = "The lines are the law fitted without the held-out cells (open markers), with the interval of its curve."
 _ANCHORS = (
@@ -62,11 +66,27 @@ def write_report(
     pictures = {
         name: _saved(name, *drawn, out / "figures") for name, drawn in _figures(findings, limit, anchors).items()
     }
-    write_json(_fit_json(findings) | {"anchors": [asdict(anchor) for anchor in anchors]}, out / "fit.json")
-    _write(out / "cells.csv", findings.table.cells.to_csv(index=False))
-    page = out / "index.html"
-    _write(page, _render(findings, pictures, limit, anchors))
-    return page
+    fit = _fit_json(findings) | {"anchors": [asdict(anchor) for anchor in anchors]}
+    _write(out / "fit.json", json_bytes(fit))
+    _write(out / "cells.csv", findings.table.cells.to_csv(index=False).encode())
+    _write(out / PAGE, _render(findings, pictures, limit, anchors).encode())
+    return out / PAGE
+
+
+def check_report(out: Path, inputs: Sequence[Location]) -> None:
+    """Refuse a folder for a report before anything is computed.
+
+    Raises:
+        UserError: It is no folder, it holds other things than an earlier report, or an input is among the report's files.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out}: is there and is no folder: name another folder for the report")
+    if not (out / PAGE).is_file() and any(out.iterdir()):
+        raise UserError(f"{out}: holds other things and no report ({PAGE}): name a new or an empty folder")
+    for name, starts in ((PAGE, PAGE_STARTS), ("fit.json", JSON_STARTS), ("cells.csv", None)):
+        check_output(out / name, [place for place in inputs if Path(place).is_file()], starts)
 
 
 def _fit_json(findings: Findings) -> dict[str, Any]:
@@ -211,7 +231,6 @@ def _render(findings: Findings, pictures: dict[str, Picture], limit: Limit | Non
     )
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def _write(path: Path, content: bytes) -> None:
+    with output(path, starts=None) as temporary:
+        temporary.write_bytes(content)

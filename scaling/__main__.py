@@ -7,20 +7,26 @@ import sys
 from collections.abc import Callable
 
 from scaling.commands import data, model, study
+from scaling.commands.common import check_json
 from scaling.errors import UserError
+from scaling.files import FINAL
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a user's mistake is one line on stderr and status 2."""
     options = _parser().parse_args(arguments)
     try:
+        check_json(options)
         return options.command(options)
     except UserError as error:
         print(f"scaling: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError) as error:
-        print(f"scaling: {error.filename}: {error.strerror}; give another path, or mend this one", file=sys.stderr)
-        return 2
+    except OSError as error:
+        mistake = isinstance(error, (*FINAL, FileExistsError))
+        what = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+        remedy = "give another path, or correct this one" if mistake else "run the same command again"
+        print(f"scaling: {what}; {remedy}", file=sys.stderr)
+        return 2 if mistake else 1
     except KeyboardInterrupt:
         print("scaling: interrupted; the same command continues from here", file=sys.stderr)
         return 1

@@ -10,10 +10,11 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,20 @@ Location = str | Path
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 """Errors that trying again does not change."""
-JSON_STARTS, PARQUET_STARTS = (b"{", b"["), (b"PAR1",)
+JSON_STARTS, PARQUET_STARTS = re.compile(rb"\s*[{\[]"), re.compile(rb"PAR1")
+MODEL_STARTS = re.compile(rb".{8}\{", re.DOTALL)
+"""How outputs of each kind begin; the last is safetensors, whose JSON head follows its length."""
+START_BYTES = 16
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class FullError(UserError):
     """There is no room left. Nothing is lost; the same command continues once there is room."""
+
+
+def location(text: str) -> Location:
+    """A place named on the command line: a URI as it is, else a local path."""
+    return text if "://" in text else Path(text)
 
 
 def is_full(error: BaseException) -> bool:
@@ -70,11 +80,13 @@ def _existing(path: Path) -> Path:
 
 
 def plain(value: Any) -> Any:
-    """A value for JSON: NaN and infinity, which JSON has no word for, become null."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+    """A value for JSON: NaN and infinity, which JSON has no word for, become null; NumPy's scalars become Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -111,13 +123,16 @@ def published(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def output(path: Path, inputs: Iterable[Location] = (), starts: tuple[bytes, ...] = JSON_STARTS) -> Iterator[Path]:
-    """``published`` for what a command writes for its user: it never destroys anything but an earlier output.
+def output(
+    path: Path, inputs: Iterable[Location] = (), starts: re.Pattern[bytes] | None = JSON_STARTS
+) -> Iterator[Path]:
+    """`published` for what a command writes for its user: it never destroys anything but an earlier output.
 
     Args:
         path: Where to.
-        inputs: What the command reads.
+        inputs: What the command reads: files, or folders, in which nothing is written.
         starts: What files of this kind begin with: a file that is there and begins otherwise is not the command's.
+            None where another file beside it already says whose it is.
 
     Raises:
         UserError: The place is an input, is not a regular file, holds something else, or cannot be written.
@@ -130,29 +145,42 @@ def output(path: Path, inputs: Iterable[Location] = (), starts: tuple[bytes, ...
         if is_full(error):
             raise disk_is_full(path, 0) from error
         if isinstance(error, FINAL):
-            raise UserError(f"{path}: cannot be written ({error.strerror}): name another output") from error
+            raise _unwritable(path, error) from error
         raise
 
 
-def check_output(path: Path, inputs: Iterable[Location], starts: tuple[bytes, ...] = JSON_STARTS) -> None:
+def check_output(path: Path, inputs: Iterable[Location] = (), starts: re.Pattern[bytes] | None = JSON_STARTS) -> None:
     """Refuse an output before anything is computed. See `output`."""
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}: make it, or name another output")
     try:
-        there = path.lstat()
-    except FileNotFoundError:
-        return
+        if not path.parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.parent}: make it, or name another output")
+        if problem := _why_not(path, inputs, starts):
+            raise UserError(f"{path}: {problem}: name another output")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}): name another output") from error
-    if not stat.S_ISREG(there.st_mode):
-        raise UserError(f"{path}: is there and is not a regular file: name another output")
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written ({error.strerror}): name another output")
+
+
+def _why_not(path: Path, inputs: Iterable[Location], starts: re.Pattern[bytes] | None) -> str:
+    there = path.lstat() if os.path.lexists(path) else None
+    if there is not None and not stat.S_ISREG(there.st_mode):
+        return "is there and is not a regular file"
+    parents = [parent.stat() for parent in path.absolute().parents]
     for other in inputs:
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(other), there):
-                raise UserError(f"{path}: is an input of this command: name another output")
-    with open(path, "rb") as file:
-        if there.st_size and not file.read(16).lstrip().startswith(starts):
-            raise UserError(f"{path}: holds something that this command did not write: name another output")
+            found = os.stat(str(other).removeprefix("file://"))
+            if there is not None and os.path.samestat(found, there):
+                return "is an input of this command"
+            if any(os.path.samestat(found, parent) for parent in parents):
+                return f"lies in {other}, an input of this command"
+    if there is not None and starts is not None:
+        with open(path, "rb") as file:
+            if there.st_size and not starts.match(file.read(START_BYTES)):
+                return "holds something that this command did not write"
+    return "" if os.access(path.parent, os.W_OK) else f"the folder {path.parent} cannot be written"
 
 
 def write_json_output(path: Path | None, value: Any, inputs: Iterable[Location] = ()) -> None:
@@ -166,25 +194,29 @@ def private_folder(path: Path) -> Path:
     """Make a folder of this user alone, mode 0700, or refuse the one that is there.
 
     Raises:
-        UserError: It is a link, is another user's, or others may write to it.
+        UserError: It is a link, is another user's, or others may write to it or replace it.
     """
+    path = path.absolute()
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        there = path.lstat()
+        for place in (path.parent, path):  # mode is that of the last folder only
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        parent, there = path.parent.stat(), path.lstat()
     except OSError as error:
         raise UserError(f"{path}: cannot be made ({error.strerror}): name another folder") from error
-    if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & 0o022:
+    if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & WRITABLE_BY_OTHERS:
         raise UserError(
             f"{path}: must be a real folder of yours that nobody else can write to: run `chmod go-w` on it, or name another"
+        )
+    shared = parent.st_mode & WRITABLE_BY_OTHERS and not parent.st_mode & stat.S_ISVTX
+    if shared or parent.st_uid not in (0, os.getuid()):
+        raise UserError(
+            f"{path}: another user can replace it: run `chmod go-w` on {path.parent} if it is yours, or name another folder"
         )
     return path
 
 
 def user_cache(name: str) -> Path:
-    """This user's own folder for what can be made again: ``$XDG_CACHE_HOME`` or ~/.cache, /spectral-scaling/``name``.
-
-    Raises:
-        UserError: It cannot be made, or others may write to it.
-    """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return private_folder(base / "spectral-scaling" / name)
+    """A private folder of this user for what can be made again: $XDG_CACHE_HOME or ~/.cache, spectral-scaling/``name``."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    base = given if given.is_absolute() else Path.home() / ".cache"
+    return private_folder(private_folder(base / "spectral-scaling") / name)

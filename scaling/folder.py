@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
@@ -22,15 +22,18 @@ from scaling.files import FINAL, FullError, Location, is_full, published
 Result = TypeVar("Result")
 ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 0.5
+PATIENCE_SECONDS = 8.0
+"""Arrow's client itself tries for about six seconds to reach a server: one that is gone is waited for twice, not four times."""
 
 
 def retrying(function: Callable[[], Result]) -> Result:
     """Call a function that talks to an object store, again with growing waits where it fails for a passing reason."""
+    started = time.monotonic()
     for attempt in range(1, ATTEMPTS):
         try:
             return function()
         except OSError as error:
-            if isinstance(error, FINAL) or is_full(error):
+            if isinstance(error, FINAL) or is_full(error) or time.monotonic() - started > PATIENCE_SECONDS:
                 raise
             time.sleep(FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
     return function()
@@ -49,9 +52,9 @@ class Folder:
     uri: str
 
     @classmethod
-    def at(cls, location: Location | Folder) -> Folder:
+    def at(cls, location: Location | Folder) -> Self:
         """The folder at a location, as an absolute path or URI."""
-        return location if isinstance(location, Folder) else cls(str(location))
+        return location if isinstance(location, cls) else cls(str(location))
 
     def __post_init__(self) -> None:
         """Make a local path absolute, so that workers elsewhere resolve it alike."""
@@ -102,6 +105,8 @@ class Folder:
             with filesystem.open_input_stream(target) as stream:
                 return stream.read(limit)
 
+        if self.local and self.size(path) is None:  # a FIFO would be waited for
+            return None
         try:
             return self._call(read, path)
         except FileNotFoundError:

@@ -4,9 +4,17 @@ import secrets
 # Ray listens on all interfaces; the tests' clusters have a token of their own and leave no file behind.
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
+import gc
+import shutil
+import subprocess
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+from tests import s3
+
+os.environ |= s3.CREDENTIALS  # before Ray's workers are started, which read them too
 
 # Shapes and types in annotations are checked while the tests run.
 install_import_hook(["scaling.data", "scaling.model", "scaling.training.metrics"], "beartype.beartype")
@@ -59,6 +67,31 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory):
+    """An S3-compatible server: a function that gives the URI of a folder in its bucket."""
+    with s3.server(tmp_path_factory.mktemp("s3")) as port:
+        yield lambda path="", bucket=s3.BUCKET: s3.location(port, path, bucket)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system of so many bytes; skips where that is not permitted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(num_bytes, *options):
+        command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={num_bytes}", *options]), "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a small disk is not permitted here")
+        return folder
+
+    yield mount
+    gc.collect()  # what is mapped keeps a disk mounted
+    if os.path.ismount(folder):
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,25 @@
 """Every user's mistake is one clear line on stderr and exit status 2."""
 
 import json
+import os
 import shutil
+import stat
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import filelock
 import h5py
 import pytest
 
 from scaling.__main__ import main
+from scaling.errors import UserError
+from scaling.study.declaration import Data, Sources
+from scaling.study.prepare import shards_path
 from scaling.study.rows import read_table
 from scaling.study.store import Store, StudyFolder
-from tests.study.example import example_row
+from tests.study.example import example_row, example_study
 
 
 def mistake(capsys, *arguments):
@@ -198,6 +204,114 @@ def test_source_files_of_another_size_are_refused(capsys, tmp_path, study_file):
     error = mistake(capsys, "run", study, "--store", tmp_path / "store", "--cache", tmp_path / "cache")
     assert "a.h5 declared" in error
     assert "was made from" in error
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["inspect", "{model}"], "{model}"),
+        (["inspect", "{spectra}", "{shards}"], "{shards}/manifest.json"),
+        (["limit", "{shards}"], "{shards}/manifest.json"),
+        (["limit", "{spectra}"], "{spectra}"),
+        (["plan", "{study}"], "{study}"),
+        (["status", "{study}", "--store", "{store}"], "{store}/mine/study.json"),
+        (["evaluate", "{model}", "{shards}"], "{model}"),
+        (["evaluate", "{model}", "{shards}"], "{shards}/manifest.json"),
+    ],
+)
+def test_no_json_is_written_in_place_of_an_input(capsys, tmp_path, study_file, shards, monkeypatch, command, named):
+    places = {"model": tmp_path / "m.safetensors", "spectra": tmp_path / "s.h5", "store": tmp_path / "store"}
+    places |= {"shards": shutil.copytree(shards, tmp_path / "shards"), "study": study_file()}
+    places["model"].write_bytes(bytes(8) + b"{}")
+    shutil.copy(shards.parent / "hdf5" / "test" / "dataset.h5", places["spectra"])
+    StudyFolder(Store(str(places["store"])), "mine").write_declaration(b"{}")
+    path = Path(named.format(**places))
+    before = path.read_bytes()
+    (tmp_path / "link.json").symlink_to(path)
+    for out in (path, tmp_path / "link.json"):
+        error = mistake(capsys, *(word.format(**places) for word in command), "--json", out)
+        assert str(out) in error
+        assert "name another output" in error
+    assert path.read_bytes() == before
+
+
+def test_a_json_that_cannot_be_written_is_refused_before_anything_is_done(capsys, tmp_path, shards, monkeypatch):
+    monkeypatch.setattr("scaling.study.inspect.inspect", lambda paths: pytest.fail("too late"))
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "table.csv").write_text("N,D,loss\n")
+    for out, words in (
+        (tmp_path / "absent" / "a.json", "there is no folder"),
+        (tmp_path / "fifo", "not a regular file"),
+        ("/dev/null", "not a regular file"),
+        (tmp_path, "not a regular file"),
+        (tmp_path / "table.csv", "this command did not write"),
+    ):
+        assert words in mistake(capsys, "inspect", shards, "--json", out)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_inspect_waits_for_no_fifo_and_no_device(capsys, tmp_path):
+    os.mkfifo(tmp_path / "fifo.h5")
+    for path in (tmp_path / "fifo.h5", "/dev/zero"):
+        assert "neither a regular file nor a folder" in mistake(capsys, "inspect", path)
+
+
+@pytest.mark.parametrize("command", ["status", "collect", "report"])
+def test_a_mistyped_store_is_not_made(capsys, tmp_path, study_file, command):
+    error = mistake(capsys, command, study_file(), "--store", tmp_path / "typo")
+    assert str(tmp_path / "typo") in error
+    assert not (tmp_path / "typo").exists()
+    (tmp_path / "empty").mkdir()
+    if command != "status":
+        assert "no rows yet" in mistake(capsys, command, study_file(), "--store", tmp_path / "empty")
+        assert os.listdir(tmp_path / "empty") == []
+
+
+def test_collect_and_report_of_a_remote_store_make_nothing_either(capsys, study_file, s3_server):
+    for command in ("collect", "report"):
+        assert "no rows yet" in mistake(capsys, command, study_file(), "--store", s3_server("typo"))
+    assert Store(s3_server("typo")).folders() == []
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied", "a.h5"), IsADirectoryError(21, "Is a directory", "a.h5")]
+)
+def test_an_error_of_the_system_is_one_line(capsys, monkeypatch, error):
+    def fail(paths):
+        raise error
+
+    monkeypatch.setattr("scaling.study.inspect.inspect", fail)
+    assert f"a.h5: {error.strerror}" in mistake(capsys, "inspect", "a.h5")
+
+
+def test_a_failure_that_is_nobodys_mistake_is_one_line_too(capsys, monkeypatch):
+    def fail(paths):
+        raise OSError("When reading: AWS Error NETWORK_CONNECTION\n twice")
+
+    monkeypatch.setattr("scaling.study.inspect.inspect", fail)
+    assert main(["inspect", "s3://bucket/x"]) == 1
+    assert capsys.readouterr().err == (
+        "scaling: When reading: AWS Error NETWORK_CONNECTION twice; run the same command again\n"
+    )
+
+
+@pytest.mark.parametrize("place", ["shards", "s3:/", "nonsense", 5])
+def test_shards_are_named_by_a_path_or_a_uri(place):
+    with pytest.raises(UserError, match=r"Sources.shards = .*a URI as a string"):
+        Sources(shards=place, train=(Path("a.h5"),), val=Path("b.h5"), test=Path("c.h5"))
+
+
+def test_the_place_of_a_studys_shards(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = Store(str(tmp_path / "store"))
+    for given, found in (
+        ("s3://bucket/shards?region=x", "s3://bucket/shards?region=x"),
+        (Path("shards"), tmp_path / "shards"),
+        (f"file://{tmp_path}/shards", tmp_path / "shards"),
+    ):
+        source = Sources(shards=given, train=(Path("a.h5"),), val=Path("b.h5"), test=Path("c.h5"))
+        study = example_study(data=Data(source=source, num_spectra=(128, 256)))
+        assert shards_path(study, store) == found
 
 
 def test_the_parser_needs_nothing_heavy():

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike
 
+from scaling.files import output
 from scaling.study.rows import measure_of
 
 COLUMN = 8.5 / 2.54
@@ -104,9 +105,8 @@ def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
         figure.set_layout_engine("none")  # the layout is found once, not for every format
         for kind, metadata in zip(FORMATS, ({"Date": None}, {"CreationDate": None}, None), strict=True):
             path = folder / f"{name}.{kind}"
-            partial = path.with_name(f".{path.name}.partial")
-            figure.savefig(partial, format=kind, dpi=_DPI, metadata=metadata)
-            partial.replace(path)
+            with output(path, starts=None) as temporary:
+                figure.savefig(temporary, format=kind, dpi=_DPI, metadata=metadata)
             paths[kind] = path
     return paths
 

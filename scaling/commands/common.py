@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import json
 import os
 import sys
 import time
@@ -14,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaling.errors import UserError
+from scaling.files import Location, check_output, write_json_output
 
 if TYPE_CHECKING:
     from scaling.study.declaration import Study
+    from scaling.study.store import StudyFolder
 
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 """Adds a command of a name, the function that does it, and what it does in words; returns its parser."""
@@ -48,7 +49,7 @@ def load_study(name: str) -> Study:
             module = importlib.import_module(name)
     except UserError:
         raise
-    except Exception as error:  # whatever the user's module raises is theirs to mend
+    except Exception as error:  # whatever the user's module raises is theirs to correct
         raise UserError(
             f"study {name}: cannot be loaded ({type(error).__name__}: {error}); give a module such as experiments.demo, or a .py file"
         ) from error
@@ -63,9 +64,33 @@ def say(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 
-def write_json(path: Path | None, value: Any) -> None:
-    """Write JSON under a temporary name and rename it; nothing where no path is given."""
-    if path is not None:
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(value, indent=1) + "\n")
-        os.replace(partial, path)
+def inputs(options: argparse.Namespace) -> list[Location]:
+    """Everything that a command's arguments name, but for its outputs; what is no file or folder does no harm."""
+    named = [value for name, value in vars(options).items() if name not in ("json", "out")]
+    flat = [item for value in named for item in (value if isinstance(value, list) else [value])]
+    return [item for item in flat if isinstance(item, str | Path)]
+
+
+def check_json(options: argparse.Namespace) -> None:
+    """Refuse a command's ``--json`` before anything is computed."""
+    if getattr(options, "json", None) is not None:
+        check_output(options.json, inputs(options))
+
+
+def write_json(options: argparse.Namespace, value: Any) -> None:
+    """Write a command's ``--json``; nothing where none is given."""
+    write_json_output(options.json, value, inputs(options))
+
+
+def study_folder(options: argparse.Namespace) -> tuple[Study, StudyFolder]:
+    """The study of a command and its folder in the store, which is there.
+
+    Raises:
+        UserError: There is no such study, or no such store.
+    """
+    from scaling.study.store import Store, StudyFolder
+
+    study, store = load_study(options.study), Store(options.store)
+    if store.local is not None and not store.local.is_dir():
+        raise UserError(f"--store {options.store}: no such folder; correct it, or run the study first")
+    return study, StudyFolder(store, study.name)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from scaling.commands.common import AddCommand, say, write_json
 from scaling.errors import UserError
+from scaling.files import location
 
 SPECTRA_WORTH_A_CLUSTER = 50_000
-"""Spectra written beside the longest file from which the seconds that Ray takes to start are made good."""
+"""Spectra written beside the longest file from which the time that Ray takes to start is recovered."""
 
 
 def add_commands(command: AddCommand) -> None:
@@ -36,7 +37,7 @@ def add_commands(command: AddCommand) -> None:
     sub.add_argument("--json", type=Path, metavar="OUT")
 
     sub = command("shard", _shard, "Convert HDF5 files to Parquet shards; running it again continues.")
-    sub.add_argument("dest", type=Path, metavar="DEST")
+    sub.add_argument("dest", type=location, metavar="DEST", help="a folder, or a URI such as s3://bucket/path")
     sub.add_argument("--train", type=Path, nargs="+", required=True, metavar="SRC")
     sub.add_argument("--val", type=Path, nargs="+", required=True, metavar="SRC")
     sub.add_argument("--test", type=Path, nargs="+", required=True, metavar="SRC")
@@ -47,7 +48,7 @@ def add_commands(command: AddCommand) -> None:
     sub.add_argument("--address", help="Ray cluster to use; one is started on this machine otherwise")
 
     sub = command("limit", _limit, "Print the smallest error that simulated spectra allow (Cramér-Rao), by SNR.")
-    sub.add_argument("path", type=Path, metavar="PATH", help="an HDF5 file, or a shard set: its test split")
+    sub.add_argument("path", type=location, metavar="PATH", help="an HDF5 file, or a shard set: its test split")
     sub.add_argument("--label", default="log_g", help="T_eff, log_g or M_H")
     sub.add_argument("--rows", type=int, default=4096, help="spectra to average over, at most")
     sub.add_argument("--noise-level", type=float, default=1.0, metavar="LEVEL", help="multiplies the spectra's errors")
@@ -89,7 +90,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
     found = inspect(options.paths)
     print(found.text)
-    write_json(options.json, found.data)
+    write_json(options, found.data)
     return 1 if found.problems else 0
 
 
@@ -124,7 +125,7 @@ def _limit(options: argparse.Namespace) -> int:
 
     limit = information_limit(options.path, label=options.label, rows=options.rows, noise_level=options.noise_level)
     print(limit.to_text())
-    write_json(options.json, limit.to_json())
+    write_json(options, limit.to_json())
     return 0
 
 

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling.commands.common import AddCommand, load_study, write_json
+from scaling.commands.common import AddCommand, inputs, load_study, write_json
 from scaling.errors import UserError
+from scaling.files import MODEL_STARTS, PARQUET_STARTS, check_output, location, output
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,7 @@ def add_commands(command: AddCommand) -> None:
     """Add these commands to the parser."""
     sub = command("evaluate", _evaluate, "Score a model on a shard set, as a trial's row has it.")
     _checkpoint(sub)
-    sub.add_argument("data", type=Path, metavar="SHARDS")
+    sub.add_argument("data", type=location, metavar="SHARDS", help="a folder, or a URI such as s3://bucket/path")
     sub.add_argument("--split", choices=("val", "test"), default="test")
     sub.add_argument(
         "--noise-level", type=float, metavar="LEVEL", help="multiplies the errors (default: as in training)"
@@ -72,7 +73,7 @@ def _original(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("checkpoints of the original", "What such a file does not say.")
     group.add_argument("--label", help="what it predicts (default: log_g)")
     group.add_argument(
-        "--shards", type=Path, metavar="DIR", help="the set it was trained on: wavelengths, label statistics"
+        "--shards", type=location, metavar="SHARDS", help="the set it was trained on: wavelengths, label statistics"
     )
     group.add_argument("--label-mean", type=float, metavar="DEX", help="of the training spectra, with --label-std")
     group.add_argument("--label-std", type=float, metavar="DEX")
@@ -130,7 +131,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     cache = options.cache or default_cache_root()
     found = evaluate(model, options.data, options.split, rules, device=_device(), cache_root=cache)
     print(found.to_text())
-    write_json(options.json, found.to_json())
+    write_json(options, found.to_json())
     if folder is not None:
         print(f"anchor: {write_anchor(folder, found, name, num_spectra)}; `scaling report` shows it")
     return 0
@@ -141,20 +142,21 @@ def _predict(options: argparse.Namespace) -> int:
     from scaling.study.predict import Inputs, predict_file
     from scaling.study.trained import open_model
 
+    check_output(options.out, inputs(options), PARQUET_STARTS)
     with open_spectra(options.spectra) as file:
         model = open_model(options.checkpoint, _given(options, file.num_pixels))
-        inputs = Inputs.choose(file, options.array, options.noise_seed)
+        chosen = Inputs.choose(file, options.array, options.noise_seed)
         if model.wave is None:
             print(f"{options.checkpoint}: wavelengths unknown: only the number of pixels is compared")
         noise = (
             ""
-            if inputs.noise_seed is None
-            else f" with noise of seed {inputs.noise_seed}, level {model.rules.noise_level:g}"
+            if chosen.noise_seed is None
+            else f" with noise of seed {chosen.noise_seed}, level {model.rules.noise_level:g}"
         )
         print(
-            f"predicting {', '.join(model.rules.labels)} of {file.num_rows:,} spectra from the array {inputs.array}{noise}"
+            f"predicting {', '.join(model.rules.labels)} of {file.num_rows:,} spectra from the array {chosen.array}{noise}"
         )
-        done = predict_file(model, file, inputs, options.out, _device())
+        done = predict_file(model, file, chosen, options.out, _device(), inputs(options))
     if done.unusable:
         print(
             f"scaling: warning: {options.spectra}: {done.unusable} spectra cannot be used, first in row {done.first_unusable}: "
@@ -166,13 +168,13 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from scaling.files import published
     from scaling.study.trained import MODEL_FILE, export_model
 
     if options.out.suffix != MODEL_FILE:
         raise UserError(f"{options.out}: a model file's name ends in {MODEL_FILE}")
+    check_output(options.out, inputs(options), MODEL_STARTS)
     model, content = export_model(options.checkpoint, _given(options), options.num_spectra)
-    with published(options.out) as temporary:
+    with output(options.out, inputs(options), MODEL_STARTS) as temporary:
         temporary.write_bytes(content)
     print(f"{model.describe()}\nwritten to {options.out}")
     return 0

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from scaling.commands.common import AddCommand, load_study, say, study_and_store, write_json
+from scaling.commands.common import AddCommand, load_study, say, study_and_store, study_folder, write_json
 
 
 def add_commands(command: AddCommand) -> None:
@@ -41,9 +41,7 @@ def _plan(options: argparse.Namespace) -> int:
 
     plan = make_plan(load_study(options.study), tflops=options.tflops, mfu=options.mfu)
     print(describe(plan))
-    write_json(
-        options.json, {"device_hours": plan.device_hours, "trials": plan.num_trials, "cells": stable(plan.cells)}
-    )
+    write_json(options, {"device_hours": plan.device_hours, "trials": plan.num_trials, "cells": stable(plan.cells)})
     return 0
 
 
@@ -64,29 +62,24 @@ def _run(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     from scaling.study.inspect import study_status
-    from scaling.study.store import Store, StudyFolder
 
-    study = load_study(options.study)
-    text, found = study_status(StudyFolder(Store(options.store), study.name), study)
+    study, folder = study_folder(options)
+    text, found = study_status(folder, study)
     print(text)
-    write_json(options.json, found)
+    write_json(options, found)
     return 0
 
 
 def _collect(options: argparse.Namespace) -> int:
     from scaling.study.run import collect
-    from scaling.study.store import Store, StudyFolder
 
-    study = load_study(options.study)
-    folder = StudyFolder(Store(options.store), study.name)
+    study, folder = study_folder(options)
     print(f"{len(collect(study, folder))} rows in {folder.store.locate(folder.table_path)}")
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
     from scaling.study.run import write_study_report
-    from scaling.study.store import Store, StudyFolder
 
-    study = load_study(options.study)
-    print(write_study_report(study, StudyFolder(Store(options.store), study.name)))
+    print(write_study_report(*study_folder(options)))
     return 0

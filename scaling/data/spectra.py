@@ -61,16 +61,11 @@ def bad_rows(flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel
         "error is not finite (beyond the edge pixels)": ~np.isfinite(error).all(axis=1),
         "error is 0 or negative": (error <= 0).any(axis=1) & ~unwritten,
     }
-    overflow = ~np.logical_or.reduce(list(bad.values()))
-    with np.errstate(over="ignore"):
-        overflow[overflow] = np.isinf(_steepest(flux[overflow], error[overflow]))
+    with np.errstate(all="ignore"):
+        bound = np.maximum(flux.max(axis=1), -flux.min(axis=1)) / error.min(axis=1)
+        overflow = ~np.logical_or.reduce([*bad.values(), bound < np.inf])
         overflow[overflow] = ~np.isfinite(spectrum_snr(flux[overflow], error[overflow]))
     return bad | {"SNR is not finite (the error is too small)": overflow}
-
-
-def _steepest(flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"]) -> Float[ndarray, " row"]:
-    """A bound on |flux| / error of each row's pixels, without a division for each."""
-    return np.maximum(flux.max(axis=1), -flux.min(axis=1)) / error.min(axis=1)
 
 
 def _all_usable(flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"]) -> bool:

@@ -15,6 +15,7 @@ from scaling.data.batches.training import Access
 from scaling.data.shards.manifest import Order
 from scaling.data.simulated.writer import Simulation
 from scaling.errors import UserError
+from scaling.files import Location
 from scaling.model.ladder import Ladder, Whitening
 from scaling.model.specvit import ModelConfig
 from scaling.training.recipe import Budget, Recipe
@@ -34,16 +35,18 @@ __all__ = [
     "Whitening",
 ]
 
+URI = re.compile(r"[a-z][a-z0-9+.-]*://.")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """HDF5 files of a real study, and the shard set made from them once.
+    """HDF5 files of a real study, and the shard set made from them once: a local folder, or a URI as a string.
 
     `order` is the study order of the training spectra: "auto" shuffles them where their order in the files drifts, so
     that the first D are a fair sample of all; "source" keeps it, "shuffled" always shuffles, from `order_seed`.
     """
 
-    shards: Path
+    shards: Location
     train: tuple[Path, ...]
     val: Path
     test: Path
@@ -58,7 +61,11 @@ class Sources:
         """
         if not isinstance(self.train, tuple) or not self.train:
             raise UserError(f"Sources.train = {self.train!r}: give a tuple of one or more files, as (Path('a.h5'),)")
-        named = [("shards", self.shards), ("val", self.val), ("test", self.test), *(("train", p) for p in self.train)]
+        if not isinstance(self.shards, Path) and not (isinstance(self.shards, str) and URI.match(self.shards)):
+            raise UserError(
+                f"Sources.shards = {self.shards!r}: give a pathlib.Path, or a URI as a string, such as 's3://bucket/shards'"
+            )
+        named = [("val", self.val), ("test", self.test), *(("train", p) for p in self.train)]
         for name, path in named:
             if not isinstance(path, Path):
                 raise UserError(f"Sources.{name}: {path!r} is not a pathlib.Path; give Path({str(path)!r})")
@@ -137,7 +144,7 @@ class Placement:
     """What a trial of at least this width and this many spectra occupies. The last placement that applies holds.
 
     `gpus` can be a fraction: such trials share a device, each in its own process. A trial with several workers, or
-    with whole GPUs, runs under Ray Train; with `min_workers` it goes on with fewer where a lost one is not replaced.
+    with whole GPUs, runs under Ray Train; with `min_workers` it continues with fewer where a lost one is not replaced.
     `micro_batch` bounds the spectra that a worker takes through the model at a time, `compiled` uses `torch.compile`.
     """
 

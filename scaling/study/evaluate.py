@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from scaling.data.batches import DataRules, EvaluationSplit, Worker, evaluation_pin
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
+from scaling.files import Location, json_bytes, plain
 from scaling.study.columns import detail_columns, score_columns
 from scaling.study.declaration import Study
 from scaling.study.store import StudyFolder
@@ -33,7 +32,7 @@ class Evaluation:
     """
 
     model: TrainedModel
-    shards: Path
+    shards: Location
     split: Split
     rules: DataRules
     eval_pin: str
@@ -55,7 +54,7 @@ class Evaluation:
             "eval_pin": self.eval_pin,
             "wave_checked": self.model.wave is not None,
         }
-        return _plain(facts | self.scores | {"other_labels": self.other_labels})
+        return plain(facts | self.scores | {"other_labels": self.other_labels})
 
     def to_text(self) -> str:
         """The scores in words."""
@@ -89,7 +88,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: TrainedModel, shards: Path, split: Split, rules: DataRules, *, device: torch.device, cache_root: Path
+    model: TrainedModel, shards: Location, split: Split, rules: DataRules, *, device: torch.device, cache_root: Path
 ) -> Evaluation:
     """Score a model on a split, as the training loop scores its best weights.
 
@@ -146,7 +145,7 @@ def rules_of_study(model: TrainedModel, study: Study) -> DataRules:
     )
 
 
-def check_anchor(folder: StudyFolder, shards: Path, rules: DataRules, name: str, num_spectra: int | None) -> None:
+def check_anchor(folder: StudyFolder, shards: Location, rules: DataRules, name: str, num_spectra: int | None) -> None:
     """See before anything is scored whether a score on these shards can be an anchor of a study.
 
     Raises:
@@ -185,12 +184,4 @@ def write_anchor(folder: StudyFolder, evaluation: Evaluation, name: str, num_spe
         "model",
     )
     anchor = {"name": name, "num_spectra": num_spectra, **{key: found[key] for key in names}}
-    return folder.write_anchor(name, (json.dumps(anchor, indent=1, allow_nan=False) + "\n").encode())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return folder.write_anchor(name, json_bytes(anchor))

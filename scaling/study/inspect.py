@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
+from scaling.files import Location, location
+from scaling.folder import Folder
 from scaling.study.declaration import Study
 from scaling.study.plan import human
 from scaling.study.progress import Progress
@@ -33,15 +35,13 @@ def inspect(paths: list[str]) -> Finding:
     Raises:
         UserError: if there is nothing, or nothing known.
     """
-    from scaling.data.shards.manifest import MANIFEST
-
     findings, files = [], []
     for path in paths:
         local = None if "://" in path else Path(path)
-        if local is not None and not local.exists():
-            raise UserError(f"{path}: no such file or folder")
-        if local is not None and ((local / MANIFEST).is_file() or (local / "conversion.json").is_file()):
-            findings.append(_inspect_shards(local))
+        if local is not None:
+            _check_kind(local)
+        if _is_shard_set(path):
+            findings.append(_inspect_shards(location(path)))
         elif local is not None and local.suffix == ".safetensors":
             findings.append(_inspect_model(local))
         elif local is not None and (below := [local] if local.is_file() else _spectra_below(local)):
@@ -57,6 +57,21 @@ def inspect(paths: list[str]) -> Finding:
         data={"inspected": [finding.data for finding in findings]},
         problems=[problem for finding in findings for problem in finding.problems],
     )
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what is neither a file nor a folder: a FIFO or a device would be waited for."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: neither a regular file nor a folder: give one of those")
+
+
+def _is_shard_set(path: str) -> bool:
+    from scaling.data.shards.manifest import MANIFEST
+
+    folder = Folder.at(path)
+    return any(folder.size(name) is not None for name in (MANIFEST, "conversion.json"))
 
 
 def _spectra_below(folder: Path) -> list[Path]:
@@ -81,12 +96,12 @@ def _inspect_model(path: Path) -> Finding:
     return Finding(text=model.describe(), data=data | {"about": model.about}, problems=[])
 
 
-def _inspect_shards(folder: Path) -> Finding:
+def _inspect_shards(folder: Location) -> Finding:
     from scaling.data.shards.manifest import MANIFEST
     from scaling.data.shards.verify import describe_shards, verify
 
     text = describe_shards(folder)
-    data = json.loads((folder / MANIFEST).read_text()) | {"path": str(folder)}
+    data = json.loads(Folder.at(folder).read(MANIFEST) or "{}") | {"path": str(folder)}
     del data["wave"]
     known, damage = data["problems"], verify(folder)
     lines = [f"  PROBLEM: {problem}" for problem in damage]  # the text has those that are known

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from scaling.data.shards.manifest import MANIFEST, Manifest
 from scaling.errors import UserError
+from scaling.files import Location, private_folder
+from scaling.folder import Folder
 
 if TYPE_CHECKING:  # these load torch, which the task on each node does without
     from scaling.data.batches.training import Access
@@ -41,7 +43,7 @@ class Node:
         return math.floor(min(fits) + 1e-9)
 
 
-def survey(shards: Path, cache_root: Path) -> list[Node]:
+def survey(shards: Location, cache_root: Path) -> list[Node]:
     """Ask every node of the connected Ray cluster, with one task on each.
 
     Raises:
@@ -64,16 +66,19 @@ def survey(shards: Path, cache_root: Path) -> list[Node]:
     return nodes
 
 
-def _look_around(shards: Path, cache_root: Path, cpus: float, gpus: float) -> Node:
+def _look_around(shards: Location, cache_root: Path, cpus: float, gpus: float) -> Node:
     problem, room = "", 0
-    if not (shards / MANIFEST).is_file():
-        problem = f"{shards / MANIFEST} is not there: put the shards on a file system that every node sees"
     try:
-        cache_root.mkdir(parents=True, exist_ok=True)
+        if Folder.at(shards).size(MANIFEST) is None:
+            problem = f"{Folder.at(shards).locate(MANIFEST)} is not there: put the shards where every node sees them"
+    except OSError as error:
+        problem = f"{shards}: cannot be read ({error}): put the shards where every node sees them"
+    try:
+        private_folder(cache_root)
         if not os.access(cache_root, os.W_OK):
             raise PermissionError("it is read-only")
         room = shutil.disk_usage(cache_root).free + _stored(cache_root)
-    except OSError as error:
+    except (OSError, UserError) as error:
         problem = problem or f"{cache_root} cannot hold memory maps ({error}): give another folder with --cache"
     return Node(host=socket.gethostname(), cpus=cpus, gpus=gpus, room=room, problem=problem)
 

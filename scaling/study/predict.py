@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from scaling.data.batches import add_noise_
 from scaling.data.hdf5.reader import BLOCK_ROWS, TABLE_ROWS, SpectraFile
 from scaling.data.spectra import bad_rows
 from scaling.errors import UserError
-from scaling.files import published
+from scaling.files import PARQUET_STARTS, Location, output
 from scaling.study.trained import TrainedModel
 from scaling.training.evaluate import autocast
 
@@ -68,7 +68,14 @@ class Prediction:
     first_unusable: int | None
 
 
-def predict_file(model: TrainedModel, file: SpectraFile, inputs: Inputs, out: Path, device: torch.device) -> Prediction:
+def predict_file(
+    model: TrainedModel,
+    file: SpectraFile,
+    inputs: Inputs,
+    out: Path,
+    device: torch.device,
+    read: Iterable[Location] = (),
+) -> Prediction:
     """Write the model's answers as Parquet, in the order of the file.
 
     Columns: `row`; `<label>_predicted` of each label in the label's own unit (of a classification instead
@@ -81,9 +88,10 @@ def predict_file(model: TrainedModel, file: SpectraFile, inputs: Inputs, out: Pa
         inputs: What of them the model sees.
         out: The file to write; it gets its name when it is complete.
         device: Where to predict.
+        read: Files and folders that `out` must not be, beside the model's file and the spectra.
 
     Raises:
-        UserError: The file's wavelengths are not the model's, or it cannot be read.
+        UserError: The file's wavelengths are not the model's, it cannot be read, or `out` is refused.
     """
     model.check_wave(file.wave, file.path)
     model.model.to(device)
@@ -100,7 +108,10 @@ def predict_file(model: TrainedModel, file: SpectraFile, inputs: Inputs, out: Pa
     schema = pa.schema(fields, metadata=facts)
     spectra = _spectra(file, inputs, model.rules.noise_level)
     unusable, first = 0, None
-    with published(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with (
+        output(out, (model.path, file.path, *read), PARQUET_STARTS) as temporary,
+        pq.ParquetWriter(temporary, schema) as writer,
+    ):
         for start in range(0, file.num_rows, TABLE_ROWS):
             stop = min(start + TABLE_ROWS, file.num_rows)
             answers = np.empty((stop - start, len(names)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from scaling.data.batches.evaluation import evaluation_pin
@@ -14,22 +13,26 @@ from scaling.data.shards.manifest import MANIFEST, Manifest, Source
 from scaling.data.simulated.information import FREE_LABELS, information_limit
 from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.errors import UserError
+from scaling.files import Location, json_bytes, location
+from scaling.folder import Folder
 from scaling.study.declaration import Sources, Study, stable
 from scaling.study.store import Store, StudyFolder
 
 
-def shards_path(study: Study, store: Store) -> Path:
+def shards_path(study: Study, store: Store) -> Location:
     """Where the study's shard set is, or will be; absolute, because workers run in folders of their own."""
     source = study.data.source
-    return store.simulated(_digest(source)) / "shards" if isinstance(source, Simulation) else source.shards.absolute()
+    if isinstance(source, Simulation):
+        return store.simulated(_digest(source)) / "shards"
+    return location(Folder.at(source.shards).uri)
 
 
 def is_prepared(study: Study, store: Store) -> bool:
     """Whether the study's shard set is complete."""
-    return (shards_path(study, store) / MANIFEST).is_file()
+    return Folder.at(shards_path(study, store)).size(MANIFEST) is not None
 
 
-def prepare_data(study: Study, store: Store, progress: Callable[[str], None]) -> Path:
+def prepare_data(study: Study, store: Store, progress: Callable[[str], None]) -> Location:
     """Simulate and shard what is missing, on the cluster that Ray is connected to; returns the shard set.
 
     Raises:
@@ -76,7 +79,7 @@ def keep_limit(study: Study, folder: StudyFolder) -> None:
     pin, kept = evaluation_pin(shards, rules), folder.read_limit()
     if kept is None or json.loads(kept).get("eval_pin") != pin:
         limit = information_limit(shards, label=rules.label, noise_level=rules.noise_level)
-        folder.write_limit(json.dumps(limit.to_json() | {"eval_pin": pin}, indent=1).encode())
+        folder.write_limit(json_bytes(limit.to_json() | {"eval_pin": pin}))
 
 
 def check_sources(study: Study, manifest: Manifest) -> None:

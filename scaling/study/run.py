@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import filelock
 
 from scaling.errors import UserError
+from scaling.files import json_bytes
 from scaling.study.cluster import ray_cluster
 from scaling.study.declaration import Study, stable
 from scaling.study.prepare import is_prepared, keep_limit, prepare_data, shards_path
@@ -34,7 +34,7 @@ def run_study(
         say: told what happens, a line at a time.
 
     Raises:
-        UserError: for anything the user has to mend first, before a trial is started.
+        UserError: for anything the user has to correct first, before a trial is started.
     """
     store, cache = Store(store_uri), cache.absolute()
     store.check_writable()
@@ -48,7 +48,7 @@ def run_study(
             with ray_cluster(address):
                 sweep = sweep or Sweep.prepare(study, folder, prepare_data(study, store, say), cache)
                 sweep.check()  # a declaration that disagrees with the store is refused before it replaces study.json
-                folder.write_declaration(json.dumps(stable(study), indent=1).encode())
+                folder.write_declaration(json_bytes(stable(study)))
                 say(f"sweep: {sweep.remaining()} trials to run")
                 run_sweep(sweep, say)
                 if left := sweep.remaining():
@@ -66,6 +66,9 @@ def collect(study: Study, folder: StudyFolder) -> list[Row]:
 
     Which cells are held out follows from the whole grid: it is taken from the declaration as it is now, so that a study
     that has grown since holds out its new edge and not its old one.
+
+    Raises:
+        UserError: There are no rows.
     """
     cells = {cell.key: cell for cell in study.cells()}
     rows = [
@@ -73,6 +76,8 @@ def collect(study: Study, folder: StudyFolder) -> list[Row]:
         for row in folder.rows_with_branches()
         if row.cell in cells
     ]
+    if not rows:  # a mistyped store is not made
+        raise UserError(f"{folder.store.locate(folder.name)}: no rows yet; run the study first, or correct --store")
     folder.write_table(rows)
     return rows
 
@@ -88,8 +93,6 @@ def write_study_report(study: Study, folder: StudyFolder) -> str:
     from analysis.snr import read_limit
 
     rows = collect(study, folder)
-    if not rows:
-        raise UserError(f"{folder.store.locate(folder.name)}: no rows yet; run the study first")
     keep_limit(study, folder)
     with tempfile.TemporaryDirectory(prefix="spectral-scaling-report-") as scratch:
         limit, known = Path(scratch) / "limit.json", folder.read_limit()
@@ -97,11 +100,11 @@ def write_study_report(study: Study, folder: StudyFolder) -> str:
             limit.write_bytes(known)
         write_report(
             to_table(rows).to_pandas(),
-            Path(scratch),
+            Path(scratch) / "report",
             limit=None if known is None else read_limit(limit),
             anchors=[parse_anchor(content.decode(), place) for place, content in folder.read_anchors()],
         )
-        return folder.publish_report(Path(scratch))
+        return folder.publish_report(Path(scratch) / "report")
 
 
 def _forget_failed(folder: StudyFolder) -> None:

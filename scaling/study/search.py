@@ -22,10 +22,11 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from scaling.data.seeds import stable_seed
+from scaling.files import FullError
 from scaling.model.ladder import forward_flops
 from scaling.study.declaration import Cell, Placement, Search, Study
-from scaling.study.files import FULL, StoreFullError
 from scaling.study.rows import Row
+from scaling.study.store import FULL
 from scaling.study.trial import Trial
 
 MAX_LOST = 2
@@ -164,10 +165,10 @@ class CellSearch(Searcher):
         try:
             if reason.startswith(FULL):
                 trial.output.delete_row()  # the reason is of this attempt, not of a later one
-                raise StoreFullError(reason)
+                raise FullError(reason.removeprefix(FULL))
             row = trial.failed_row(reason)
             trial.output.write_row(row)
-        except StoreFullError as error:
+        except FullError as error:
             self.no_room = str(error)
             return None
         return row

@@ -10,16 +10,35 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from scaling.study.files import Store
+from scaling.errors import UserError
+from scaling.files import user_cache
+from scaling.folder import Folder
 from scaling.study.rows import ERROR_RATE, MAE, Row, to_table
+
+FULL = "no room: "
+"""How an error that a trial leaves in words begins where the disk was full: its searcher is another process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store(Folder):
+    """The folder of all studies."""
+
+    def simulated(self, digest: str) -> Path:
+        """Where simulated spectra of a given digest and their shards lie.
+
+        Raises:
+            UserError: The store is not local; HDF5 files need a file system.
+        """
+        if self.local is None:
+            raise UserError(
+                f"--store {self.uri}: simulated spectra need a local store; use a folder, or a study on shards"
+            )
+        return self.local / "data" / digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +50,11 @@ class StudyFolder:
 
     @property
     def journal(self) -> Path:
-        """Optuna's journal: in the store where it is local, else on this machine (it is rebuilt from the rows)."""
+        """Optuna's journal: in the store where it is local, else in this user's cache (it is rebuilt from the rows)."""
         root = self.store.local
         if root is None:
             digest = hashlib.sha256(self.store.uri.encode()).hexdigest()[:12]
-            root = Path(tempfile.gettempdir()) / f"spectral-scaling-journals-{os.getuid()}" / digest
+            root = user_cache("journals") / digest
         path = root / self.name / "optuna.journal"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -120,7 +139,6 @@ class StudyFolder:
         for file in sorted(folder.rglob("*")):
             if file.is_file():
                 self.store.write(f"{self.name}/report/{file.relative_to(folder).as_posix()}", file.read_bytes())
-        shutil.rmtree(folder)
         return self.store.locate(f"{self.name}/report/index.html")
 
 
@@ -146,13 +164,13 @@ class TrialFolder:
     def write_row(self, row: Row) -> None:
         """Write a branch's row, or the trial's own, which finishes it.
 
-        The state to resume from is dropped after that, unless the trial failed and may be retried; and what processes
-        that were killed left half-written.
+        The state to resume from is dropped after that, unless the trial failed and may be retried; and what killed
+        processes left half-written on a file system without nameless files.
         """
         self.store.write(f"{self.path}/{_of_share('row', row.budget_share)}.json", row.to_json().encode())
         if row.budget_share == 1.0 and row.status != "failed":
             for name in self.store.files(self.path):
-                if name == "state.pt" or name.endswith(".partial"):
+                if name == "state.pt" or name.endswith(".tmp"):
                     self.store.delete(f"{self.path}/{name}")
 
     def write_model(self, content: bytes, share: float = 1.0) -> None:

@@ -15,15 +15,15 @@ from scaling.data.batches.evaluation import check_labels, evaluation_pin
 from scaling.data.batches.rules import Standardisation
 from scaling.data.batches.training import Access
 from scaling.data.shards.manifest import MANIFEST, SPLITS, Manifest
-from scaling.data.shards.shardfile import is_as_listed
+from scaling.data.shards.shard import is_as_listed
 from scaling.errors import UserError
+from scaling.files import FullError, Location
 from scaling.study.declaration import Cell, Study
-from scaling.study.files import StoreFullError
 from scaling.study.nodes import check_placements, choose_access, survey
 from scaling.study.prepare import check_sources
 from scaling.study.progress import Progress
 from scaling.study.rows import Row
-from scaling.study.store import StudyFolder
+from scaling.study.store import FULL, StudyFolder
 from scaling.study.trial import Trial, code_commit, describe_exception
 from scaling.training.recorder import other_configuration, state_head
 
@@ -38,14 +38,14 @@ class Sweep:
 
     study: Study
     folder: StudyFolder
-    shards: Path
+    shards: Location
     cache_root: Path
     eval_pin: str
     code_commit: str
     access: dict[int, Access] = field(default_factory=dict)
 
     @classmethod
-    def prepare(cls, study: Study, folder: StudyFolder, shards: Path, cache_root: Path) -> Sweep:
+    def prepare(cls, study: Study, folder: StudyFolder, shards: Location, cache_root: Path) -> Sweep:
         """Check the declaration against the data.
 
         Raises:
@@ -62,9 +62,11 @@ class Sweep:
             )
         if manifest.pixels != study.ladder.num_pixels:
             raise UserError(f"Ladder.num_pixels = {study.ladder.num_pixels}: {shards} has {manifest.pixels} pixels")
-        if lost := next((s for split in SPLITS for s in manifest.shards(split) if not is_as_listed(shards, s)), None):
+        listed = (shard for split in SPLITS for shard in manifest.shards(split))
+        if lost := next((shard for shard in listed if not is_as_listed(manifest.folder, shard)), None):
             raise UserError(
-                f"{shards / lost.file}: this shard is missing or not the one in {MANIFEST}; run the same `scaling shard` command again"
+                f"{manifest.folder.locate(lost.file)}: this shard is missing or not the one in {MANIFEST}; "
+                "run the same `scaling shard` command again"
             )
         check_labels(manifest, rules)
         return cls(
@@ -189,9 +191,9 @@ def _trainable(config: dict[str, Any]) -> None:
     trial: Trial = config["trial"]
     try:
         trial.run(tune.report, TuneReportCallback)
-    except StoreFullError as error:
-        with contextlib.suppress(StoreFullError):  # the searcher finds out by itself
-            trial.output.write_error(str(error))
+    except FullError as error:
+        with contextlib.suppress(FullError):  # the searcher finds out by itself
+            trial.output.write_error(f"{FULL}{error}")
         raise
     except UserError as error:  # such as a damaged shard: trying again would not help
         trial.output.write_row(trial.failed_row(str(error)))

@@ -16,6 +16,7 @@ from scaling.data.batches.rules import DataRules, Standardisation
 from scaling.data.hdf5.reader import WAVE_TOLERANCE
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
+from scaling.files import Location
 from scaling.model.checkpoint import load_model, model_bytes
 from scaling.model.ladder import count_parameters
 from scaling.model.lightning import read_lightning
@@ -37,7 +38,7 @@ class Original:
     label: str = "log_g"
     label_mean: float | None = None
     label_std: float | None = None
-    shards: Path | None = None
+    shards: Location | None = None
     num_heads: int | None = None
     stride: int | None = None
     num_pixels: int | None = None
@@ -90,7 +91,7 @@ class TrainedModel:
         """Its training's, but fp32 for fp16 on a CPU, where that is a hundred times slower."""
         return "fp32" if self.precision == "fp16" and device.type == "cpu" else self.precision
 
-    def check_wave(self, wave: Float[ndarray, " pixel"], where: Path) -> None:
+    def check_wave(self, wave: Float[ndarray, " pixel"], where: Location) -> None:
         """Compare the wavelengths of some spectra with the model's; where those are not known, the number of pixels.
 
         Raises:

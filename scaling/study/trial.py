@@ -19,6 +19,7 @@ import torch
 
 from scaling.data.batches.training import Access
 from scaling.data.shards.manifest import Manifest
+from scaling.files import Location
 from scaling.model import ladder
 from scaling.model.checkpoint import model_bytes
 from scaling.study.columns import detail_columns, score_columns
@@ -37,7 +38,7 @@ class Trial:
 
     study: Study
     folder: StudyFolder
-    shards: Path
+    shards: Location
     cache_root: Path
     cell: Cell
     number: int

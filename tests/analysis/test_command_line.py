@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -213,8 +214,8 @@ def test_a_table_that_supports_no_law_fails_with_its_reasons(table, run, capsys)
         (["--c", "flops"], "no column 'flops'"),
         (["--form", "m2"], "curve of one variable"),
         (["--form", "data_constrained"], "--samples-seen"),
-        (["--json", "absent/fit.json"], "no such folder for --json"),
-        (["--json", "/"], "a folder"),
+        (["--json", "absent/fit.json"], "there is no folder absent"),
+        (["--json", "/"], "not a regular file"),
     ],
 )
 def test_a_mistake_is_one_line(table, capsys, options, words):
@@ -258,3 +259,38 @@ def test_a_surface_needs_two_axes(tmp_path, capsys):
     assert "needs a table in which N and D vary, but only D does" in capsys.readouterr().err
     assert main(["fit", str(tmp_path / "c.csv"), "--at", "1e3,1e4"]) == 2
     assert "one positive number" in capsys.readouterr().err
+
+
+def test_an_output_is_never_an_input(table, capsys, tmp_path):
+    path = table()
+    (tmp_path / "link.json").symlink_to(path)
+    before = path.read_bytes()
+    for out in (path, tmp_path / "link.json", "/dev/null"):
+        assert main(["fit", str(path), "--bootstrap", "20", "--json", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"{out}: ")
+        assert error.count("\n") == 1
+    assert path.read_bytes() == before
+
+
+def test_a_report_replaces_an_earlier_one_and_nothing_else(table, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.__main__.write_report", lambda rows, out, **_: out / "index.html")
+    path, out, page = table(), tmp_path / "report", tmp_path / "page"
+    for folder, text in ((out, "<!doctype html>"), (page, "a page of one's own")):
+        folder.mkdir()
+        (folder / "index.html").write_text(text)
+    shutil.copy(path, out / "cells.csv")
+    (out / "fit.json").write_text("{}")
+    for folder in (out, tmp_path / "new"):
+        assert main(["report", str(path), str(folder)]) == 0
+    for given, folder, words in (
+        (path, tmp_path, "holds other things"),
+        (path, path, "is no folder"),
+        (path, page, "did not write"),
+        (out / "cells.csv", out, "is an input"),
+    ):
+        capsys.readouterr()
+        assert main(["report", str(given), str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1

@@ -1,9 +1,6 @@
 """Fixtures of the tests of data."""
 
-import gc
-import os
 import shutil
-import subprocess
 
 import numpy as np
 import pandas as pd
@@ -28,21 +25,3 @@ def training(shards):
 def own_shards(shards, tmp_path):
     """A copy to damage."""
     return shutil.copytree(shards, tmp_path / "shards")
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mounts a file system of so many bytes; skips where that is not permitted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(num_bytes, *options):
-        command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={num_bytes}", *options]), "tmpfs", str(folder)]
-        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("mounting a small disk is not permitted here")
-        return folder
-
-    yield mount
-    gc.collect()  # what is mapped keeps a disk mounted
-    if os.path.ismount(folder):
-        subprocess.run(["umount", "-l", str(folder)], check=True)

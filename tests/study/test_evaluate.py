@@ -94,6 +94,9 @@ def test_an_exported_checkpoint_says_all_it_takes(shards, cache_root, original, 
     assert {name: first[name] for name in scores} == {name: again[name] for name in scores}
     assert again["wave_checked"]
     assert again["num_spectra"] == 1_000_000
+    run("export", original, out, "--shards", shards, "--num-spectra", 1_000_000)  # in place of an earlier export
+    (tmp_path / "other.safetensors").write_text("{}")
+    assert "did not write" in mistake(capsys, "export", original, tmp_path / "other.safetensors", "--shards", shards)
     run("inspect", out, "--json", tmp_path / "inspect.json")
     inspected = json.loads((tmp_path / "inspect.json").read_text())
     assert inspected["config"]["num_heads"] == 1

@@ -18,7 +18,8 @@ import torch
 import torch.multiprocessing
 
 from scaling.commands.common import load_study
-from scaling.data.shards.shardfile import CHECKSUM, parquet_options
+from scaling.data.shards.encode import parquet_options
+from scaling.data.shards.shard import CHECKSUM
 from scaling.errors import UserError
 from scaling.study.search import suggest_lr
 from scaling.study.store import Store, StudyFolder

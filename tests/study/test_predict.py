@@ -1,6 +1,13 @@
 """`scaling predict`: its errors are those of the trial's row."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -97,3 +104,61 @@ def test_all_labels_and_probabilities_are_told(shards, cache_root, tmp_path):
     assert table["log_g_probability"].between(0, 1).all()
     wrong = (table["log_g_probability"] > 0.5) != (table["log_g"] > 2.5)
     assert wrong.mean() == pytest.approx(row.test_error_rate)
+
+
+def test_an_output_is_never_an_input_or_another_kind_of_file(shards, one, tmp_path, capsys):
+    _, model, _ = one
+    model = Path(shutil.copy(model, tmp_path / "model.safetensors"))
+    for name in ("a.h5", "b.h5"):
+        shutil.copy(shards.parent / "hdf5" / "test" / "dataset.h5", tmp_path / name)
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "a.h5")
+    before = {path: path.read_bytes() for path in (model, tmp_path / "a.h5", tmp_path / "b.h5")}
+    for out, words in (
+        ("a.h5", "is an input"),
+        ("b.h5", "did not write"),  # predict MODEL *.h5
+        ("model.safetensors", "is an input"),
+        ("link.parquet", "not a regular file"),
+        ("absent/out.parquet", "there is no folder"),
+    ):
+        assert words in mistake(capsys, "predict", model, tmp_path / "a.h5", tmp_path / out)
+    assert before == {path: path.read_bytes() for path in before}
+    for _ in range(2):  # an earlier answer is replaced
+        run("predict", model, tmp_path / "a.h5", tmp_path / "out.parquet")
+
+
+def test_a_full_disk_is_one_line(shards, one, small_disk, capsys):
+    disk = small_disk(16_384)
+    (disk / "filler").write_bytes(bytes(16_384))
+    error = mistake(capsys, "predict", one[1], shards.parent / "hdf5" / "test" / "dataset.h5", disk / "out.parquet")
+    assert "out.parquet: the disk is full" in error
+    assert os.listdir(disk) == ["filler"]
+
+
+@pytest.mark.slow
+def test_a_killed_prediction_leaves_nothing(shards, one, tmp_path):
+    try:
+        os.close(os.open(tmp_path, os.O_TMPFILE | os.O_RDWR))
+    except OSError:
+        pytest.skip("this file system has no nameless files")
+    code = """
+        import os, signal, sys
+        from scaling.__main__ import main
+        from scaling.study import predict
+
+        answers, predict.TABLE_ROWS = predict._answers, 64
+        calls = []
+
+        def die(*arguments):
+            calls.append(None)
+            if len(calls) > 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return answers(*arguments)
+
+        predict._answers = die
+        main(["predict", *sys.argv[1:]])
+    """
+    spectra = shards.parent / "hdf5" / "test" / "dataset.h5"
+    words = [sys.executable, "-c", textwrap.dedent(code), one[1], spectra, tmp_path / "out.parquet"]
+    killed = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert os.listdir(tmp_path) == []

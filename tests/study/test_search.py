@@ -2,10 +2,10 @@ import math
 
 import pytest
 
+from scaling.files import FullError
 from scaling.study.declaration import Cell, Placement, Search
-from scaling.study.files import FULL, StoreFullError
 from scaling.study.search import MAX_LOST, CellSearch, open_rounds, suggest_lr
-from scaling.study.store import Store, StudyFolder
+from scaling.study.store import FULL, Store, StudyFolder
 from tests.study.example import example_row, example_study
 
 SEARCH = Search(trials=6, factors=(0.5, 1.0), span=4.0, round_size=2)
@@ -155,15 +155,15 @@ def test_a_full_store_ends_the_search_without_a_row_and_lets_running_trials_end(
     study, store = example_study(), {}
     search = make_search(study, store, tmp_path / "journal")
     first, second = (search.suggest(name)["trial"] for name in "ab")
-    reason = f"{FULL} --store x: no"
+    reason = "store x: no"
     forgotten = []
     first.delete_row = lambda: forgotten.append(first.key)
     if told_by == "the trial's process":
-        first.read_error = lambda: reason
+        first.read_error = lambda: FULL + reason
     else:
 
         def write_row(row):
-            raise StoreFullError(reason)
+            raise FullError(reason)
 
         first.write_row = write_row
         search.lost[first.key] = MAX_LOST

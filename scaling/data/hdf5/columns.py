@@ -85,20 +85,20 @@ def shard_type(path: Path, column: pd.Series) -> pa.DataType:
     dtype = values.dtype
     if _is_real(column) and dtype.itemsize <= 8:
         return pa.from_numpy_dtype(dtype)
-    if pd.api.types.is_string_dtype(dtype) or (
-        dtype.kind == "O"
-        and all(
-            isinstance(value, (str, bytes)) or (pd.api.types.is_scalar(value) and pd.isna(value)) for value in values
-        )
-    ):
+    # pandas calls every column of objects one of strings
+    if all(map(_is_text, values)) if pd.api.types.is_object_dtype(dtype) else pd.api.types.is_string_dtype(dtype):
         with reading(path, f"parameter column {column.name!r}", "write its text in UTF-8"):
             for value in values:
-                value.decode() if isinstance(value, bytes) else isinstance(value, str) and value.encode()
+                _ = value.decode() if isinstance(value, bytes) else str(value).encode()
         return pa.string()
     raise UserError(
         f"{path}: parameter column {column.name!r} is {column.dtype}: shards keep numbers, truth values and text: "
         "convert or drop it in the source file"
     )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, (str, bytes)) or value is None or value != value  # NaN is text that is missing
 
 
 def summarise_column(name: str, column: pd.Series) -> ColumnSummary:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from scaling.data.hdf5.columns import HEADER, ColumnSummary, column_problems, shard_type, summarise_column
-from scaling.data.hdf5.guard import find, find_array, reading, shown
+from scaling.data.hdf5.guard import find, find_array, reading
 from scaling.data.hdf5.leaks import Leak, find_leaks
 from scaling.data.hdf5.reader import MASK_ARRAY, WAVE_TOLERANCE, SpectraFile, open_spectra
+from scaling.data.hdf5.storage import ARRAYS, find_arrays, in_words, storage_problems
 from scaling.data.spectra import SNR_DEFINITION, bad_rows, snr_percentiles, spectrum_snr
 from scaling.errors import UserError
 
 RANGES = 16
 """Ranges of rows that a large file is sampled in: rows that were never written lie side by side too."""
-ARRAYS = "dataset/arrays"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,19 +28,13 @@ class Description:
     """What a file of spectra holds; of one that cannot be opened as such, only the path and why.
 
     Attributes:
-        path: The file.
-        rows: Number of spectra.
-        pixels: Pixels of each.
-        wave_range: First and last pixel centre, vacuum Å.
         arrays: Each array's type, shape and storage.
+        wave_range: First and last pixel centre, vacuum Å.
         chunk_rows: Rows stored together on disk, 1 where contiguous.
-        columns: The parameter table.
         checked_rows: Rows whose flux, error and mask were read, for all that follows.
         snr: Percentile → signal to noise.
-        snr_definition: What is meant by signal to noise.
         snr_column_median: Median of the parameter table's own ``snr``, over all rows.
-        masked_pixels: Pixels whose mask is not 0; None without a mask.
-        masked_rows: Rows with such a pixel.
+        masked_pixels: Pixels whose mask is not 0; None without a mask. ``masked_rows`` have such a pixel.
         filled_edges: First or last pixels with a NaN error, which reading fills from the neighbour.
         problems: What would stop a conversion or spoil a study, one sentence each.
     """
@@ -49,11 +43,11 @@ class Description:
     rows: int = 0
     pixels: int = 0
     wave_range: tuple[float, float] | None = None
-    arrays: dict[str, str]
+    arrays: dict[str, str] = field(default_factory=dict)
     chunk_rows: int = 0
-    columns: list[ColumnSummary]
+    columns: list[ColumnSummary] = field(default_factory=list)
     checked_rows: int = 0
-    snr: dict[str, float]
+    snr: dict[str, float] = field(default_factory=dict)
     snr_definition: str = SNR_DEFINITION
     snr_column_median: float | None = None
     masked_pixels: int | None = None
@@ -106,7 +100,7 @@ def describe(path: Path, max_rows: int = 4096) -> Description:
         arrays = _arrays_of_damaged(path)
         if arrays is None:
             raise
-        return Description(path=str(path), arrays=arrays, columns=[], snr={}, problems=[str(error)])
+        return Description(path=str(path), arrays=arrays, problems=[str(error)])
     with spectra:
         sample = _Sample(spectra)
         for start, stop in _sample_ranges(spectra.num_rows, max_rows):
@@ -114,8 +108,8 @@ def describe(path: Path, max_rows: int = 4096) -> Description:
         arrays, problems = {}, []
         try:
             with reading(path, "the list of arrays"):
-                found = _find_arrays(spectra.file)
-                arrays, problems = _in_words(found), _storage_problems(found)
+                found = find_arrays(spectra.file)
+                arrays, problems = in_words(found), storage_problems(found)
         except UserError as error:
             problems = [str(error)]
         columns, more, snr_column = _describe_columns(spectra)
@@ -130,8 +124,8 @@ def describe(path: Path, max_rows: int = 4096) -> Description:
             checked_rows=sample.rows,
             snr=snr_percentiles(np.concatenate(sample.snr)) if sum(map(len, sample.snr)) else {},
             snr_column_median=snr_column,
-            masked_pixels=sample.masked_pixels,
-            masked_rows=sample.masked_rows,
+            masked_pixels=None if sample.mask is None else sum(sample.masked),
+            masked_rows=None if sample.mask is None else sum(map(bool, sample.masked)),
             filled_edges=spectra.filled_edges,
             problems=problems + sample.problems() + more,
         )
@@ -162,23 +156,21 @@ class _Sample:
     def __init__(self, spectra: SpectraFile) -> None:
         self.rows = 0
         self.snr: list[np.ndarray] = []
+        self.masked: list[int] = []  # pixels of each row
+        self.mask: h5py.Dataset | None = None
         self._spectra = spectra
         self._unreadable: list[str] = []
         self._bad: dict[str, list[int]] = defaultdict(list)
-        self._mask = None
         with contextlib.suppress(UserError), reading(spectra.path, MASK_ARRAY):  # among the arrays, it is a problem
-            self._mask = find_array(spectra.file, MASK_ARRAY)
-        self.masked_pixels = self.masked_rows = None if self._mask is None else 0
+            self.mask = find_array(spectra.file, MASK_ARRAY)
 
     def add(self, start: int, stop: int) -> None:
         """Read rows ``start`` to ``stop``."""
         try:
             flux, error = self._spectra.read(start, stop)
-            if self._mask is not None and self._mask.shape == (self._spectra.num_rows, self._spectra.num_pixels):
+            if self.mask is not None and self.mask.shape == (self._spectra.num_rows, self._spectra.num_pixels):
                 with reading(self._spectra.path, f"{MASK_ARRAY} of rows {start} to {stop - 1}"):
-                    masked = (self._mask[start:stop] != 0).sum(axis=1)
-                    self.masked_pixels += int(masked.sum())
-                    self.masked_rows += int((masked > 0).sum())
+                    self.masked += (self.mask[start:stop] != 0).sum(axis=1).tolist()
         except UserError as mistake:
             self._unreadable.append(str(mistake))
             return
@@ -204,23 +196,6 @@ def _sample_ranges(rows: int, max_rows: int) -> list[tuple[int, int]]:
     return [(int(start), int(start) + length) for start in np.linspace(0, rows - length, RANGES)]
 
 
-def _find_arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """The arrays of a file by their short name."""
-    group = find(file, ARRAYS)
-    names = group if isinstance(group, h5py.Group) else ()
-    found = {name: find_array(file, f"{ARRAYS}/{name}/value") for name in names}
-    return {name: array for name, array in found.items() if array is not None}
-
-
-def _in_words(arrays: dict[str, h5py.Dataset]) -> dict[str, str]:
-    """The type, shape and storage of arrays."""
-    return {
-        shown(name): f"{array.dtype} {array.shape}, {f'chunks {array.chunks}' if array.chunks else 'contiguous'}"
-        + (f", {array.compression}" if array.compression else "")
-        for name, array in arrays.items()
-    }
-
-
 def _arrays_of_damaged(path: Path) -> dict[str, str] | None:
     """The arrays of what was meant as a file of spectra and cannot be used as one; None where it was not meant so."""
     if not path.is_file():
@@ -230,41 +205,9 @@ def _arrays_of_damaged(path: Path) -> dict[str, str] | None:
             return None
     try:
         with reading(path, "the arrays"), h5py.File(path, "r") as file:
-            return _in_words(_find_arrays(file)) if find(file, ARRAYS) is not None else None
+            return in_words(find_arrays(file)) if find(file, ARRAYS) is not None else None
     except UserError:
         return {}
-
-
-def _storage_problems(arrays: dict[str, h5py.Dataset]) -> list[str]:
-    """Arrays of other lengths, and flux or error that was never stored; found without reading them.
-
-    A mask that was never stored is normal: it reads as 0, good.
-    """
-    shape = arrays["flux"].shape
-    problems = [
-        f"array {shown(name)} has the shape {array.shape}, flux {shape}: expected {shape[0]} rows"
-        for name, array in arrays.items()
-        if (array.shape or ())[:1] != shape[:1]
-    ]
-    for name in ("flux", "error"):
-        if ranges := _rows_never_stored(arrays[name]):
-            what = f"{sum(stop - start for start, stop in ranges)} of {shape[0]} rows"
-            first = f"first in rows {ranges[0][0]} to {ranges[0][1] - 1}"
-            problems.append(f"{ARRAYS}/{name}/value was never written in {what}, {first}")
-    return problems
-
-
-def _rows_never_stored(array: h5py.Dataset) -> list[tuple[int, int]]:
-    """Ranges of rows for which a file holds no bytes."""
-    rows = len(array)
-    if array.chunks is None:
-        return [] if array.id.get_storage_size() else [(0, rows)]
-    stored: Counter[int] = Counter()
-    array.id.chunk_iter(lambda chunk: stored.update([chunk.chunk_offset[0]]))
-    across = -(-array.shape[1] // array.chunks[1])
-    whole = sorted(start for start, count in stored.items() if count >= across)
-    starts = [0, *(start + array.chunks[0] for start in whole)]
-    return [(start, stop) for start, stop in zip(starts, [*whole, rows], strict=True) if start < stop]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

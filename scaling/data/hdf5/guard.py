@@ -131,3 +131,16 @@ def find_array(file: h5py.File, name: str) -> h5py.Dataset | None:
     if found.is_virtual or found.external:
         raise UserError(f"{file.filename}: the values of {name} are in other files: copy them into this file")
     return found
+
+
+def check_attributes(file: h5py.File, name: str) -> None:
+    """Read all attributes on the way to a group and below it: of damaged ones h5py raises where PyTables crashes.
+
+    It also crashes where the name of one is not UTF-8, which h5py reads with surrogates in it.
+    """
+    nodes = [file]
+    for part in name.split("/"):
+        nodes.append(nodes[-1][part])
+    nodes[-1].visititems(lambda _, found: nodes.append(found))
+    for node in nodes:
+        " ".join([str(node.name), *dict(node.attrs)]).encode()

@@ -45,4 +45,5 @@ class ReadAhead:
                     self._advise(chunk.byte_offset + low * self._row_bytes, (high - low) * self._row_bytes)
 
     def _advise(self, offset: int, length: int) -> None:
+        assert self._descriptor is not None
         os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)

@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 
-from scaling.data.hdf5.guard import find_array, no_code_from_pickles, reading, reason
+from scaling.data.hdf5.guard import check_attributes, find_array, no_code_from_pickles, reading, reason
 from scaling.data.hdf5.readahead import ReadAhead
 from scaling.data.spectra import fill_edges
 from scaling.errors import UserError
@@ -86,40 +86,43 @@ class SpectraFile:
 
     def _check_layout(self) -> None:
         if find_array(self.file, WAVE_PER_SPECTRUM) is not None:
-            raise UserError(
-                f"{self.path}: a wavelength grid for each spectrum ({WAVE_PER_SPECTRUM}): resample to one grid"
-            )
-        found = {name: find_array(self.file, name) for name in (WAVE, FLUX_ARRAY, ERROR_ARRAY)}
+            raise UserError(f"{self.path}: each spectrum has a grid ({WAVE_PER_SPECTRUM}): resample to one grid")
         table, axis = f"{PARAMS}/table", f"{PARAMS}/axis1"  # of pandas' two formats
         params = axis if find_array(self.file, table) is None and find_array(self.file, axis) is not None else table
-        found[params] = find_array(self.file, params)
-        if missing := [name for name, array in found.items() if array is None]:
-            raise UserError(
-                f"{self.path}: no {', '.join(missing)}: give a file that has these arrays, in the PFS dataset layout"
-            )
-        for name in (WAVE, FLUX_ARRAY, ERROR_ARRAY):
-            if found[name].dtype.kind not in "iuf":
-                raise UserError(f"{self.path}: {name} is {found[name].dtype}: expected real numbers")
-        flux, error = found[FLUX_ARRAY].shape, found[ERROR_ARRAY].shape
-        if flux is None or error is None or len(flux) != 2 or flux != error or 0 in flux or flux[1] < 2:
+        names = (WAVE, FLUX_ARRAY, ERROR_ARRAY, params)
+        arrays = [array for array in (find_array(self.file, name) for name in names) if array is not None]
+        if len(arrays) < len(names):
+            missing = ", ".join(name for name in names if find_array(self.file, name) is None)
+            raise UserError(f"{self.path}: no {missing}: give a file that has these arrays, in the PFS dataset layout")
+        for name, array in zip(names[:3], arrays, strict=False):
+            if array.dtype.kind not in "iuf":
+                raise UserError(f"{self.path}: {name} is {array.dtype}: expected real numbers")
+        wave, flux, error, rows = (array.shape for array in arrays)
+        if flux is None or len(flux) != 2 or flux != error or 0 in flux or flux[1] < 2:
             raise UserError(f"{self.path}: flux is {flux} and error is {error}: expected one shape (spectra, pixels)")
-        for name, length in ((WAVE, flux[1]), (params, flux[0])):
-            if found[name].shape != (length,):
-                raise UserError(f"{self.path}: {name} is {found[name].shape}: flux is {flux}, so expected ({length},)")
+        for name, shape, length in ((WAVE, wave, flux[1]), (params, rows, flux[0])):
+            if shape != (length,):
+                raise UserError(f"{self.path}: {name} is {shape}: flux is {flux}, so expected ({length},)")
         if max(flux) > COMPRESSION * self.path.stat().st_size:
             raise UserError(f"{self.path}: flux is {flux}: the file is too small for that, copy it again")
-        self.wave: Float[ndarray, " pixel"] = found[WAVE][:].astype(np.float64)
+        self.wave: Float[ndarray, " pixel"] = arrays[0][:].astype(np.float64)
         if not (np.isfinite(self.wave).all() and (np.diff(self.wave) > 0).all()):
             raise UserError(
                 f"{self.path}: {WAVE} is not finite or does not increase from pixel to pixel: expected a grid in Å"
             )
 
     def blocks(
-        self, start: int, stop: int, rows: int = BLOCK_ROWS, *, fill: bool = True
+        self, start: int, stop: int, rows: int = BLOCK_ROWS, fill: bool = True
     ) -> Iterator[tuple[int, Spectra, Spectra]]:
-        """Flux and error of rows ``start`` to ``stop``, ``rows`` at a time, as ``read`` gives them; ``fill`` NaN errors or not.
+        """Flux and error of rows ``start`` to ``stop``, ``rows`` at a time, rounded once to float32.
 
         Memory is that of one block, however large the file's chunks are (compressed ones are held whole).
+
+        Args:
+            start: The first row.
+            stop: The row after the last.
+            rows: Rows of a block.
+            fill: Whether NaN errors at the edges are filled, and counted.
 
         Yields:
             The block's first row in the file, and two (rows, pixels) float32 arrays that are the caller's to keep.
@@ -130,44 +133,40 @@ class SpectraFile:
         return self._blocks([(first, min(first + rows, stop)) for first in range(start, stop, rows)], fill)
 
     def _blocks(self, ranges: list[tuple[int, int]], fill: bool) -> Iterator[tuple[int, Spectra, Spectra]]:
-        ahead = [ReadAhead(array) for array in (self._flux, self._error)]
+        arrays = (self._flux, self._error)
+        ahead = [ReadAhead(array) for array in arrays]
+        rows = min(ROUNDED_ROWS, max((stop - start for start, stop in ranges), default=0))
+        buffers = [np.empty((rows, self.num_pixels), array.dtype.newbyteorder("=")) for array in arrays]
         asked = rows_ahead = 0
         for index, (start, stop) in enumerate(ranges):
-            with reading(self.path, f"the spectra of rows {start} to {stop - 1}"):
+            with reading(self.path, f"rows {start} to {stop - 1}"):
                 while asked < len(ranges) and (asked < index + 2 or rows_ahead < ROWS_AHEAD):
                     for array in ahead:
                         array.ask(*ranges[asked])
                     rows_ahead += ranges[asked][1] - ranges[asked][0]
                     asked += 1
-                flux, error = (_read_float32(array, start, stop) for array in (self._flux, self._error))
+                flux, error = (
+                    _read_float32(array, start, stop, buffer) for array, buffer in zip(arrays, buffers, strict=True)
+                )
             rows_ahead -= stop - start
             if fill:
                 self.filled_edges += fill_edges(error)
             yield start, flux, error
 
     def read(self, start: int, stop: int) -> tuple[Spectra, Spectra]:
-        """Flux and error of rows ``start`` to ``stop``, rounded once to float32, NaN errors at the edges filled.
-
-        Returns:
-            Two (stop - start, pixels) float32 arrays.
-
-        Raises:
-            UserError: The rows cannot be read.
-        """
+        """Flux and error of rows ``start`` to ``stop`` as ``blocks`` gives them, together."""
         flux, error = (np.empty((stop - start, self.num_pixels), np.float32) for _ in range(2))
         for first, block_flux, block_error in self.blocks(start, stop):
             rows = slice(first - start, first - start + len(block_flux))
             flux[rows], error[rows] = block_flux, block_error
         return flux, error
 
-    def read_rows(self, rows: Int64[ndarray, " row"], *, fill: bool = True) -> tuple[Spectra, Spectra]:
-        """Flux and error of any rows, in the order asked for, as ``read`` gives them; ``fill`` NaN errors or not.
+    def read_rows(self, rows: Int64[ndarray, " row"], fill: bool = True) -> tuple[Spectra, Spectra]:
+        """Flux and error of any rows, in the order asked for, as ``blocks`` gives them.
 
-        They are read in the order of the file, neighbours together, each row once; the disk has up to 1024 of them to look
-        for at a time.
+        They are read in the order of the file, neighbours together, each row once; the disk is asked for 1024 at a time.
 
         Raises:
-            UserError: The rows cannot be read.
             ValueError: The file has no such row.
         """
         if len(rows) and not 0 <= rows.min() <= rows.max() < self.num_rows:
@@ -175,7 +174,7 @@ class SpectraFile:
         flux, error = (np.empty((len(rows), self.num_pixels), np.float32) for _ in range(2))
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
-        for first, block_flux, block_error in self._blocks(row_ranges(ordered), fill):
+        for first, block_flux, block_error in self._blocks(_row_ranges(ordered), fill):
             low, high = np.searchsorted(ordered, [first, first + len(block_flux)])
             places, within = order[low:high], ordered[low:high] - first
             flux[places], error[places] = block_flux[within], block_error[within]
@@ -188,6 +187,7 @@ class SpectraFile:
             UserError: The table was not written by pandas, cannot be read, or has columns without names of their own.
         """
         with reading(self.path, PARAMS, "write a pandas DataFrame with to_hdf"), no_code_from_pickles():
+            check_attributes(self.file, PARAMS)
             frame = pd.read_hdf(self.path, PARAMS, start=start, stop=stop)
             if not isinstance(frame, pd.DataFrame):
                 raise TypeError(f"a pandas {type(frame).__name__}")
@@ -208,12 +208,11 @@ class SpectraFile:
             UserError: As ``read_params`` does.
         """
         ordered = np.unique(rows)
-        if find_array(self.file, f"{PARAMS}/table") is not None:
-            self.read_params(0, 1)
-            with reading(self.path, PARAMS, "write a pandas DataFrame with to_hdf"), no_code_from_pickles():
-                frame = pd.read_hdf(self.path, PARAMS, where=ordered)
-        else:
-            frame = self.params.iloc[ordered]
+        if find_array(self.file, f"{PARAMS}/table") is None:
+            return self.params.iloc[rows].reset_index(drop=True)
+        self.read_params(0, 1)  # checks the columns
+        with reading(self.path, PARAMS, "write a pandas DataFrame with to_hdf"), no_code_from_pickles():
+            frame = pd.read_hdf(self.path, PARAMS, where=ordered)
         return frame.iloc[np.searchsorted(ordered, rows)].reset_index(drop=True)
 
     @functools.cached_property
@@ -232,15 +231,16 @@ class SpectraFile:
         with reading(self.path, "the content"):
             params = self.file[PARAMS]
             for name in ["table"] if "table" in params else sorted(params):
-                for table_bytes in _table_bytes(params[name]):
-                    digest.update(table_bytes)
+                if (array := find_array(self.file, f"{PARAMS}/{name}")) is not None:
+                    for table_bytes in _table_bytes(array):
+                        digest.update(table_bytes)
             for row in np.unique(np.linspace(0, self.num_rows - 1, FINGERPRINT_ROWS).astype(int)):
                 digest.update(self._flux[row].tobytes())
                 digest.update(self._error[row].tobytes())
         return digest.hexdigest()
 
 
-def row_ranges(rows: Int64[ndarray, " row"]) -> list[tuple[int, int]]:
+def _row_ranges(rows: Int64[ndarray, " row"]) -> list[tuple[int, int]]:
     """Rows in rising order as ranges of neighbours, of a block at most."""
     unique = np.unique(rows)
     runs = np.split(unique, np.flatnonzero(np.diff(unique) > 1) + 1) if len(unique) else []
@@ -251,10 +251,9 @@ def row_ranges(rows: Int64[ndarray, " row"]) -> list[tuple[int, int]]:
     ]
 
 
-def _read_float32(array: h5py.Dataset, start: int, stop: int) -> Spectra:
+def _read_float32(array: h5py.Dataset, start: int, stop: int, buffer: ndarray) -> Spectra:
     """Rows as stored, rounded once. A value beyond float32 becomes infinite, which `check_rows` reports."""
     rounded = np.empty((stop - start, array.shape[1]), np.float32)
-    buffer = np.empty((min(ROUNDED_ROWS, stop - start), array.shape[1]), array.dtype.newbyteorder("="))
     for first in range(start, stop, len(buffer)):
         rows = buffer[: stop - first]
         array.read_direct(rows, np.s_[first : first + len(rows)])

@@ -15,8 +15,10 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
 
+from scaling.data.hdf5.guard import reason
 from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY, MASK_ARRAY, PARAMS, TAG, WAVE, WAVE_EDGES
-from scaling.files import disk_is_full, is_full, require_space
+from scaling.errors import UserError
+from scaling.files import FINAL, disk_is_full, is_full, require_space
 
 PARAMS_BYTES = 350
 """Of a row of parameters on disk, with its index: 35 columns, rounded up."""
@@ -49,7 +51,7 @@ def write_spectra(
         A function of (flux, error, params) that appends rows.
 
     Raises:
-        FullError: The disk is full, or has too little room to begin.
+        UserError: The disk is full (`FullError`), or the folder cannot be written.
         ValueError: Other than ``num_rows`` rows were appended.
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
@@ -90,6 +92,8 @@ def write_spectra(
     except (OSError, RuntimeError) as problem:
         if is_full(problem):
             raise disk_is_full(path, needed) from problem
+        if isinstance(problem, FINAL):
+            raise UserError(f"{path}: cannot be written ({reason(problem)}): name another folder") from problem
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -11,12 +11,12 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pyarrow as pa
 
-from scaling.data.shards.encode import FILLED, PlannedShard, ShardSummary, read_summary, tensor_array
+from scaling.data.shards.encode import FILLED, PlannedShard, ShardSummary, plan_shards, read_summary, tensor_array
 from scaling.data.shards.manifest import MANIFEST, SPLITS, Manifest, Order, Source, StudyOrder
 from scaling.data.shards.order import find_drift, study_order, study_positions
 from scaling.data.shards.pipeline import map_on_ray, task_errors, write_shards
@@ -24,9 +24,12 @@ from scaling.data.shards.shard import column_values
 from scaling.data.shards.sources import Sources, inspect_sources
 from scaling.data.spectra import ERROR, FLUX, ROW_ID, check_rows, edge_faults, fill_edges
 from scaling.errors import UserError
-from scaling.files import Location, disk_is_full, json_bytes, require_space
+from scaling.files import Location, json_bytes, require_space
 from scaling.folder import Folder
 from scaling.parse import Strict, parse, parse_object
+
+if TYPE_CHECKING:
+    from scaling.data.shards.datasink import ShardDatasink
 
 CONVERSION = "conversion.json"
 LEAST_RATIO = 0.5
@@ -51,12 +54,39 @@ class Claim(Strict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """A conversion before it runs."""
+    """A conversion before it runs: the files of all splits as one sequence, and the study order of the training split."""
 
     folder: Folder
     sources: Sources
-    splits: dict[str, int]
+    by_split: dict[str, list[Source]]
     order: StudyOrder
+    rows_per_shard: int
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """The number of rows of each split."""
+        return {split: sum(source.rows for source in files) for split, files in self.by_split.items()}
+
+    @property
+    def planned(self) -> list[PlannedShard]:
+        """All shards, in the study order of all splits."""
+        return plan_shards(self.splits, self.rows_per_shard)
+
+    def sink(self, kept: Mapping[str, ShardSummary], expected: Mapping[str, str]) -> ShardDatasink:
+        """What writes the shards; see there for the arguments."""
+        from scaling.data.shards.datasink import ShardDatasink  # imports Ray
+
+        return ShardDatasink(
+            self.folder,
+            splits=self.splits,
+            wave=self.sources.wave,
+            schema=self.sources.schema,
+            rows_per_shard=self.rows_per_shard,
+            sources=self.by_split,
+            order=self.order,
+            kept=kept,
+            expected=expected,
+        )
 
     def row_numbers(self, shard: PlannedShard) -> range | np.ndarray:
         """The source rows that a shard holds, in its order."""
@@ -82,8 +112,8 @@ class Conversion:
             whole = len(places) == len(rows)
             check_rows(flux if whole else flux[places], error if whole else error[places], path, within)
         training = self.splits["train"]
-        if self.order.kind == "shuffled" and rows[0] < training:
-            rows = study_positions(training, self.order.seed or 0)[rows]
+        if self.order.kind == "shuffled":
+            rows = np.where(rows < training, study_positions(training, self.order.seed or 0)[rows % training], rows)
         block = block.set_column(block.column_names.index(ROW_ID), ROW_ID, pa.array(rows))
         return block.append_column(FILLED, pa.array(filled.astype(np.int8)))
 
@@ -120,48 +150,40 @@ def convert(
     Raises:
         UserError: A source cannot be used, the disk is full, or ``dest`` holds something else.
     """
-    from scaling.data.shards.datasink import ShardDatasink  # they import Ray
-    from scaling.data.shards.datasource import SpectraDatasource
+    from scaling.data.shards.datasource import SpectraDatasource  # imports Ray
 
     settings = _settings(rows_per_shard, order, order_seed)
-    folder, say = Folder.at(dest), say or (lambda _: None)
-    paths = {split: [Path(path) for path in files] for split, files in zip(SPLITS, (train, val, test), strict=True)}
-    if empty := [split for split, files in paths.items() if not files]:
-        raise UserError(f"no source file for the {empty[0]} split: give at least one")
-    sources = inspect_sources(path for files in paths.values() for path in files)
-    by_split = _by_split(sources, paths)
-    splits = {split: sum(source.rows for source in files) for split, files in by_split.items()}
-    fingerprints = {split: [source.fingerprint for source in files] for split, files in by_split.items()}
-    decided = _claim(folder, Identity(**settings, sources=fingerprints), by_split["train"])
-    conversion = Conversion(folder=folder, sources=sources, splits=splits, order=decided)
-    listed = _listed(folder)
-    describe = functools.partial(
-        ShardDatasink,
-        folder,
-        splits=splits,
-        wave=sources.wave,
-        schema=sources.schema,
-        rows_per_shard=rows_per_shard,
-        sources=by_split,
-        order=decided,
-        expected=listed,
-    )
-    planned = describe().planned
+    conversion = _plan(Folder.at(dest), {"train": train, "val": val, "test": test}, settings)
+    folder, planned, listed = conversion.folder, conversion.planned, _listed(conversion.folder)
     with task_errors(dest):
-        kept = _whole_shards(folder, planned, sources.schema, listed)
-    sink, missing = describe(kept=kept), [shard for shard in planned if shard.file not in kept]
-    if kept:
-        say(f"{len(kept)} of {len(planned)} shards are there and whole")
-    with task_errors(dest, lambda: disk_is_full(dest, _bytes_needed(conversion, planned))):
+        kept = _whole_shards(conversion, listed)
+        if kept and say:
+            say(f"{len(kept)} of {len(planned)} shards are there and whole")
+        sink, missing = conversion.sink(kept, listed), [shard for shard in planned if shard.file not in kept]
         if missing:
-            _require_room(conversion, planned)
-            units = [conversion.row_numbers(shard) for shard in missing]
-            files = [source.path for source in sources.files]
-            datasource = SpectraDatasource(files, rows=units)
-            say(write_shards(datasource, conversion.prepare, sink, datasource.num_tasks(_cpus())))
+            require_space(str(folder), _bytes_needed(conversion))
+            files, units = [source.path for source in conversion.sources.files], map(conversion.row_numbers, missing)
+            datasource = SpectraDatasource(files, rows=list(units))
+            statistics = write_shards(datasource, conversion.prepare, sink, datasource.num_tasks(_cpus()))
+            if say:
+                say(statistics)
         else:
             sink.publish([kept[shard.file] for shard in planned])
     return Manifest.load(folder)
+
+
+def _plan(folder: Folder, paths: Mapping[str, Iterable[Path]], settings: dict[str, Any]) -> Conversion:
+    """Check the sources, and claim the folder for a conversion of them."""
+    files = {split: list(some) for split, some in paths.items()}
+    if empty := [split for split in SPLITS if not files[split]]:
+        raise UserError(f"no source file for the {empty[0]} split: give at least one")
+    sources = inspect_sources(Path(path) for split in SPLITS for path in files[split])
+    of_all = iter(sources.files)
+    by_split = {split: [next(of_all) for _ in files[split]] for split in SPLITS}
+    fingerprints = {split: [source.fingerprint for source in some] for split, some in by_split.items()}
+    order = _claim(folder, Identity(**settings, sources=fingerprints), by_split["train"])
+    rows = settings["rows_per_shard"]
+    return Conversion(folder=folder, sources=sources, by_split=by_split, order=order, rows_per_shard=rows)
 
 
 def _settings(rows_per_shard: int, order: str, order_seed: int) -> dict[str, Any]:
@@ -174,16 +196,10 @@ def _settings(rows_per_shard: int, order: str, order_seed: int) -> dict[str, Any
     return {"rows_per_shard": rows_per_shard, "order": order, "order_seed": order_seed}
 
 
-def _cpus() -> float:
+def _cpus() -> int:
     import ray
 
-    return float(ray.cluster_resources().get("CPU", 1))
-
-
-def _by_split(sources: Sources, paths: Mapping[str, list[Path]]) -> dict[str, list[Source]]:
-    """The files of each split, from those of all."""
-    files = iter(sources.files)
-    return {split: [next(files) for _ in paths[split]] for split in SPLITS}
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _claim(folder: Folder, identity: Identity, train: list[Source]) -> StudyOrder:
@@ -220,13 +236,12 @@ def _listed(folder: Folder) -> dict[str, str]:
     return {shard.file: shard.checksum for split in SPLITS for shard in manifest.shards(split)}
 
 
-def _whole_shards(
-    folder: Folder, planned: list[PlannedShard], schema: pa.Schema, listed: Mapping[str, str]
-) -> dict[str, ShardSummary]:
+def _whole_shards(conversion: Conversion, listed: Mapping[str, str]) -> dict[str, ShardSummary]:
     """Summaries of the shards that are there, by file: every page of them is read."""
+    folder = conversion.folder
     there = {f"{split}/{name}" for split in SPLITS for name in folder.files(split)}
-    present = [shard for shard in planned if shard.file in there]
-    found = map_on_ray(functools.partial(read_summary, folder=folder, schema=schema), present)
+    present = [shard for shard in conversion.planned if shard.file in there]
+    found = map_on_ray(functools.partial(read_summary, folder=folder, schema=conversion.sources.schema), present)
     return {
         summary.shard.file: summary
         for summary in found
@@ -234,12 +249,7 @@ def _whole_shards(
     }
 
 
-def _bytes_needed(conversion: Conversion, planned: list[PlannedShard]) -> int:
+def _bytes_needed(conversion: Conversion) -> int:
     """The least that the shards which are not there will take."""
-    rows = sum(shard.rows for shard in planned if conversion.folder.size(shard.file) is None)
+    rows = sum(shard.rows for shard in conversion.planned if conversion.folder.size(shard.file) is None)
     return int(8 * len(conversion.sources.wave) * LEAST_RATIO * rows)
-
-
-def _require_room(conversion: Conversion, planned: list[PlannedShard]) -> None:
-    if conversion.folder.local:
-        require_space(conversion.folder.local, _bytes_needed(conversion, planned))

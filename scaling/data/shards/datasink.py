@@ -152,6 +152,10 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
 
     def on_write_failed(self, error: Exception) -> None:
         """Leave nothing that looks finished: shards have their names only when whole, and the manifest is the last file."""
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        """Remove what killed writers left on a file system without nameless files."""
         for split in SPLITS:
             for file in self.folder.files(split):
                 if file.endswith(".tmp"):
@@ -159,6 +163,7 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
 
     def publish(self, summaries: list[ShardSummary]) -> None:
         """Write the pixel statistics, and last the manifest, from the summaries of all shards in their order."""
+        self._remove_leftovers()
         splits = {split: [s for s in summaries if s.shard.file.startswith(f"{split}/")] for split in SPLITS}
         training = _add_up(splits["train"])
         statistics = pixel_statistics_bytes({"wave": self._wave, **training.pixels()})

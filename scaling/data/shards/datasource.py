@@ -98,11 +98,11 @@ class SpectraDatasource(Datasource):
         """The bytes of all rows in memory."""
         return self.row_bytes * sum(map(len, self._units))
 
-    def num_tasks(self, cpus: float) -> int:
+    def num_tasks(self, cpus: int) -> int:
         """Tasks for so many processors: long ones, as each costs scheduling; all busy to the end; each bounded in memory."""
         most = max(1, TASK_BYTES // max(1, self.row_bytes * max(map(len, self._units))))
-        waves = math.ceil(len(self._units) / (most * max(1, int(cpus))))
-        return min(len(self._units), waves * max(1, int(cpus)))
+        waves = math.ceil(len(self._units) / (most * cpus))
+        return min(len(self._units), waves * cpus)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None

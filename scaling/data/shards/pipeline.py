@@ -25,50 +25,37 @@ BLOCK_BYTES = 2**24
 
 
 @contextlib.contextmanager
-def task_errors(dest: Location, full: Callable[[], UserError] | None = None) -> Iterator[None]:
+def task_errors(dest: Location) -> Iterator[None]:
     """Turns what went wrong in a task, which Ray wraps in tracebacks, into one line.
 
     Args:
         dest: What the tasks write to, for the message.
-        full: The error for a full disk.
 
     Raises:
         UserError: The user's mistake, or an error of the file system.
     """
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
         cause = _cause(error)
         if isinstance(cause, UserError):
-            raise UserError(str(cause)) from None
+            raise type(cause)(str(cause).partition("\n")[0]) from None  # what follows is Ray's
         if not isinstance(cause, OSError):
             raise
-        if is_full(cause) and full is not None:
-            raise full() from None
         reason = cause.strerror or str(cause).splitlines()[0]
         where = cause.filename or dest
-        remedy = "correct its permissions or name another folder" if isinstance(cause, FINAL) else "run it again"
+        remedy = "correct its permissions or name another place" if isinstance(cause, FINAL) else "run it again"
+        remedy = "make room and run the same command again" if is_full(cause) else remedy
         raise UserError(f"{where}: {reason}: {remedy}") from None
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What a task raised."""
-    seen: BaseException | None = error
-    while seen is not None:
-        for found in (seen, getattr(seen, "cause", None)):
-            if isinstance(found, UserError | OSError) and not _is_wrapper(found):
-                return found
-        seen = seen.__cause__ or getattr(seen, "cause", None)
-    return error
-
-
-def _is_wrapper(error: BaseException) -> bool:
-    """Whether Ray made the class: one that is both its own and the cause's, with a traceback for a message."""
+    """What a task raised: Ray's own class is also the cause's, with a traceback for a message."""
     import ray
 
-    return isinstance(error, ray.exceptions.RayTaskError)
+    while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error
 
 
 def context() -> DataContext:
@@ -77,7 +64,7 @@ def context() -> DataContext:
 
     settings = DataContext.get_current().copy()
     settings.target_max_block_size = BLOCK_BYTES
-    settings.print_on_execution_start = False
+    settings.raise_original_map_exception = True
     return settings
 
 

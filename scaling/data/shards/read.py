@@ -16,8 +16,8 @@ from scaling.data.shards.shard import ROW_GROUP_ROWS
 from scaling.data.shards.sources import Sources
 from scaling.data.spectra import ERROR, FLUX, ROW_ID
 
-Unit = range | Int64[ndarray, " row"]
-"""Rows that are read by one task: a range of them, or row numbers in any order."""
+Unit = range | ndarray
+"""Rows that are read by one task: a range of them, or (rows,) int64 row numbers in any order."""
 
 
 def read_units(units: Sequence[Unit], sources: Sources, columns: list[str], pixels: range) -> Iterator[pa.Table]:

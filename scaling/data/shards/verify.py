@@ -66,8 +66,13 @@ def _conversion(manifest: Manifest) -> Conversion:
     for now, then in zip(sources.files, made_from, strict=True):
         if now.rows != then.rows:
             raise UserError(f"{now.path}: {now.rows} spectra, {then.rows} when it was converted")
-    splits = {split: manifest.num_rows(split) for split in SPLITS}
-    return Conversion(folder=manifest.folder, sources=sources, splits=splits, order=manifest.order)
+    return Conversion(
+        folder=manifest.folder,
+        sources=sources,
+        by_split=manifest.sources,
+        order=manifest.order,
+        rows_per_shard=manifest.rows_per_shard,
+    )
 
 
 def _shard_problem(manifest: Manifest, conversion: Conversion | None, planned: PlannedShard) -> str:

@@ -20,10 +20,10 @@ from numpy import ndarray
 from scaling.data.batches.bins import bin_numbers, snr_edges
 from scaling.data.hdf5.reader import open_spectra
 from scaling.data.shards.manifest import Manifest
-from scaling.data.shards.shardfile import ERROR, FLUX, column_values, row_groups
+from scaling.data.shards.shard import column_values, row_groups
 from scaling.data.simulated.emulator import emulate_flux
 from scaling.data.simulated.rows import FULL_PIXELS, LABEL_HIGH, LABEL_LOW, LABELS
-from scaling.data.spectra import SNR_DEFINITION, check_rows, snr_percentiles, spectrum_snr
+from scaling.data.spectra import ERROR, FLUX, SNR_DEFINITION, check_rows, snr_percentiles, spectrum_snr
 from scaling.errors import UserError
 
 FREE_LABELS = LABELS[:3]
@@ -40,23 +40,19 @@ FLUX_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InformationLimit:
-    """The smallest errors that the spectra of a test split allow, averaged over them. Units are those of the label.
+    """The smallest errors that the spectra of a test split allow, averaged over them, in units of the label.
 
     Attributes:
         label: What is estimated, with all other labels marginalised.
         noise_level: What multiplies the spectra's errors.
-        rows: Spectra averaged over.
-        num_rows: Spectra there are.
+        rows: Spectra averaged over, of ``num_rows``.
         guess_mae_dex: MAE of always answering the middle of the label's range.
         mae_dex: Mean over spectra of sigma·sqrt(2/π), the MAE of an optimal estimator with Gaussian errors. Sigma takes
-            the labels' ranges into account.
+            the labels' ranges (``prior``) into account.
         mae_without_prior_dex: The same of the plain Cramér–Rao limit. Where the noise is large it exceeds the guess.
         rmse_dex: Root mean square of sigma.
         r2: 1 − mean sigma²/variance of the label.
-        by_snr: {low, high, count, snr, mae_dex, mae_without_prior_dex, rmse_dex} of each bin of SNR; ``snr`` is the median.
-        snr_definition: What is meant by SNR.
-        prior: The range of each label.
-        assumes: The assumptions, in words.
+        by_snr: The same of each bin of SNR: {low, high, count, snr (the median), mae_dex, mae_without_prior_dex, rmse_dex}.
     """
 
     label: str
@@ -171,26 +167,24 @@ def information_limit(
     if rows < 1 or not noise_level > 0:
         raise UserError(f"{rows} rows at noise level {noise_level:g}: give 1 row or more and a noise level above 0")
     which = FREE_LABELS.index(label)
-    plain, bounded, snr, truth = [], [], [], []
+    parts = []
     for flux, error, labels in _simulated_spectra(path, rows):
         fisher = fisher_information(flux_derivatives(labels, flux.shape[1]), noise_level * error)
-        plain.append(SPAN[which] * cramer_rao(fisher)[:, which])
-        bounded.append(SPAN[which] * cramer_rao(fisher, 1 / 12)[:, which])
-        snr.append(spectrum_snr(flux, error).astype(np.float64))
-        truth.append(labels[:, which])
-    sigma = pd.DataFrame({"plain": np.concatenate(plain), "bounded": np.concatenate(bounded)})
-    sigma["snr"], answers = np.concatenate(snr), np.concatenate(truth)
-    percentiles, num_rows = _about(path, sigma["snr"].to_numpy())
-    edges = snr_edges(percentiles, sigma["snr"].to_numpy())
-    groups = sigma.groupby(bin_numbers(sigma["snr"].to_numpy(), edges))
+        part = {"plain": SPAN[which] * cramer_rao(fisher)[:, which], "label": labels[:, which]}
+        part["bounded"] = SPAN[which] * cramer_rao(fisher, 1 / 12)[:, which]
+        parts.append(pd.DataFrame(part | {"snr": spectrum_snr(flux, error).astype(np.float64)}))
+    sigma = pd.concat(parts, ignore_index=True)
+    snr = sigma["snr"].to_numpy()
+    percentiles, num_rows = _about(path, snr)
+    edges = snr_edges(percentiles, snr)
     return InformationLimit(
         label=label,
         noise_level=noise_level,
         rows=len(sigma),
         num_rows=num_rows,
-        guess_mae_dex=float(np.abs(answers - LOW[which] - SPAN[which] / 2).mean()),
+        guess_mae_dex=float((sigma["label"] - LOW[which] - SPAN[which] / 2).abs().mean()),
         **_errors(sigma),
-        r2=float(1 - (sigma["bounded"] ** 2).mean() / answers.var()),
+        r2=float(1 - (sigma["bounded"] ** 2).mean() / sigma["label"].var(ddof=0)),
         by_snr=[
             {
                 "low": float(edges[k]),
@@ -199,7 +193,7 @@ def information_limit(
                 "snr": float(some["snr"].median()),
             }
             | _errors(some)
-            for k, some in groups
+            for k, some in sigma.groupby(bin_numbers(snr, edges))
         ],
         snr_definition=SNR_DEFINITION,
         prior={name: [float(LOW[k]), float(LOW[k] + SPAN[k])] for k, name in enumerate(FREE_LABELS)},
@@ -230,7 +224,7 @@ def _about(path: Path, snr: Float64[ndarray, " row"]) -> tuple[dict[str, float],
 
 
 def _simulated_spectra(path: Path, rows: int) -> Iterator[tuple[ndarray, ndarray, ndarray]]:
-    """Flux, error and free labels of the first spectra, in pieces, each compared with what the emulator gives.
+    """Flux, error and free labels of the first spectra, in blocks, each compared with what the emulator gives.
 
     Raises:
         UserError: They differ.
@@ -248,7 +242,7 @@ def _simulated_spectra(path: Path, rows: int) -> Iterator[tuple[ndarray, ndarray
 
 
 def _spectra(path: Path, rows: int) -> Iterator[tuple[ndarray, ndarray, pd.DataFrame]]:
-    """Flux, error and parameters of the first spectra, in pieces."""
+    """Flux, error and parameters of the first spectra, in blocks."""
     if path.is_file():
         with open_spectra(path) as spectra:
             stop = min(rows, spectra.num_rows)
@@ -260,8 +254,8 @@ def _spectra(path: Path, rows: int) -> Iterator[tuple[ndarray, ndarray, pd.DataF
     left = min(rows, manifest.num_rows("test"))
     for shard in manifest.leading_shards("test", left):
         for table in row_groups(manifest.folder, shard.file):
-            piece = table.slice(0, left)
-            if len(piece):
-                params = piece.drop_columns([FLUX, ERROR]).to_pandas()
-                yield column_values(piece, FLUX), column_values(piece, ERROR), params
-            left -= len(piece)
+            some = table.slice(0, left)
+            if len(some):
+                params = some.drop_columns([FLUX, ERROR]).to_pandas()
+                yield column_values(some, FLUX), column_values(some, ERROR), params
+            left -= len(some)

@@ -52,8 +52,6 @@ class Simulation:
 
     Attributes:
         train: Spectra of the training split; likewise ``val`` and ``test``.
-        val: Spectra of the validation split.
-        test: Spectra of the test split.
         seed: What every random number is derived from, in [0, 2^63).
         pixels: 4096, or 2048 or 1024 for means of 2 or 4 neighbouring pixels.
         mag_range: Faintness, uniform between the two i-band magnitudes (bright limit first).
@@ -79,12 +77,9 @@ class Simulation:
             raise UserError(f"Simulation.seed is {self.seed}: give an integer from 0 to 2^63 - 1")
         if self.pixels not in (4096, 2048, 1024):
             raise UserError(f"Simulation.pixels is {self.pixels}: give 4096, 2048 or 1024")
-        if not (
-            len(self.mag_range) == 2 and np.isfinite(self.mag_range).all() and self.mag_range[0] <= self.mag_range[1]
-        ):
-            raise UserError(
-                f"Simulation.mag_range is {self.mag_range}: give two magnitudes, the smaller (brighter) first"
-            )
+        mags = self.mag_range
+        if not (len(mags) == 2 and np.isfinite(mags).all() and mags[0] <= mags[1]):
+            raise UserError(f"Simulation.mag_range is {mags}: give two magnitudes, the smaller (brighter) first")
         if not 1 <= self.train_files <= self.train:
             raise UserError(
                 f"Simulation.train_files is {self.train_files}: give 1 to {self.train}, the training spectra"
@@ -149,23 +144,16 @@ def _simulate_block(
         error = np.sqrt(_sum_pixels(np.square(error, out=error), factor)) / factor
 
     params = {name: labels[:, axis] for axis, name in enumerate(LABELS)}
-    params |= {
-        "id": block * BLOCK_ROWS + np.arange(BLOCK_ROWS),
-        "mag": mag,
-        "snr": spectrum_snr(flux, error).astype(float),
-    }
-    params["interp_param"] = np.array(LABELS)[free_axis]
-    return flux, error, params
+    params |= {"id": block * BLOCK_ROWS + np.arange(BLOCK_ROWS), "mag": mag}
+    return (
+        flux,
+        error,
+        params | {"snr": spectrum_snr(flux, error).astype(float), "interp_param": np.array(LABELS)[free_axis]},
+    )
 
 
 def simulate_rows(simulation: Simulation, split: str, start: int, stop: int) -> SimulatedRows:
-    """Rows ``start`` to ``stop`` of a split; the same bits whatever range they are asked in.
-
-    Args:
-        simulation: What to simulate.
-        split: ``train``, ``val`` or ``test``.
-        start: First row.
-        stop: Row after the last.
+    """Rows ``start`` to ``stop`` of a split (``train``, ``val`` or ``test``); the same bits whatever range is asked for.
 
     Raises:
         ValueError: The range is empty or outside the split.
@@ -173,15 +161,15 @@ def simulate_rows(simulation: Simulation, split: str, start: int, stop: int) -> 
     if not 0 <= start < stop <= simulation.rows(split):
         raise ValueError(f"rows {start} to {stop} of {split}: give a range within 0 to {simulation.rows(split)}")
     flux, error = np.empty((2, stop - start, simulation.pixels))
-    pieces: list[dict[str, ndarray]] = []
+    blocks: list[dict[str, ndarray]] = []
     for block in range(start // BLOCK_ROWS, (stop - 1) // BLOCK_ROWS + 1):
         first = block * BLOCK_ROWS
         inside = slice(max(start - first, 0), min(stop - first, BLOCK_ROWS))
         rows = slice(first + inside.start - start, first + inside.stop - start)
         block_flux, block_error, params = _simulate_block(simulation, split, block)
         flux[rows], error[rows] = block_flux[inside], block_error[inside]
-        pieces.append({name: values[inside] for name, values in params.items()})
-    simulated = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        blocks.append({name: values[inside] for name, values in params.items()})
+    simulated = {name: np.concatenate([drawn[name] for drawn in blocks]) for name in blocks[0]}
     columns = dict.fromkeys(COLUMNS, np.nan) | CONSTANTS | simulated
     return SimulatedRows(flux, error, pd.DataFrame(columns, index=range(stop - start)))
 

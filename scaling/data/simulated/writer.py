@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from scaling.data.hdf5.guard import reason, shown
 from scaling.data.hdf5.reader import open_spectra
-from scaling.data.hdf5.writer import file_bytes, require_space, write_spectra
-from scaling.data.shards.pipeline import map_on_ray
+from scaling.data.hdf5.writer import file_bytes, write_spectra
 from scaling.data.simulated.rows import COLUMNS as COLUMNS
 from scaling.data.simulated.rows import SPLITS, Simulation, simulate_rows, wavelength_grid
 from scaling.errors import UserError
+from scaling.files import require_space
 
 WRITE_ROWS = 256
-"""Rows written together: 16 MiB of flux and error at 4096 pixels, which the allocator reuses from piece to piece."""
+"""Rows written together: 16 MiB of flux and error at 4096 pixels, which the allocator reuses from block to block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +49,13 @@ def pending_files(dest: Path, simulation: Simulation) -> list[SimulatedFile]:
     Raises:
         UserError: A file of that name is there and holds something else.
     """
-    files = simulation_files(dest, simulation)
-    for file in files:
+    pending = []
+    for file in simulation_files(dest, simulation):
         if file.path.exists():
             _require_same(file.path, _file_tag(simulation, file))
-    return [file for file in files if not file.path.exists()]
+        else:
+            pending.append(file)
+    return pending
 
 
 def write_simulation(
@@ -64,7 +66,7 @@ def write_simulation(
 ) -> dict[str, list[Path]]:
     """Write a simulation in the layout of real files: ``DEST/{train_0,…,val,test}/dataset.h5``.
 
-    A file that is already there and holds the same spectra is kept. Memory is bounded by a piece of rows and one file's
+    A file that is already there and holds the same spectra is kept. Memory is bounded by a block of rows and one file's
     parameter table.
 
     Args:
@@ -87,38 +89,56 @@ def write_simulation(
         file.path.parent.mkdir(parents=True, exist_ok=True)
     total = sum(simulation.rows(split) for split in SPLITS)
     done = total - sum(file.rows for file in pending)
-
-    def count_rows(rows: int) -> None:
-        nonlocal done
+    if parallel and len(pending) > 1:
+        counts = _write_on_ray(simulation, pending)
+    else:
+        counts = (rows for file in pending for rows in _write_file(simulation, file))
+    for rows in counts:
         done += rows
         if progress:
             progress(done, total)
-
-    def count_files(*_: int) -> None:
-        if progress:
-            progress(total - sum(file.rows for file in pending if not file.path.exists()), total)
-
-    if parallel and len(pending) > 1:
-        longest_first = sorted(pending, key=lambda file: -file.rows)  # for a short tail
-        map_on_ray(functools.partial(_write_file, simulation), longest_first)
-        count_files()
-    else:
-        for file in pending:
-            _write_file(simulation, file, count_rows)
     paths: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for file in simulation_files(dest, simulation):
         paths[file.split].append(file.path)
     return paths
 
 
-def _write_file(simulation: Simulation, file: SimulatedFile, count: Callable[[int], None] | None = None) -> None:
+def _write_on_ray(simulation: Simulation, pending: list[SimulatedFile]) -> Iterator[int]:
+    """Write each file in a task of Ray Data, the longest first; the rows of each as it ends."""
+    import ray
+
+    files = sorted(pending, key=lambda file: -file.rows)
+    settings = ray.data.DataContext.get_current().copy()
+    settings.print_on_execution_start = settings.enable_progress_bars = False
+    with ray.data.DataContext.current(settings):
+        items = [{"file": index} for index in range(len(files))]
+        tasks = ray.data.from_items(items, override_num_blocks=len(items))
+        written = tasks.map(_write_row, fn_args=(simulation, files), num_cpus=1)  # type: ignore[arg-type]
+    for row in written.iter_rows():
+        if row["mistake"]:
+            raise UserError(row["mistake"])
+        yield int(row["rows"])
+
+
+def _write_row(row: dict[str, int], simulation: Simulation, files: list[SimulatedFile]) -> dict[str, int | str]:
+    """One task. A mistake is returned: of one that is raised, Ray Data prints a traceback and loses the cause."""
+    file = files[row["file"]]
+    try:
+        return {"rows": sum(_write_file(simulation, file)), "mistake": ""}
+    except UserError as error:
+        return {"rows": 0, "mistake": str(error)}
+    except OSError as error:
+        return {"rows": 0, "mistake": f"{file.path}: cannot be written ({reason(error)}): run the same command again"}
+
+
+def _write_file(simulation: Simulation, file: SimulatedFile) -> Iterator[int]:
+    """Write a file, block by block; the rows of each."""
     grid, tag = wavelength_grid(simulation.pixels), _file_tag(simulation, file)
     with write_spectra(file.path, *grid, num_rows=file.rows, tag=tag) as append:
         for first in range(file.start, file.stop, WRITE_ROWS):
             rows = simulate_rows(simulation, file.split, first, min(first + WRITE_ROWS, file.stop))
             append(rows.flux, rows.error, rows.params)
-            if count:
-                count(len(rows.params))
+            yield len(rows.params)
 
 
 def _file_tag(simulation: Simulation, file: SimulatedFile) -> str:
@@ -141,4 +161,6 @@ def _require_same(path: Path, tag: str) -> None:
     if found is None:
         raise UserError(f"{path} is there and was not written by `scaling simulate`: name another folder or remove it")
     if found != tag:
-        raise UserError(f"{path} holds another simulation ({found}; asked for {tag}): name another folder or remove it")
+        raise UserError(
+            f"{path} holds another simulation ({shown(found)}; asked for {tag}): name another folder or remove it"
+        )

@@ -1,3 +1,4 @@
+import os
 import shutil
 import time
 import warnings
@@ -86,23 +87,84 @@ def test_every_way_of_storage_reads_alike(source, file, layout):
 
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_pieces_are_the_rows_in_order_and_the_callers_to_keep(source, data):
+def test_blocks_are_the_rows_in_order_and_the_callers_to_keep(source, data):
     start = data.draw(st.integers(0, 100))
     stop = data.draw(st.integers(start, 100))
     rows = data.draw(st.integers(1, 120))
     with open_spectra(source) as spectra:
-        pieces = list(spectra.blocks(start, stop, rows))
-        assert [first for first, _, _ in pieces] == list(range(start, stop, rows))
-        assert all(flux.dtype == error.dtype == np.float32 for _, flux, error in pieces)
+        blocks = list(spectra.blocks(start, stop, rows))
+        assert [first for first, _, _ in blocks] == list(range(start, stop, rows))
+        assert all(flux.dtype == error.dtype == np.float32 for _, flux, error in blocks)
         flux, error = spectra.read(start, stop)
-        if pieces:
-            assert np.array_equal(np.concatenate([piece for _, piece, _ in pieces]), flux)
-            assert np.array_equal(np.concatenate([piece for _, _, piece in pieces]), error)
+        if blocks:
+            assert np.array_equal(np.concatenate([block for _, block, _ in blocks]), flux)
+            assert np.array_equal(np.concatenate([block for _, _, block in blocks]), error)
         assert len(flux) == len(error) == stop - start
 
 
+@pytest.fixture(scope="module")
+def stored(source, tmp_path_factory):
+    """The file in every way of storage, with NaN errors at edges of some rows."""
+    files = {}
+    for name, layout in LAYOUTS.items():
+        files[name] = shutil.copy(source, tmp_path_factory.mktemp("stored") / "dataset.h5")
+        edit(files[name], lambda raw: raw[ERROR_ARRAY].__setitem__((slice(0, 100, 3), 0), np.nan))
+        edit(files[name], lambda raw, layout=layout: store_as(raw, **layout))
+    return files
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=20, deadline=None)
+@given(rows=st.lists(st.integers(0, 99), max_size=40), fill=st.booleans())
+def test_rows_in_any_order_are_those_read_in_order(stored, layout, rows, fill):
+    with open_spectra(stored[layout]) as spectra:
+        rows = np.array(rows, np.int64)
+        whole = spectra.read(0, 100) if fill else next(spectra.blocks(0, 100, 100, fill=False))[1:]
+        spectra.filled_edges = 0
+        found = spectra.read_rows(rows, fill=fill)
+        assert all(values.dtype == np.float32 for values in found)
+        assert all(
+            np.array_equal(one, all_rows[rows], equal_nan=True) for one, all_rows in zip(found, whole, strict=True)
+        )
+        assert spectra.filled_edges == (len({row for row in rows.tolist() if row % 3 == 0}) if fill else 0)
+        expected = spectra.params.iloc[rows].reset_index(drop=True)
+        pd.testing.assert_frame_equal(spectra.params_rows(rows), expected)
+
+
+def test_parameters_in_any_order_are_read_range_by_range(source, monkeypatch):
+    monkeypatch.setattr("scaling.data.hdf5.reader.TABLE_ROWS", 7)
+    with open_spectra(source) as spectra:
+        assert spectra.params_rows(np.array([99, 0, 7, 6, 0]))["id"].tolist() == [99, 0, 7, 6, 0]
+
+
+@pytest.mark.parametrize("rows", [[100], [-1], [5, 100]])
+def test_rows_that_are_not_there_are_not_read(source, rows):
+    with open_spectra(source) as spectra, pytest.raises(ValueError, match="has 100"):
+        spectra.read_rows(np.array(rows))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "64 rows", "gzip"])
+def test_the_disk_is_asked_for_exactly_the_rows_before_they_are_read(stored, layout, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, offset, length, advice: asked.append((offset, length)))
+    with open_spectra(stored[layout]) as spectra, h5py.File(stored[layout]) as raw:
+        spectra.read_rows(np.array([70, 3, 4, 3, 99]))
+        for name in (FLUX_ARRAY, ERROR_ARRAY):
+            array = raw[name]
+            for first, last in ((3, 5), (70, 71), (99, 100)):
+                if layout == "gzip":
+                    chunk = array.id.get_chunk_info_by_coord((first, 0))
+                    expected = (chunk.byte_offset, chunk.size)
+                else:
+                    chunk = array.chunks and array.id.get_chunk_info_by_coord((first, 0))
+                    begin = chunk.byte_offset - first // 64 * 64 * 8192 if chunk else array.id.get_offset()
+                    expected = (begin + first * 8192, (last - first) * 8192)
+                assert asked.count(expected) == 1
+    assert len(asked) == (4 if layout == "gzip" else 6)
+
+
 def test_a_compressed_chunk_is_decoded_once(file):
-    """Reading in ten pieces costs about what reading at once does, although all rows are in one compressed chunk."""
+    """Reading in ten blocks costs about what reading at once does, although all rows are in one compressed chunk."""
     edit(file, lambda raw: store_as(raw, chunks=(2048, 1024), maxshape=(None, 1024), compression="gzip"))
 
     def seconds(rows):
@@ -180,6 +242,7 @@ def test_only_the_outermost_pixels_are_filled():
         (ERROR_ARRAY, np.s_[7, 9], np.nan, r"error is not finite \(beyond the edge pixels\) in row 7"),
         (ERROR_ARRAY, np.s_[8, 9], 0.0, "error is 0 or negative in row 8"),
         (ERROR_ARRAY, np.s_[8, 9], -1.0, "error is 0 or negative in row 8"),
+        (ERROR_ARRAY, np.s_[9], 1e-40, r"SNR is not finite \(the error is too small\) in row 9, 1 such"),
     ],
 )
 def test_unusable_rows_are_named(file, name, cell, value, message):
@@ -189,6 +252,20 @@ def test_unusable_rows_are_named(file, name, cell, value, message):
     edit(file, damage)
     with open_spectra(file) as spectra, pytest.raises(UserError, match=f"{file}.*{message}"):
         check_rows(*spectra.read(0, 100), file)
+
+
+def test_an_snr_that_overflows_in_few_pixels_is_no_fault(file):
+    edit(file, lambda raw: raw[ERROR_ARRAY].__setitem__((9, slice(0, 40)), 1e-40))
+    with open_spectra(file) as spectra:
+        check_rows(*spectra.read(0, 100), file)
+
+
+def test_whole_numbers_are_rounded_once(file):
+    """Through float64, 2**55 + 2**31 + 1 would be rounded to the middle of two float32 numbers, and then to even."""
+    values = np.full((100, 1024), 2**55 + 2**31 + 1)
+    edit(file, lambda raw: (raw.__delitem__(FLUX_ARRAY), raw.__setitem__(FLUX_ARRAY, values)))
+    with open_spectra(file) as spectra:
+        assert np.array_equal(spectra.read(0, 100)[0], values.astype(np.float32))
 
 
 def shorten(name, cut):
@@ -206,7 +283,7 @@ def shorten(name, cut):
         (lambda raw: raw.__delitem__(ERROR_ARRAY), f"no {ERROR_ARRAY}"),
         (lambda raw: (raw.__delitem__(FLUX_ARRAY), raw.__delitem__(WAVE)), f"no {WAVE}, {FLUX_ARRAY}"),
         (lambda raw: raw.__delitem__(PARAMS), f"no {PARAMS}/table"),
-        (lambda raw: raw.__setitem__(WAVE_PER_SPECTRUM, np.ones((100, 1024))), "a wavelength grid for each spectrum"),
+        (lambda raw: raw.__setitem__(WAVE_PER_SPECTRUM, np.ones((100, 1024))), "each spectrum has a grid"),
         (shorten(ERROR_ARRAY, np.s_[:99]), r"flux is \(100, 1024\) and error is \(99, 1024\)"),
         (shorten(WAVE, np.s_[:1000]), rf"{WAVE} is \(1000,\)"),
         (shorten(WAVE, np.s_[::-1]), "does not increase"),

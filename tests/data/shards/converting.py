@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-
 from ray.data.datasource import WriteResult
 
 from scaling.data.hdf5.reader import open_spectra

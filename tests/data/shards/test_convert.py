@@ -1,4 +1,3 @@
-import json
 import shutil
 
 import h5py
@@ -9,14 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY, open_spectra
-from scaling.data.shards import convert as shards_module
 from scaling.data.shards.convert import convert
 from scaling.data.shards.manifest import MANIFEST, STATISTICS, Manifest
 from scaling.data.shards.verify import describe_shards, verify
 from scaling.data.simulated.writer import COLUMNS, Simulation, write_simulation
 from scaling.data.spectra import spectrum_snr
 from scaling.errors import UserError
-from tests.data.shards.converting import contents, damage, mtimes, read_sources, read_split, run_here
+from tests.data.shards.converting import contents, damage, mtimes, read_sources, read_split, without_ray
 
 ROWS_PER_SHARD = 64
 SIMULATION = Simulation(train=300, val=70, test=64, pixels=1024, train_files=2)
@@ -40,7 +38,8 @@ def shards(sources, tmp_path_factory, ray_cluster):
 
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(shards_module, "map_on_ray", run_here)
+    """Conversions run in this process; a list of the shards that they write."""
+    return without_ray(monkeypatch)
 
 
 @pytest.fixture
@@ -80,12 +79,8 @@ def test_the_manifest_describes_the_training_split(shards, sources):
     manifest = Manifest.load(shards)
     flux, error, params = read_sources(sources["train"])
     assert (manifest.pixels, manifest.filled_edges, manifest.rows_per_shard) == (1024, 1, ROWS_PER_SHARD)
-    assert {name: manifest.order[name] for name in ("kind", "seed", "asked")} == {
-        "kind": "source",
-        "seed": None,
-        "asked": "auto",
-    }
-    assert manifest.order["drift"]["passed"]
+    order = manifest.order
+    assert (order.kind, order.seed, order.asked, order.drift.passed) == ("source", None, "auto", True)
     assert manifest.problems == []
     assert [source.path for source in manifest.sources["train"]] == [str(path) for path in sources["train"]]
     with open_spectra(sources["val"][0]) as spectra:
@@ -112,15 +107,15 @@ def test_the_manifest_describes_the_training_split(shards, sources):
 
 
 @pytest.mark.ray
-def test_the_digest_is_of_the_first_rows(shards, copy):
+def test_the_digest_is_of_the_first_rows(shards):
     manifest = Manifest.load(shards)
     digests = {manifest.digest(split, rows) for split in ("train", "val") for rows in (1, 64, 65, 70)}
     assert len(digests) == 8
-    content = json.loads((copy / MANIFEST).read_text())
-    content["splits"]["train"][1]["checksum"] = "other"
-    (copy / MANIFEST).write_text(json.dumps(content))
-    assert Manifest.load(copy).digest("train", 64) == manifest.digest("train", 64)
-    assert Manifest.load(copy).digest("train", 65) != manifest.digest("train", 65)
+    first, second, *rest = manifest.splits["train"]
+    other = second.model_copy(update={"checksum": "0" * 32})
+    changed = manifest.model_copy(update={"splits": manifest.splits | {"train": [first, other, *rest]}})
+    assert changed.digest("train", 64) == manifest.digest("train", 64)
+    assert changed.digest("train", 65) != manifest.digest("train", 65)
     for rows in (0, 301):
         with pytest.raises(UserError, match=f"{rows} spectra of train asked for: it holds 1 to 300"):
             manifest.digest("train", rows)
@@ -131,10 +126,10 @@ def test_the_digest_is_of_the_first_rows(shards, copy):
 @pytest.mark.ray
 def test_running_again_does_nothing(shards, sources):
     before = mtimes(shards), (shards / MANIFEST).stat().st_mtime_ns
-    progress = []
-    manifest = convert(shards, **sources, rows_per_shard=ROWS_PER_SHARD, on_progress=lambda *at: progress.append(at))
+    said = []
+    manifest = convert(shards, **sources, rows_per_shard=ROWS_PER_SHARD, say=said.append)
     assert (mtimes(shards), (shards / MANIFEST).stat().st_mtime_ns) == before
-    assert progress == []
+    assert said == ["8 of 8 shards are there and whole"]
     assert manifest.num_rows("train") == 300
 
 
@@ -148,12 +143,11 @@ def test_an_interrupted_conversion_redoes_what_is_missing(copy, sources, here):
     (copy / MANIFEST).unlink()
     (copy / STATISTICS).unlink()
     (copy / "train" / ".part-00001.parquet.killed.tmp").write_text("half")
-    progress = []
-    convert(copy, **sources, rows_per_shard=ROWS_PER_SHARD, on_progress=lambda *at: progress.append(at))
+    convert(copy, **sources, rows_per_shard=ROWS_PER_SHARD)
     after = mtimes(copy / "train")
     assert {path for path in before if before[path] != after[path]} == {missing, torn, altered}
     assert (copy / MANIFEST).read_text() == published
-    assert progress == [(done, 8) for done in range(1, 9)]
+    assert here == [f"train/part-{number:05d}.parquet" for number in (1, 3, 4)]
     assert list(copy.rglob("*.tmp")) == []
     assert verify(copy, sources=True) == []
 
@@ -249,7 +243,7 @@ def test_a_bad_row_is_one_line_and_publishes_nothing(sources, tmp_path):
     with pytest.raises(UserError, match=r"bad\.h5: flux is 0 in every pixel .* row 66, 1 such") as raised:
         convert(dest, **sources | {"val": [bad]}, rows_per_shard=ROWS_PER_SHARD)
     assert "\n" not in str(raised.value)
-    with pytest.raises(UserError, match=r"no manifest\.json, so not a set of shards"):
+    with pytest.raises(UserError, match=r"no manifest\.json, so not a shard set"):
         Manifest.load(dest)
 
 
@@ -261,6 +255,10 @@ def test_sources_must_match(sources, tmp_path):
         convert(tmp_path / "out", **sources | {"test": []})
     with pytest.raises(UserError, match="rows_per_shard is 0"):
         convert(tmp_path / "out", **sources, rows_per_shard=0)
+    with pytest.raises(UserError, match="order is 'random': name one of auto, source, shuffled"):
+        convert(tmp_path / "out", **sources, order="random")
+    with pytest.raises(UserError, match="order seed is -1"):
+        convert(tmp_path / "out", **sources, order_seed=-1)
     narrow = shutil.copy(sources["val"][0], tmp_path / "narrow.h5")
     params = pd.read_hdf(narrow).drop(columns="mag")
     with h5py.File(narrow, "a") as file:
@@ -278,5 +276,5 @@ def test_manifests_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         Manifest.load(tmp_path)
     (tmp_path / MANIFEST).write_text('{"format_version": 99}')
-    with pytest.raises(UserError, match="format version 99, expected 2"):
+    with pytest.raises(UserError, match="format version 99, expected 3"):
         Manifest.load(tmp_path)

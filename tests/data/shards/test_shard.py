@@ -8,9 +8,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from scaling.data.shards import sources as sources_module
-from scaling.data.shards.shardfile import Checksum, params_table
-from scaling.data.shards.statistics import ColumnMoments, PixelMoments
+from scaling.data.hdf5.columns import shard_type
+from scaling.data.shards.encode import params_table
+from scaling.data.shards.shard import Checksum
+from scaling.data.shards.statistics import TrainingStatistics
 from scaling.errors import UserError
 
 
@@ -18,7 +19,7 @@ from scaling.errors import UserError
 def test_text_columns(values):
     schema = pa.schema({"kind": pa.string()})
     column = pd.Series(values, dtype=object, name="kind")
-    assert sources_module._kind(Path("x.h5"), column) == pa.string()
+    assert shard_type(Path("x.h5"), column) == pa.string()
     expected = [value.decode() if isinstance(value, bytes) else value for value in values]
     assert params_table(column.to_frame(), schema, Path("x.h5"))["kind"].to_pylist() == expected
     with pytest.raises(UserError, match=r"x\.h5: parameter table: .*one kind of value"):
@@ -38,18 +39,19 @@ def test_checksums_and_moments_do_not_depend_on_the_cut(cuts):
     assert parts.hexdigest() == whole.hexdigest()
 
     flux, error = rng.normal(size=(2, 7, 5)).astype(np.float32)
-    first, *rest = (PixelMoments.of(flux[a:b], error[a:b]) for a, b in itertools.pairwise(edges))
-    total = sum(rest, start=first)
-    expected = PixelMoments.of(flux, error)
-    for name in ("flux_m2", "flux_mean", "error_squares"):
-        np.testing.assert_allclose(getattr(total, name), getattr(expected, name), rtol=1e-5, atol=1e-7)
-    assert total.rows == 7
-
-    values = rng.normal(size=(7, 3))
+    error = np.abs(error) + 1
+    values, sampled = rng.normal(size=(7, 3)), np.arange(7) % 2 == 0
     values[:4, 1], values[:, 2], values[2, 0] = np.nan, np.nan, np.inf
-    first, *rest = (ColumnMoments.of(values[a:b]) for a, b in itertools.pairwise(edges))
-    found = sum(rest, start=first).statistics(["a", "b", "c"])
-    for at, column in enumerate(found.values()):
+
+    def statistics(a, b):
+        return TrainingStatistics.of(flux[a:b], error[a:b], values[a:b], sampled[a:b])
+
+    first, *rest = (statistics(a, b) for a, b in itertools.pairwise(edges))
+    total, expected = sum(rest, start=first), statistics(0, 7)
+    for name, found in total.pixels().items():
+        np.testing.assert_allclose(found, expected.pixels()[name], rtol=1e-5, atol=1e-7)
+    assert (total.rows, len(total.snr)) == (7, 4)
+    for at, column in enumerate(total.labels(["a", "b", "c"]).values()):
         known = values[np.isfinite(values[:, at]), at]
         expected = [known.mean(), known.std(), known.min(), known.max()] if len(known) else [np.nan] * 4
         np.testing.assert_allclose([column.mean, column.std, column.min, column.max], expected, rtol=1e-12)

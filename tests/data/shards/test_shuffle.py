@@ -1,21 +1,21 @@
+import contextlib
 import shutil
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY
-from scaling.data.shards import convert as shards_module
-from scaling.data.shards import shuffle
+from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY, SpectraFile
+from scaling.data.shards import convert as convert_module
 from scaling.data.shards.convert import convert
 from scaling.data.shards.manifest import MANIFEST, Manifest
 from scaling.data.shards.order import study_positions
 from scaling.data.shards.verify import describe_shards, verify
 from scaling.data.simulated.writer import Simulation, write_simulation
-from tests.data.shards.converting import contents, read_sources, read_split, run_here
+from tests.data.shards.converting import contents, read_sources, read_split, without_ray, write_here
 
 ROWS = 300
 SETTINGS = {"rows_per_shard": 64, "order": "shuffled", "order_seed": 7}
@@ -34,14 +34,15 @@ def sources(tmp_path_factory):
 def shuffled(sources, tmp_path_factory):
     dest = tmp_path_factory.mktemp("shuffled") / "shards"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards_module, "map_on_ray", run_here)
+        without_ray(patch)
         convert(dest, **sources, **SETTINGS)
     return dest
 
 
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(shards_module, "map_on_ray", run_here)
+    """Conversions run in this process; a list of the shards that they write."""
+    return without_ray(monkeypatch)
 
 
 def test_every_source_row_is_there_once_in_the_seeds_order(shuffled, sources):
@@ -59,45 +60,44 @@ def test_every_source_row_is_there_once_in_the_seeds_order(shuffled, sources):
 
 def test_the_manifest_says_so(shuffled):
     manifest = Manifest.load(shuffled)
-    assert [manifest.order[name] for name in ("kind", "seed", "asked")] == ["shuffled", 7, "shuffled"]
+    order = manifest.order
+    assert (order.kind, order.seed, order.asked) == ("shuffled", 7, "shuffled")
     assert manifest.filled_edges == 1
     assert "shuffled with seed 7 (asked: shuffled)" in describe_shards(shuffled)
     assert verify(shuffled, sources=True) == []
-    assert list(shuffled.glob(".runs-*")) == []
 
 
 class KilledError(Exception):
     pass
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(run_rows=st.integers(20, 400), backwards=st.booleans(), killed_after=st.integers(0, 12))
-def test_only_the_seed_decides(run_rows, backwards, killed_after, shuffled, sources, tmp_path_factory):
-    """The same bits whatever rows a run has, whoever comes first, and however often it is interrupted."""
+@settings(max_examples=6, deadline=None)
+@given(tasks=st.integers(1, 7), killed_after=st.integers(0, 6))
+def test_only_the_seed_decides(tasks, killed_after, shuffled, sources, tmp_path_factory):
+    """The same bits however many tasks there are, and where the first run is interrupted."""
     dest = tmp_path_factory.mktemp("again") / "shards"
-    left = killed_after
+    runs = []
 
-    def run(function, items, *rest):
-        nonlocal left
-        results = {}
-        for at in range(len(items))[:: -1 if backwards else 1]:
-            if left == 0:
-                left = -1
+    def interrupted(datasource, prepare, sink, _):
+        put = sink._put
+
+        def put_or_die(encoder):
+            if len(runs) == 1 and len(written) - before == killed_after:
                 raise KilledError
-            left -= 1
-            results[at] = function(items[at])
-        return [results[at] for at in range(len(items))]
+            return put(encoder)
+
+        runs.append(1)
+        sink._put, before = put_or_die, len(written)
+        return write_here(datasource, prepare, sink, tasks)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards_module, "map_on_ray", run)
-        patch.setattr(shards_module, "RUN_ROWS", run_rows)
-        patch.setattr(shuffle, "RUN_ROWS", 100)
-        for _ in range(2):
-            try:
-                convert(dest, **sources, **SETTINGS)
-                break
-            except KilledError:
-                assert not (dest / MANIFEST).exists()
+        written = without_ray(patch)
+        patch.setattr(convert_module, "write_shards", interrupted)
+        with contextlib.suppress(KilledError):
+            convert(dest, **sources, **SETTINGS)
+        assert (dest / MANIFEST).exists() == (killed_after >= 7)
+        convert(dest, **sources, **SETTINGS)
+    assert sorted(written) == sorted(set(written))
     assert contents(dest) == contents(shuffled)
     shutil.rmtree(dest.parent)
 
@@ -109,19 +109,18 @@ def test_other_seeds_are_other_orders(shuffled, sources, here, tmp_path):
     assert (flux == other).all(axis=1).sum() < 10
 
 
-def test_one_lost_shard_is_made_from_its_own_rows(shuffled, sources, monkeypatch, tmp_path):
+def test_one_lost_shard_is_made_from_its_own_rows(shuffled, sources, here, tmp_path, monkeypatch):
     copy = shutil.copytree(shuffled, tmp_path / "shards")
     (copy / "train" / "part-00002.parquet").unlink()
-    rows = []
-
-    def run(function, items, *rest):
-        results = run_here(function, items, *rest)
-        rows.extend(shuffle.pa.ipc.open_file(path).read_all().num_rows for path in copy.glob(".runs-*/*.arrow"))
-        return results
-
-    monkeypatch.setattr(shards_module, "map_on_ray", run)
+    rows, read_rows = [], SpectraFile.read_rows
+    monkeypatch.setattr(
+        SpectraFile,
+        "read_rows",
+        lambda file, numbers, **how: (rows.extend(numbers), read_rows(file, numbers, **how))[1],
+    )
     convert(copy, **sources, **SETTINGS)
-    assert sum(rows) / 2 == 64  # counted after each pass
+    assert here == ["train/part-00002.parquet"]
+    assert len(rows) == 64
     assert contents(copy) == contents(shuffled)
 
 
@@ -131,10 +130,10 @@ def test_a_drifting_order_is_shuffled_unless_forbidden(sources, here, tmp_path):
         params = params_sorted(path)
         params.to_hdf(path, key="dataset/params", format="table")
     auto = convert(tmp_path / "auto", **paths, order="auto")
-    assert (auto.order["kind"], auto.order["seed"], auto.order["drift"]["column"]) == ("shuffled", 0, "log_g")
+    assert (auto.order.kind, auto.order.seed, auto.order.drift.column) == ("shuffled", 0, "log_g")
     assert auto.problems == []
     forced = convert(tmp_path / "forced", **paths, order="source")
-    assert forced.order["kind"] == "source"
+    assert forced.order.kind == "source"
     assert len(forced.problems) == 1
     assert "the order of train drifts (log_g" in forced.problems[0]
     assert np.array_equal(read_split(tmp_path / "forced", "train")[0], read_sources(paths["train"])[0])

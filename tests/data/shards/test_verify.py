@@ -5,14 +5,13 @@ import pandas as pd
 import pytest
 
 from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY
-from scaling.data.shards import convert as shards_module
 from scaling.data.shards.convert import convert
 from scaling.data.shards.manifest import Manifest
 from scaling.data.shards.order import study_positions
 from scaling.data.shards.verify import verify
 from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.errors import UserError
-from tests.data.shards.converting import damage, run_here
+from tests.data.shards.converting import damage, without_ray
 
 ROWS = 1200
 
@@ -23,7 +22,7 @@ def converted(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("verify")
     paths = write_simulation(root / "hdf5", Simulation(train=ROWS, val=20, test=20, pixels=1024, train_files=2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards_module, "map_on_ray", run_here)
+        without_ray(patch)
         convert(root / "shards", **paths, rows_per_shard=700, order=request.param)
     return root
 
@@ -39,8 +38,14 @@ def moved(converted, tmp_path):
     """Shards whose sources are a copy that a test may change."""
     files = shutil.copytree(converted / "hdf5", tmp_path / "hdf5")
     dest = shutil.copytree(converted / "shards", tmp_path / "shards")
-    text = (dest / "manifest.json").read_text().replace(str(converted / "hdf5"), str(files))
-    (dest / "manifest.json").write_text(text)
+    manifest = Manifest.load(dest)
+    paths = {
+        split: [
+            one.model_copy(update={"path": one.path.replace(str(converted / "hdf5"), str(files))}) for one in sources
+        ]
+        for split, sources in manifest.sources.items()
+    }
+    (dest / "manifest.json").write_bytes(manifest.model_copy(update={"sources": paths}).content())
     return dest, files
 
 
@@ -53,14 +58,20 @@ def test_damage_is_found(converted, copy):
     shutil.copy(copy / "val" / "part-00000.parquet", copy / "test" / "part-00009.parquet")
     (copy / "statistics.parquet").unlink()
     for sources in (False, True):
-        assert [problem.removeprefix(f"{copy}/").split(":")[0] for problem in verify(copy, sources)] == [
-            "train/part-00000.parquet is missing",
-            "train/part-00001.parquet",
-            "val/part-00000.parquet differs from the manifest's checksum",
-            "test/part-00000.parquet",
-            "test/part-00009.parquet is not in the manifest",
-            "statistics.parquet is missing",
-        ]
+        found = [problem.removeprefix(f"{copy}/") for problem in verify(copy, sources)]
+        for problem, expected in zip(
+            found,
+            [
+                "train/part-00000.parquet: this shard cannot be read (no such file)",
+                "train/part-00001.parquet: this shard cannot be read",
+                "val/part-00000.parquet: not the shard in the manifest, it differs from the manifest's checksum",
+                "test/part-00000.parquet: this shard cannot be read",
+                "test/part-00009.parquet is not in the manifest",
+                "statistics.parquet: is missing",
+            ],
+            strict=True,
+        ):
+            assert problem.startswith(expected)
 
 
 @pytest.mark.parametrize("name", ["flux", "error", "log_g", "interp_param"])
@@ -79,11 +90,11 @@ def test_a_source_that_differs_in_one_value_is_found(name, moved):
         params.to_hdf(path, key="dataset/params", format="table")
     assert verify(dest) == []
     row_id = ROWS // 2 + 17
-    if Manifest.load(dest).order["kind"] == "shuffled":
+    if Manifest.load(dest).order.kind == "shuffled":
         row_id = study_positions(ROWS, 0)[row_id]
     shard, row = divmod(int(row_id), 700)
     assert verify(dest, sources=True) == [
-        f"train/part-{shard:05d}.parquet row {row} differs from {path} row 17 in {name}, the first of 1 such rows of train"
+        f"train/part-{shard:05d}.parquet row {row} differs from {path} row 17 in {name}"
     ]
 
 

@@ -77,14 +77,7 @@ def _sky_brightness(wave: Float[ndarray, " pixel"], lines: pd.DataFrame) -> Floa
 
 
 def polynomial_terms(x: Float[ndarray, "row label"]) -> Float[ndarray, "row term"]:
-    """All monomials of ``x`` up to the third degree, in the order of the emulator's coefficients.
-
-    Args:
-        x: Scaled labels, (rows, 3).
-
-    Returns:
-        (rows, 20): 1, x0, x1, x2, x0², x0x1, …, x1x2², x2³.
-    """
+    """All 20 monomials of scaled labels up to the third degree: 1, x0, x1, x2, x0², x0x1, …, x1x2², x2³."""
     terms = [np.ones(len(x))]
     for degree in (1, 2, 3):
         terms += [np.prod(x[:, which], axis=1) for which in combinations_with_replacement(range(x.shape[1]), degree)]
@@ -92,14 +85,7 @@ def polynomial_terms(x: Float[ndarray, "row label"]) -> Float[ndarray, "row term
 
 
 def emulate_flux(labels: Float[ndarray, "row label"]) -> Float[ndarray, "row pixel"]:
-    """Noise-free flux on the full grid.
-
-    Args:
-        labels: T_eff in K, log g in dex, [M/H] in dex, (rows, 3).
-
-    Returns:
-        Median-normalised flux, (rows, 4096).
-    """
+    """Noise-free, median-normalised flux on the full grid, (rows, 4096), of T_eff in K, log g and [M/H] in dex."""
     emulator = load_emulator()
     return polynomial_terms((labels - emulator.label_offset) / emulator.label_scale) @ emulator.coefficients
 

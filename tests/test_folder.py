@@ -1,0 +1,228 @@
+"""A folder, local or on an object store: the same words do the same."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from scaling import folder as module
+from scaling.errors import UserError
+from scaling.files import FullError
+from scaling.folder import ATTEMPTS, Folder, retrying
+from tests import s3
+
+LONGEST_SECONDS = 15
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request, tmp_path):
+    """An empty folder, local or on the server."""
+    if request.param == "local":
+        return Folder.at(tmp_path / "folder")
+    return Folder.at(request.getfixturevalue("s3_server")(tmp_path.name))
+
+
+def test_what_is_written_is_read_listed_renamed_and_deleted(folder):
+    assert (folder.read("a/b.json"), folder.size("a/b.json"), folder.files("a"), folder.folders()) == (
+        None,
+        None,
+        [],
+        [],
+    )
+    folder.write("a/b.json", b"123456")
+    assert (folder.read("a/b.json"), folder.read("a/b.json", 3), folder.size("a/b.json")) == (b"123456", b"123", 6)
+    assert (folder.files("a"), folder.folders(), folder.size("a")) == (["b.json"], ["a"], None)
+    folder.rename("a/b.json", "a/c.json")
+    folder.write("a/c.json", b"another")
+    assert (folder.read("a/b.json"), folder.read("a/c.json")) == (None, b"another")
+    folder.delete("a/c.json")
+    folder.delete("a/c.json")
+    assert folder.files("a") == []
+    folder.write("x/y/z", b"")
+    assert folder.read("x/y/z") == b""
+    folder.delete_folder("x")
+    folder.delete_folder("x")
+    assert (folder.read("x/y/z"), folder.files("x/y"), "x" in folder.folders()) == (None, [], False)
+    folder.check_writable()
+    assert folder.files() == []
+
+
+def test_a_large_file_and_a_range_of_it(folder):
+    content = os.urandom(20_000_000)  # more than a part of a multipart upload
+    folder.write("large", content)
+    assert folder.size("large") == len(content)
+    assert folder.read("large") == content
+    with folder.open("large") as file:
+        file.seek(15_000_000)
+        assert file.read(100) == content[15_000_000:15_000_100]
+    with pytest.raises(FileNotFoundError):
+        folder.open("missing")
+
+
+def test_a_bucket_that_is_not_there_is_one_line(s3_server):
+    started = time.monotonic()
+    with pytest.raises(UserError, match="cannot be written") as raised:
+        Folder.at(s3_server("x", bucket="absent")).check_writable()
+    assert "\n" not in str(raised.value)
+    assert time.monotonic() - started < LONGEST_SECONDS
+
+
+@pytest.mark.slow
+def test_a_server_that_is_not_there_is_one_line(free_port):
+    started = time.monotonic()
+    with pytest.raises(UserError, match="cannot be written") as raised:
+        Folder.at(s3.location(free_port)).check_writable()
+    assert "\n" not in str(raised.value)
+    assert time.monotonic() - started < LONGEST_SECONDS
+
+
+def test_what_cannot_be_opened_is_one_line():
+    with pytest.raises(UserError, match="cannot be opened"):
+        Folder.at("nonsense://x").read("a")
+
+
+@pytest.mark.parametrize("status", [500, 503, None])
+def test_a_read_that_fails_once_is_tried_again(s3_server, tmp_path, status):
+    path = f"{tmp_path.name}/a"
+    Folder.at(s3_server()).write(path, b"123456")
+    with s3.Proxy(s3.port_of(s3_server())) as proxy:
+        there = Folder.at(s3.location(proxy.port))
+        proxy.status = status
+        proxy.faults = {("GET", path): 1}
+        assert there.read(path) == b"123456"
+        assert proxy.failed == 1
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """What `retrying` would have waited."""
+    found = []
+    monkeypatch.setattr(module.time, "sleep", found.append)
+    return found
+
+
+def failing(times, error):
+    """A function that fails so many times, and a list of its calls."""
+    calls = []
+
+    def function():
+        calls.append(None)
+        if len(calls) <= times:
+            raise error
+        return len(calls)
+
+    return function, calls
+
+
+def test_passing_errors_are_tried_again_with_growing_waits(waits):
+    function, _ = failing(2, OSError("connection reset"))
+    assert retrying(function) == 3
+    assert waits == [0.5, 1.0]
+    function, calls = failing(ATTEMPTS, OSError("connection reset"))
+    with pytest.raises(OSError, match="connection reset"):
+        retrying(function)
+    assert len(calls) == ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("a"), PermissionError("a"), OSError(28, "No space left on device")]
+)
+def test_lasting_errors_are_not_tried_again(waits, error):
+    function, calls = failing(1, error)
+    with pytest.raises(type(error)):
+        retrying(function)
+    assert len(calls) == 1
+
+
+def test_an_error_that_took_long_is_tried_again_only_while_there_is_patience(waits, monkeypatch):
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    function, calls = failing(ATTEMPTS, OSError("timed out"))
+    with pytest.raises(OSError, match="timed out"):
+        retrying(function)
+    assert len(calls) == 2
+
+
+def run_python(text, *arguments, file_limit=None):
+    limit = None if file_limit is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    code = [sys.executable, "-c", textwrap.dedent(text), *map(str, arguments)]
+    return subprocess.run(code, capture_output=True, text=True, timeout=60, preexec_fn=limit)
+
+
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_process_killed_in_the_middle_of_a_write_leaves_the_previous_file(tmp_path, nameless):
+    folder = Folder.at(tmp_path)
+    folder.write("a/state.pt", b"previous")
+    killed = run_python(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from scaling.folder import Folder
+
+        if sys.argv[2] == "False":
+            del os.O_TMPFILE
+
+        def write_half(path, content):
+            with open(path, "wb") as file:
+                file.write(content[: len(content) // 2])
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Path.write_bytes = write_half
+        Folder.at(sys.argv[1]).write("a/state.pt", bytes(1_000_000))
+        """,
+        tmp_path,
+        nameless,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert folder.read("a/state.pt") == b"previous"
+    left = [file for file in folder.files("a") if file != "state.pt"]
+    assert [file.endswith(".tmp") for file in left] == [] if nameless else [True]
+
+
+def test_a_file_there_is_no_room_for_leaves_the_previous_one_and_says_so(tmp_path):
+    folder = Folder.at(tmp_path)
+    folder.write("a/state.pt", b"previous")
+    full = run_python(
+        """
+        import sys
+        from scaling.files import FullError
+        from scaling.folder import Folder
+        try:
+            Folder.at(sys.argv[1]).write("a/state.pt", bytes(200_000))
+        except FullError as error:
+            print(error)
+        """,
+        tmp_path,
+        file_limit=100_000,
+    )
+    assert full.stdout.startswith(f"{tmp_path}: no room: 200,000 bytes of a/state.pt"), full.stderr
+    assert "the same command" in full.stdout
+    assert (folder.read("a/state.pt"), folder.files("a")) == (b"previous", ["state.pt"])
+
+
+def test_a_full_disk(small_disk):
+    folder = Folder.at(small_disk(256_000))
+    folder.write("a/state.pt", b"previous")
+    with pytest.raises(FullError, match="no room"):
+        folder.write("a/state.pt", bytes(1_000_000))
+    assert (folder.read("a/state.pt"), folder.files("a")) == (b"previous", ["state.pt"])
+    folder.write("a/state.pt", b"there is room for this")
+
+
+def test_other_faults_are_not_called_full(tmp_path):
+    (tmp_path / "a").write_bytes(b"a file where a folder is needed")
+    with pytest.raises(OSError) as raised:  # noqa: PT011
+        Folder.at(tmp_path).write("a/b", b"1")
+    assert not isinstance(raised.value, UserError)
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    folder = Folder.at(tmp_path)
+    assert (folder.read("fifo"), folder.size("fifo"), folder.files()) == (None, None, [])
