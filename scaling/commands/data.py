@@ -130,12 +130,12 @@ def _limit(options: argparse.Namespace) -> int:
 
 
 def _cache(options: argparse.Namespace) -> int:
-    from scaling.data.batches.cache import default_cache_root, limit_bytes
+    from scaling.data.batches.cache import cache_limit, default_cache_root
     from scaling.data.batches.cachefolder import cached_splits, evict
     from scaling.files import size_text
 
     root = options.cache or default_cache_root()
-    limit = None if options.limit is None else limit_bytes(options.limit, "--limit")
+    limit = None if options.limit is None else cache_limit(options.limit, "--limit")
     if options.evict or limit is not None:
         removed = evict(root, limit)
         print(f"removed {len(removed)} splits, {size_text(sum(split.num_bytes for split in removed))}")

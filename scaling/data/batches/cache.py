@@ -82,22 +82,15 @@ def default_cache_root() -> Path:
     return Path(named) if named else user_cache("maps")
 
 
-def cache_limit() -> int | None:
-    """``$SCALING_CACHE_LIMIT``, the largest size of a node's cache given in GB, in bytes; None where it is not set.
-
-    Raises:
-        UserError: It is not a positive number.
-    """
-    text = os.environ.get(CACHE_LIMIT)
-    return limit_bytes(text, CACHE_LIMIT) if text else None
-
-
-def limit_bytes(text: str, name: str) -> int:
-    """A size limit given in GB, in bytes.
+def cache_limit(given: str | None = None, name: str = CACHE_LIMIT) -> int | None:
+    """The largest size of a node's cache in bytes, from what is given in GB or else ``$SCALING_CACHE_LIMIT``; None: any.
 
     Raises:
         UserError: It is not a positive, finite number.
     """
+    text = os.environ.get(CACHE_LIMIT) if given is None else given
+    if not text:
+        return None
     try:
         limit = float(text)
     except ValueError:
@@ -141,7 +134,7 @@ def map_split(
     folder = split_folder(root, manifest, split)
     held = hold(folder)
     try:
-        build = CacheBuild(manifest=manifest, split=split, shards=parts, folder=folder, noise=noise)
+        build = CacheBuild(manifest=manifest, split=split, num_shards=parts, folder=folder, noise=noise)
         if build.lacking():
             build.run(root / LOCK, limit)
             if build.lacking():

@@ -3,10 +3,9 @@
 ``ROOT/<split>-<digest of the whole split>/``::
 
     spectra.f32, noisy-<seed>-<level>.f32   (rows, 2 or 1, pixels) little-endian float32 of the whole split: flux and error
-                                            side by side, or flux with fixed noise; sparse where a shard is not there yet
+                                            side by side, or flux with fixed noise; a hole where a shard is not there yet
     params/00000.parquet                    the columns of each shard that are not spectra
     marks/00000.json                        what of each shard is complete, with digests
-    source.json                             the shard set that it was built from
     whitening-<digest>.map                  linear maps fitted to the training spectra (``whitening``)
     in-use                                  locked, shared, by every process that maps the split
 
@@ -27,23 +26,19 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scaling.data.shards.manifest import SPLITS, Manifest
 from scaling.errors import UserError
-from scaling.files import FullError, size_text
+from scaling.files import FullError, json_bytes, published, size_text
 
-LOCK, IN_USE, SOURCE, PARAMS, MARKS = "lock", "in-use", "source.json", "params", "marks"
+LOCK, IN_USE, PARAMS, MARKS = "lock", "in-use", "params", "marks"
 _NAME = re.compile(rf"(?:{'|'.join(SPLITS)})-[0-9a-f]+")
-_DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Open a file of a cache, or make it.
-
-    Returns:
-        A file descriptor.
+    """Open a file of a cache, and return its descriptor.
 
     Raises:
         UserError: It is a link, not a regular file, or not this user's.
@@ -54,15 +49,15 @@ def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise
-        raise _not_ours(path) from error
+        raise _not_own(path) from error
     there = os.fstat(descriptor)
     if stat.S_ISREG(there.st_mode) and there.st_uid == os.getuid():
         return descriptor
     os.close(descriptor)
-    raise _not_ours(path)
+    raise _not_own(path)
 
 
-def _not_ours(path: Path) -> UserError:
+def _not_own(path: Path) -> UserError:
     return UserError(f"{path}: must be a real file or folder of yours, not a link: remove it, or name another cache")
 
 
@@ -85,25 +80,35 @@ def locked(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What of a shard is complete: its rows, and a digest of its slice of each array and of its parameters, by name."""
+    """What of a shard is complete: a digest of its slice of each array and of its parameters, by name.
+
+    ``rows`` and ``dataset``, the shard set that it is from, are for the listing of a cache.
+    """
 
     rows: int
+    dataset: str
     digests: dict[str, str]
-
-    @classmethod
-    def of(cls, folder: Path, shard: int) -> Mark:
-        """A shard's mark; nothing is complete where it is missing or damaged."""
-        try:
-            fields = json.loads(read_file(cls.path(folder, shard)))
-            rows, digests = int(fields["rows"]), dict(fields["digests"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return cls(0, {})
-        return cls(rows, {k: v for k, v in digests.items() if isinstance(v, str) and _DIGEST.fullmatch(v)})
 
     @staticmethod
     def path(folder: Path, shard: int) -> Path:
-        """Where it is."""
+        """Where the mark of a shard is."""
         return folder / MARKS / f"{shard:05d}.json"
+
+    @classmethod
+    def read(cls, path: Path) -> Mark:
+        """A mark; nothing is complete where it is missing or damaged."""
+        try:
+            found = cls(**json.loads(read_file(path)))
+            return cls(
+                int(found.rows), str(found.dataset), {name: str(digest) for name, digest in found.digests.items()}
+            )
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            return cls(0, "?", {})
+
+    def write(self, path: Path) -> None:
+        """Write it, at once."""
+        with published(path) as temporary:
+            temporary.write_bytes(json_bytes(asdict(self)))
 
 
 def split_folder(root: Path, manifest: Manifest, split: str) -> Path:
@@ -126,7 +131,7 @@ def hold(folder: Path) -> int:
         try:
             there = folder.lstat()
             if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid():
-                raise _not_ours(folder)
+                raise _not_own(folder)
             held = open_file(folder / IN_USE, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:  # evicted since the lines above
             continue
@@ -138,11 +143,7 @@ def hold(folder: Path) -> int:
 
 
 def take(folder: Path) -> int | None:
-    """Lock a split's folder against use, if nobody uses it.
-
-    Returns:
-        A file descriptor to close afterwards, or None: the folder is in use, or gone.
-    """
+    """Lock a split's folder against use; None where it is in use, or gone. The descriptor is to be closed afterwards."""
     try:
         taken = open_file(folder / IN_USE, os.O_RDWR)
     except FileNotFoundError:
@@ -163,23 +164,20 @@ def _is_current(descriptor: int, folder: Path) -> bool:
         return False
 
 
+def allocated(path: Path) -> int:
+    """The bytes that a file takes on the disk, which are fewer than its length where it has holes."""
+    try:
+        return path.lstat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedSplit:
-    """A split in the cache.
-
-    Attributes:
-        folder: Its folder.
-        dataset: The shard set that it was built from; ``?`` where that is not known.
-        split: ``train``, ``val`` or ``test``.
-        arrays: Rows of each array that are complete.
-        num_bytes: What all its files take on the disk.
-        last_used: When a process last mapped it, seconds since 1970.
-        in_use: Whether a process is using it.
-    """
+    """A split in the cache: rows of each array that are complete, allocated bytes, when it was last mapped (Unix time)."""
 
     folder: Path
     dataset: str
-    split: str
     arrays: dict[str, int]
     num_bytes: int
     last_used: float
@@ -195,23 +193,21 @@ class CachedSplit:
         last_used, taken = (folder / IN_USE).lstat().st_mtime, take(folder)
         if taken is not None:
             os.close(taken)
-        arrays = {path.stem: 0 for path in sorted(folder.glob("*.f32"))}
-        for path in folder.glob(f"{MARKS}/*.json"):
-            mark = Mark.of(folder, int(path.stem)) if path.stem.isdecimal() else Mark(0, {})
-            arrays |= {name: arrays[name] + mark.rows for name in mark.digests.keys() & arrays.keys()}
-        try:
-            dataset = str(json.loads(read_file(folder / SOURCE))["dataset"])
-        except (OSError, ValueError, KeyError, TypeError):
-            dataset = "?"
+        marks = [Mark.read(path) for path in folder.glob(f"{MARKS}/*.json")]
+        names = [path.stem for path in sorted(folder.glob("*.f32"))]
         return cls(
             folder=folder,
-            dataset=dataset,
-            split=folder.name.rpartition("-")[0],
-            arrays=arrays,
+            dataset=next((mark.dataset for mark in marks if mark.rows), "?"),
+            arrays={name: sum(mark.rows for mark in marks if name in mark.digests) for name in names},
             num_bytes=sum(map(allocated, folder.rglob("*"))),
             last_used=last_used,
             in_use=taken is None,
         )
+
+    @property
+    def split(self) -> str:
+        """``train``, ``val`` or ``test``."""
+        return self.folder.name.partition("-")[0]
 
     def __str__(self) -> str:
         arrays = ", ".join(f"{name} ({rows:,} rows)" for name, rows in self.arrays.items()) or "nothing complete"
@@ -220,37 +216,25 @@ class CachedSplit:
         return f"  {size_text(self.num_bytes):>8}  {self.split:<5}  {state}  {self.dataset}: {arrays}"
 
 
-def allocated(path: Path) -> int:
-    """The bytes that a file takes on the disk, which are fewer than its length where it is sparse."""
-    try:
-        return path.lstat().st_blocks * 512
-    except FileNotFoundError:
-        return 0
-
-
 def cached_splits(root: Path) -> list[CachedSplit]:
     """The splits in a cache, least recently used first. Folders that no cache has made are not among them."""
     splits = []
     for folder in root.iterdir() if root.is_dir() else ():
-        ours = _NAME.fullmatch(folder.name) and not folder.is_symlink() and (folder / IN_USE).is_file()
-        if ours:
+        if _NAME.fullmatch(folder.name) and not folder.is_symlink() and (folder / IN_USE).is_file():
             with suppress(FileNotFoundError):  # evicted by another process meanwhile
                 splits.append(CachedSplit.of(folder))
     return sorted(splits, key=lambda split: split.last_used)
 
 
 def evict(root: Path, limit: int | None = None) -> list[CachedSplit]:
-    """Remove splits that no process uses, least recently used first.
+    """Remove splits that no process uses, least recently used first, and return them.
 
-    A split goes as a whole: trials hold prefixes of it, so a shard that nobody uses is one of a split that nobody uses.
-    This needs no lock: it only makes room, and a split that a process maps or builds is held by it.
+    Splits and not shards, because trials hold prefixes: while one is used, so are its first shards. No lock is needed:
+    this only makes room, and what a process maps or builds is held by it.
 
     Args:
         root: The cache.
         limit: Stop when the cache is no larger than so many bytes; all unused splits go without it.
-
-    Returns:
-        What was removed.
     """
     for leftover in root.glob(".evicted-*"):
         shutil.rmtree(leftover, ignore_errors=True)

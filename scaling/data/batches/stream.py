@@ -135,7 +135,9 @@ class SpectrumStream:
             UserError: There are more workers than lanes.
         """
         if world > LANES:
-            raise UserError(f"{world} workers of one trial stream spectra: at most {LANES} can; lower Placement.workers")
+            raise UserError(
+                f"{world} workers of one trial stream spectra: at most {LANES} can; lower Placement.workers"
+            )
         self.order, self.lanes = order, range(rank, LANES, world)
         self._settings, self._next_step = (labels, noise), -1
         self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="stream")

@@ -151,7 +151,10 @@ class MappedBatches(TrainingBatches):
             self._spectra = torch.from_numpy(spectra)
         # Without the buffers, which are pinned, where the spectra are on the device already.
         rows = 0 if self.access == "resident" else -(-batch_size // worker.world)
-        self._staging, self._read_ahead = Staging(rows, *spectra.shape[1:], worker.device), ReadAhead(spectra)
+        self._staging, self._read_ahead = (
+            Staging(rows, *self._spectra.shape[1:], device=worker.device),
+            ReadAhead(spectra),
+        )
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def rows(self, step: int) -> Int64[ndarray, " row"]:

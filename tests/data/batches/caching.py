@@ -24,7 +24,7 @@ def marks(root):
     """The numbers of the shards that are complete, of each array."""
     found = {}
     for path in sorted(root.rglob("marks/*.json")):
-        for name in Mark.of(path.parents[1], int(path.stem)).digests:
+        for name in Mark.read(path).digests:
             found.setdefault(name, []).append(int(path.stem))
     return found
 
@@ -34,7 +34,7 @@ def rows_in(root):
     folder = folder_of(root)
     found = {}
     for name, shards in marks(root).items():
-        found[name] = sum(Mark.of(folder, shard).rows for shard in shards)
+        found[name] = sum(Mark.read(Mark.path(folder, shard)).rows for shard in shards)
     return {name: rows for name, rows in found.items() if name != "params"}
 
 

@@ -28,7 +28,9 @@ def check(mapped, training):
     assert mapped.params(["row_id"])["row_id"].tolist() == list(range(300))
 
 
-@pytest.mark.parametrize("lost", ["spectra.f32", "marks/00002.json", "params/00001.parquet", "in-use", "marks", "params"])
+@pytest.mark.parametrize(
+    "lost", ["spectra.f32", "marks/00002.json", "params/00001.parquet", "in-use", "marks", "params"]
+)
 def test_a_lost_file_is_made_again(shards, training, tmp_path, lost):
     map_split(shards, "train", 300, tmp_path).close()
     path = folder_of(tmp_path) / lost

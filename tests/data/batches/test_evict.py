@@ -38,7 +38,7 @@ def test_a_listing_says_what_is_there(cache, shards):
     assert train.arrays == {"spectra": 300}
     assert train.dataset == str(shards)
     assert 300 * 8192 < train.num_bytes < 300 * 8192 + 70_000
-    assert 64 * 8192 < val.num_bytes
+    assert val.num_bytes > 64 * 8192
     map_split(shards, "train", 1, cache, noise=FixedNoise(0, 1.0)).close()
     grown = next(split for split in cached_splits(cache) if split.split == "train")
     assert grown.arrays == {"spectra": 300, "noisy-0-1.0": 128}

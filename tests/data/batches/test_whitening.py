@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from scaling.data.batches import whitening as module
 from scaling.data.batches import DataRules, Standardisation, Worker
+from scaling.data.batches import whitening as module
 from scaling.data.batches.cachefolder import evict
 from scaling.data.batches.whitening import fit_whitening, noisy_moments, whitening_map
 from scaling.data.shards.manifest import Manifest
