@@ -46,13 +46,25 @@ class TrainingBatches(ABC):
     """
 
     access: Access
-    steps_per_epoch: int
 
-    def __init__(self, shards: Location, rules: DataRules, seed: int, worker: Worker) -> None:
-        self.rules, self.seed, self.worker = rules, seed, worker
+    def __init__(
+        self,
+        shards: Location,
+        rules: DataRules,
+        num_spectra: int,
+        batch_size: int,
+        seed: int,
+        worker: Worker,
+        access: Access,
+    ) -> None:
+        """See `training_batches`."""
+        self.rules, self.num_spectra, self.batch_size = rules, num_spectra, batch_size
+        self.seed, self.worker = seed, worker
+        self.steps_per_epoch = -(-num_spectra // batch_size)
         self._noise = FixedNoise(rules.noise_seed, rules.noise_level) if rules.noise == "fixed" else None
         self._standardisation = Standardisation.of(shards, rules)
         self._standardise = self._standardisation.flux_on(worker.device)
+        self._open(shards, access)
 
     def batch(self, step: int) -> tuple[Float[Tensor, "batch pixel"], Float[Tensor, "batch label"]]:
         """This worker's share of a step's global batch: standardised noisy flux and normalised labels, on the device.
@@ -79,6 +91,10 @@ class TrainingBatches(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give up what the spectra are held in. No batch can be had after it."""
+
+    @abstractmethod
+    def _open(self, shards: Location, access: Access) -> None:
+        """Prepare for `_share`."""
 
     @abstractmethod
     def _share(self, step: int) -> _Share:
@@ -115,9 +131,8 @@ def training_batches(
         UserError: The prefix is too long, a label is not finite, a shard is damaged, the cache has no room, or what must
             be resident does not fit the device.
     """
-    if access == "streamed":
-        return StreamedBatches(shards, rules, num_spectra, batch_size, seed, worker)
-    return MappedBatches(shards, rules, num_spectra, batch_size, seed, worker, access)
+    kind = StreamedBatches if access == "streamed" else MappedBatches
+    return kind(shards, rules, num_spectra, batch_size, seed, worker, access)
 
 
 class MappedBatches(TrainingBatches):
@@ -127,34 +142,18 @@ class MappedBatches(TrainingBatches):
     r, r + k, …
     """
 
-    def __init__(
-        self,
-        shards: Location,
-        rules: DataRules,
-        num_spectra: int,
-        batch_size: int,
-        seed: int,
-        worker: Worker,
-        access: Access,
-    ) -> None:
-        super().__init__(shards, rules, seed, worker)
-        self.num_spectra, self.batch_size = num_spectra, batch_size
-        self.steps_per_epoch = -(-num_spectra // batch_size)
-        self._mapped = map_split(shards, "train", num_spectra, worker.cache_root, noise=self._noise)
-        where = f"{shards}, first {num_spectra} training spectra"
-        self._labels = self._normalised(read_labels(self._mapped.params(list(rules.labels)), rules.labels, where))
+    def _open(self, shards: Location, access: Access) -> None:
+        worker, labels = self.worker, self.rules.labels
+        self._mapped = map_split(shards, "train", self.num_spectra, worker.cache_root, noise=self._noise)
+        where = f"{shards}, first {self.num_spectra} training spectra"
+        self._labels = self._normalised(read_labels(self._mapped.params(list(labels)), labels, where))
         spectra = self._mapped.spectra
         self.access = "resident" if _goes_to_device(spectra.nbytes, worker, access) else "mapped"
-        if self.access == "resident":
-            self._spectra = _copy(spectra, worker.device)
-        else:
-            self._spectra = torch.from_numpy(spectra)
-        # Without the buffers, which are pinned, where the spectra are on the device already.
-        rows = 0 if self.access == "resident" else -(-batch_size // worker.world)
-        self._staging, self._read_ahead = (
-            Staging(rows, *self._spectra.shape[1:], device=worker.device),
-            ReadAhead(spectra),
-        )
+        resident = self.access == "resident"
+        self._spectra = _copy(spectra, worker.device) if resident else torch.from_numpy(spectra)
+        rows = 0 if resident else -(-self.batch_size // worker.world)  # of the pinned buffers
+        self._staging = Staging(rows, channels(self._noise), spectra.shape[2], worker.device)
+        self._read_ahead = ReadAhead(spectra)
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def rows(self, step: int) -> Int64[ndarray, " row"]:
@@ -195,16 +194,12 @@ class StreamedBatches(TrainingBatches):
 
     access: Access = "streamed"
 
-    def __init__(
-        self, shards: Location, rules: DataRules, num_spectra: int, batch_size: int, seed: int, worker: Worker
-    ) -> None:
-        super().__init__(shards, rules, seed, worker)
+    def _open(self, shards: Location, access: Access) -> None:
         manifest = Manifest.load(shards)
-        self.order = StreamOrder(manifest, num_spectra, batch_size, seed)
-        self.steps_per_epoch = self.order.steps_per_epoch
-        self._stream = SpectrumStream(self.order, rules.labels, self._noise, worker.rank, worker.world)
-        rows = min(batch_size, num_spectra) + len(self._stream.lanes)
-        self._staging = Staging(rows, channels(self._noise), manifest.pixels, worker.device)
+        self.order = StreamOrder(manifest, self.num_spectra, self.batch_size, self.seed)
+        self._stream = SpectrumStream(self.order, self.rules.labels, self._noise, self.worker.rank, self.worker.world)
+        rows = min(self.batch_size, self.num_spectra) + len(self._stream.lanes)
+        self._staging = Staging(rows, channels(self._noise), manifest.pixels, self.worker.device)
 
     def global_rows(self, step: int) -> int:
         """The number of rows in a step's global batch."""
