@@ -4,7 +4,7 @@
 
 mapped, resident   samples/s of the batches ÷ the same arithmetic on an in-memory tensor indexed by the same rows
 streamed           samples/s of training on streamed batches ÷ on resident ones, which the model alone bounds
-                   (the demo's largest model and batch, one trial with one thread, windows read by Ray tasks)
+                   (the demo's largest model and batch, one trial with one thread, shards decoded by two)
 mapped ÷ h5py      samples/s of mapped batches ÷ rows read at random by h5py from float64 chunks of 4096 spectra through a
                    torch DataLoader, as the original study does; flux, error and fresh noise; one process each; with fixed
                    noise, too, where the map holds noisy flux alone. Cold: no page of the files in memory (posix_fadvise), so
@@ -31,8 +31,7 @@ import numpy as np
 import torch
 
 from experiments.demo import STUDY
-from scaling.data.batches.rules import DataRules
-from scaling.data.batches.training import training_batches
+from scaling.data.batches import DataRules, Worker, training_batches
 from scaling.data.hdf5.reader import open_spectra
 from scaling.data.shards.convert import convert
 from scaling.data.simulated.writer import Simulation, write_simulation
@@ -68,9 +67,8 @@ class Workplace:
     def batches(self, access: str, noise: str) -> Any:
         """Batches of all training spectra."""
         rules = DataRules(noise=noise)
-        return training_batches(
-            self.shards, rules, self.rows, BATCH, seed=0, device=CPU, cache_root=self.cache, access=access
-        )
+        worker = Worker(cache_root=self.cache, device=CPU)
+        return training_batches(self.shards, rules, self.rows, BATCH, seed=0, worker=worker, access=access)
 
 
 def rate(step: Callable[[int], Any], steps: int) -> float:
@@ -84,8 +82,10 @@ def rate(step: Callable[[int], Any], steps: int) -> float:
 def gathering(place: Workplace, rounds: int) -> dict[str, list[float]]:
     """Mapped and resident batches against an in-memory tensor, alternately."""
     mapped, resident = place.batches("mapped", "fixed"), place.batches("resident", "fixed")
-    flux, labels = mapped._arrays[0].clone(), mapped._labels
-    offset, scale = mapped._inputs._offset, mapped._inputs._scale
+    flux, labels = mapped._spectra[:, 0].clone(), mapped._labels
+    offset, scale = (
+        torch.from_numpy(a) for a in (mapped._standardisation.flux_offset, mapped._standardisation.flux_scale)
+    )
 
     def index(step: int) -> Any:
         rows = torch.from_numpy(mapped.rows(step))

@@ -18,16 +18,15 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from unittest import mock
 
 import pyarrow.parquet as pq
 
-from scaling.data.batches.cache import map_split
+from scaling.data.batches import FixedNoise, cachebuild, map_split
 from scaling.data.batches.cachebuild import MAX_THREADS
-from scaling.data.batches.noise import FixedNoise
-from scaling.data.shards import convert as conversion
+from scaling.data.shards.convert import convert
 from scaling.data.shards.manifest import Manifest
 from scaling.data.simulated.writer import Simulation, write_simulation
+from scaling.study.cluster import ray_cluster
 
 THREADS = min(MAX_THREADS, len(os.sched_getaffinity(0)))
 NOISE = FixedNoise(seed=0, level=1.0)
@@ -44,7 +43,7 @@ def reader(shards: Path, cache: Path, rows: int, barrier, results) -> None:
     before = pss()
     barrier.wait()
     mapped = map_split(shards, "train", rows, cache, noise=NOISE)
-    total = float(mapped.noisy.sum(dtype="f8"))
+    total = float(mapped.flux.sum(dtype="f8"))
     barrier.wait()
     results.put((pss() - before, total))
     barrier.wait()
@@ -102,12 +101,14 @@ def building(shards: Path, folder: Path, rows: int, repeats: int) -> list[dict[s
     lines = []
     for arrays, noise in (("flux + error", None), ("noisy", NOISE)):
         num_bytes = rows * manifest.pixels * 4 * (1 if noise else 2)
-        took: dict[str, list[float]] = {"decode": [], "write": [], "build": []}
+        took: dict[str, list[float]] = {"decode": [], "write": [], "build": [], "verify": []}
         for repeat in range(repeats):
             root = folder / f"cache-{arrays[0]}-{repeat}"
             took["decode"].append(seconds(decode, paths))
             took["write"].append(seconds(write, folder / "bytes", num_bytes))
             took["build"].append(seconds(lambda: map_split(shards, "train", rows, root, noise=noise).close()))  # noqa: B023
+            cachebuild._verified.clear()
+            took["verify"].append(seconds(lambda: map_split(shards, "train", rows, root, noise=noise).close()))  # noqa: B023
             for path in root.rglob("*.f32"):
                 path.unlink()
         median = {name: statistics.median(values) for name, values in took.items()}
@@ -115,6 +116,7 @@ def building(shards: Path, folder: Path, rows: int, repeats: int) -> list[dict[s
             {"arrays": arrays, "rows_per_s": rows / median["build"], "mb_per_s": num_bytes / median["build"] / 1e6}
             | {f"{name}_s": value for name, value in median.items()}
             | {"ratio": max(median["decode"], median["write"]) / median["build"]}
+            | {"verify_gb_per_s": num_bytes / median["verify"] / 1e9}
         )
     return lines
 
@@ -132,8 +134,8 @@ def main() -> None:
         folder = Path(name)
         simulation = Simulation(train=options.rows, val=64, test=64, pixels=options.pixels)
         files = write_simulation(folder / "hdf5", simulation)
-        with mock.patch.object(conversion, "map_on_ray", lambda run, items, *_: [run(item) for item in items]):
-            conversion.convert(folder / "shards", **files, rows_per_shard=options.rows_per_shard)
+        with ray_cluster(None):
+            convert(folder / "shards", **files, rows_per_shard=options.rows_per_shard)
         for paths in files.values():
             for path in paths:
                 path.unlink()
@@ -144,11 +146,13 @@ def main() -> None:
     print(f"{options.rows:,} rows of {options.pixels} pixels, {THREADS} threads; one copy is {one_copy / 1e6:,.0f} MB")
     for readers, size in used.items():
         print(f"  {readers} processes that read it: {size / 1e6:8,.0f} MB together, {size / one_copy:.3f} copies")
-    print(f"  {'arrays':<14}{'rows/s':>10}{'MB/s':>8}{'build s':>9}{'decode s':>10}{'write s':>9}{'ratio':>7}")
+    print(
+        f"  {'arrays':<14}{'rows/s':>10}{'MB/s':>8}{'build s':>9}{'decode s':>10}{'write s':>9}{'ratio':>7}{'verify GB/s':>13}"
+    )
     for line in built:
         print(
             f"  {line['arrays']:<14}{line['rows_per_s']:>10,.0f}{line['mb_per_s']:>8,.0f}{line['build_s']:>9.2f}"
-            f"{line['decode_s']:>10.2f}{line['write_s']:>9.2f}{line['ratio']:>7.2f}"
+            f"{line['decode_s']:>10.2f}{line['write_s']:>9.2f}{line['ratio']:>7.2f}{line['verify_gb_per_s']:>13.2f}"
         )
     if options.json:
         content = {"rows": options.rows, "one_copy_bytes": one_copy, "pss_bytes": used, "building": built}

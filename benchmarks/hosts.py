@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scaling.data.batches.rules import DataRules
-from scaling.data.batches.training import training_batches
+from scaling.data.batches import DataRules, Worker, training_batches
 from scaling.data.shards.convert import convert
 from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.model.ladder import Ladder
@@ -88,9 +87,7 @@ def our_step(case: Case, folder: Path, rank: int, world: int) -> Callable[[], No
         ROWS,
         case.batch,
         seed=0,
-        device=CPU,
-        cache_root=folder / "cache",
-        **workers,
+        worker=Worker(cache_root=folder / "cache", device=CPU, **workers),
     )
     stepper = Stepper(case.config, case.recipe, batches, lr=1e-3, seed=0, device=CPU, **workers)
     (run,), done = case.recipe.runs(ROWS), iter(range(10**9))
@@ -104,9 +101,8 @@ def turns(config: dict[str, Any]) -> None:
     case, folder, context = config["case"], Path(config["folder"]), train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(1)
-    whole = training_batches(
-        folder / "shards", DataRules(noise="fixed"), ROWS, ROWS, seed=0, device=CPU, cache_root=folder / "cache"
-    )
+    worker = Worker(cache_root=folder / "cache", device=CPU)
+    whole = training_batches(folder / "shards", DataRules(noise="fixed"), ROWS, ROWS, seed=0, worker=worker)
     flux, labels = whole.batch(0)
     ways = {
         "ours": our_step(case, folder, rank, world),

@@ -58,7 +58,7 @@ def add_commands(command: AddCommand) -> None:
     sub.add_argument("--cache", type=Path, metavar="DIR", help="its folder (default: as for `scaling run`)")
     which = sub.add_mutually_exclusive_group()
     which.add_argument("--evict", action="store_true", help="remove all splits that no process uses")
-    which.add_argument("--limit", type=float, metavar="GB", help="remove the least recently used until it is no larger")
+    which.add_argument("--limit", metavar="GB", help="remove the least recently used until it is no larger")
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -130,14 +130,17 @@ def _limit(options: argparse.Namespace) -> int:
 
 
 def _cache(options: argparse.Namespace) -> int:
-    from scaling.data.batches.cache import default_cache_root
-    from scaling.data.batches.evict import GB, describe_cache, evict
+    from scaling.data.batches.cache import cache_limit, default_cache_root
+    from scaling.data.batches.cachefolder import cached_splits, evict
+    from scaling.files import size_text
 
     root = options.cache or default_cache_root()
-    if options.limit is not None and not options.limit >= 0:
-        raise UserError(f"--limit is {options.limit:g}: give a number of GB, 0 or more")
-    if options.evict or options.limit is not None:
-        removed = evict(root, None if options.evict else int(options.limit * GB))
-        print(f"removed {len(removed)} splits, {sum(split.num_bytes for split in removed) / GB:.3f} GB")
-    print(describe_cache(root))
+    limit = None if options.limit is None else cache_limit(options.limit, "--limit")
+    if options.evict or limit is not None:
+        removed = evict(root, limit)
+        print(f"removed {len(removed)} splits, {size_text(sum(split.num_bytes for split in removed))}")
+    splits = cached_splits(root)
+    print(f"{root}: {len(splits)} splits, {size_text(sum(split.num_bytes for split in splits))}")
+    for split in reversed(splits):
+        print(split)
     return 0

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from scaling.data.batches.evaluation import EvaluationSplit, evaluation_pin
-from scaling.data.batches.rules import DataRules
+from scaling.data.batches import DataRules, EvaluationSplit, Worker, evaluation_pin
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
 from scaling.files import Location, json_bytes, plain
@@ -108,12 +107,11 @@ def evaluate(
     model.check_wave(manifest.wave, shards)
     for name in rules.labels:
         manifest.label(name)
-    noisy = EvaluationSplit.load(
-        shards, rules, split, device=device, cache_root=cache_root, standardisation=model.standardisation
-    )
+    worker = Worker(cache_root=cache_root, device=device)
+    noisy = EvaluationSplit.load(shards, rules, split, worker, model.standardisation)
     predicted = predict(model.model.to(device), noisy, model.precision_on(device))
     first, others = score(predicted, noisy)
-    detail = score_detail(predicted, noisy, shards, cache_root, split)
+    detail = score_detail(predicted, noisy, shards, split)
     z = 1.0 / float(model.standardisation.label_std[0])
     return Evaluation(
         model=model,

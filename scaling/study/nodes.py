@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from scaling.data.shards.manifest import MANIFEST, Manifest
 from scaling.errors import UserError
-from scaling.files import Location
+from scaling.files import Location, private_folder
 from scaling.folder import Folder
 
 if TYPE_CHECKING:  # these load torch, which the task on each node does without
@@ -74,11 +74,11 @@ def _look_around(shards: Location, cache_root: Path, cpus: float, gpus: float) -
     except OSError as error:
         problem = f"{shards}: cannot be read ({error}): put the shards where every node sees them"
     try:
-        cache_root.mkdir(parents=True, exist_ok=True)
+        private_folder(cache_root)
         if not os.access(cache_root, os.W_OK):
             raise PermissionError("it is read-only")
         room = shutil.disk_usage(cache_root).free + _stored(cache_root)
-    except OSError as error:
+    except (OSError, UserError) as error:
         problem = problem or f"{cache_root} cannot hold memory maps ({error}): give another folder with --cache"
     return Node(host=socket.gethostname(), cpus=cpus, gpus=gpus, room=room, problem=problem)
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
+from scaling.data.batches import add_noise_
 from scaling.data.hdf5.reader import BLOCK_ROWS, TABLE_ROWS, SpectraFile
 from scaling.data.spectra import bad_rows
 from scaling.errors import UserError
@@ -142,8 +143,7 @@ def _spectra(
             if generator:
                 # Pieces of a multiple of 16 numbers: PyTorch draws the same as for all rows at once.
                 noise = torch.randn(flux.shape, generator=generator)
-                clean = torch.from_numpy(flux).clamp_(min=0.0)
-                flux = clean.addcmul_(noise, torch.from_numpy(error), value=noise_level).numpy()
+                flux = add_noise_(torch.from_numpy(flux), torch.from_numpy(error), noise, noise_level).numpy()
             elif noisy is None:
                 np.maximum(flux, 0.0, out=flux)
             yield flux, np.logical_or.reduce(list(faults.values()))
@@ -154,9 +154,9 @@ def _answers(
 ) -> Float[ndarray, "row label"]:
     """Labels in their own units, or the probability of being above the boundary."""
     used = model.standardisation
-    offset, scale = (torch.from_numpy(array) for array in (used.flux_offset, used.flux_scale))
+    standardise = used.flux_on(torch.device("cpu"))
     with torch.inference_mode(), autocast(device, model.precision_on(device)):
-        outputs = model.model(torch.from_numpy(flux).sub_(offset).div_(scale).to(device)).float().cpu().double()
+        outputs = model.model(standardise(torch.from_numpy(flux)).to(device)).float().cpu().double()
     if model.rules.boundary is not None:
         return outputs.sigmoid().numpy()
     return outputs.numpy() * used.label_scale + used.label_offset

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
-from scaling.data.batches.bins import SplitBins
-from scaling.data.batches.evaluation import EvaluationSplit
+from scaling.data.batches import EvaluationSplit, SplitBins
 from scaling.files import Location
 from scaling.training.metrics import (
     Classified,
@@ -55,14 +52,12 @@ def score(predicted: Tensor, split: EvaluationSplit) -> tuple[Scores | Classifie
     return first, others
 
 
-def score_detail(
-    predicted: Tensor, split: EvaluationSplit, shards: Location, cache_root: Path, name: str = "test"
-) -> Detail | None:
+def score_detail(predicted: Tensor, split: EvaluationSplit, shards: Location, name: str = "test") -> Detail | None:
     """What all workers' predictions of the split of that name tell of its first label, by bins; None for a classification."""
     if split.rules.boundary is not None:
         return None
     standardisation = split.standardisation
-    bins = SplitBins.load(shards, split.rules.label, name, cache_root)
+    bins = SplitBins.load(shards, split.rules.label, name, split.worker)
     errors = float(standardisation.label_scale[0]) * (predicted[..., 0].double() - split.labels[:, 0].double())
-    errors = gather_rows(errors, rank=split.rank, world=split.world, total=len(bins.snr))
+    errors = gather_rows(errors, rank=split.worker.rank, world=split.worker.world, total=len(bins.snr))
     return detail(errors.cpu().numpy(), bins, float(standardisation.label_mean[0]))

@@ -16,10 +16,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scaling.data.batches.evaluation import EvaluationSplit
-from scaling.data.batches.rules import DataRules, Standardisation
-from scaling.data.batches.training import Access, TrainingBatches, training_batches
-from scaling.data.batches.whitening import fit_whitening
+from scaling.data.batches import (
+    Access,
+    DataRules,
+    EvaluationSplit,
+    Standardisation,
+    Worker,
+    fit_whitening,
+    training_batches,
+)
 from scaling.files import Location
 from scaling.model.ladder import Whitening
 from scaling.model.specvit import ModelConfig
@@ -140,18 +145,22 @@ class _Trainer:
 
     def __init__(self, task: Task, context: Context) -> None:
         self.task, self.context, self.recipe = task, context, task.recipe
-        workers: dict[str, Any] = {"rank": context.rank, "world": context.world}
-        self._where = {"device": context.device, "cache_root": task.cache_root, **workers}
+        self.worker = Worker(
+            cache_root=task.cache_root,
+            device=context.device,
+            rank=context.rank,
+            world=context.world,
+            device_share=context.device_share,
+        )
         self.standardisation = Standardisation.of(task.shards, task.rules)
-        self.batches: TrainingBatches = training_batches(
+        self.batches = training_batches(
             task.shards,
             task.rules,
             task.num_spectra,
             task.recipe.batch_size,
             seed=task.seed,
+            worker=self.worker,
             access=task.access,
-            device_share=context.device_share,
-            **self._where,
         )
         self.stepper = Stepper(
             task.model,
@@ -163,8 +172,9 @@ class _Trainer:
             micro_batch=context.micro_batch,
             compiled=context.compiled,
             classify=task.rules.boundary is not None,
+            rank=context.rank,
+            world=context.world,
             **self._whitening(),
-            **workers,
         )
         self.val = self._split("val")
         self.runs = task.recipe.runs(task.num_spectra)
@@ -174,10 +184,7 @@ class _Trainer:
         task, rule = self.task, self.task.whitening
         if rule is None:
             return {}
-        device = self.context.device
-        fitted = fit_whitening(
-            task.shards, task.rules, rule.kind, rule.components, cache_root=task.cache_root, device=device
-        )
+        fitted = fit_whitening(task.shards, task.rules, rule.kind, rule.components, self.worker)
         return {"whitening": fitted, "frozen_epochs": rule.frozen_epochs}
 
     def train(self) -> Outcome:
@@ -283,7 +290,7 @@ class _Trainer:
         )
 
     def _split(self, split: Literal["val", "test"]) -> EvaluationSplit:
-        return EvaluationSplit.load(self.task.shards, self.task.rules, split, **self._where)
+        return EvaluationSplit.load(self.task.shards, self.task.rules, split, self.worker)
 
     def _score_val(self) -> tuple[Scores | Classified, list[Scores]]:
         return score(predict(self.stepper.model, self.val, self.recipe.precision), self.val)
@@ -292,4 +299,4 @@ class _Trainer:
         """Scores of the whole test split, and what its errors tell by bins."""
         test = self._split("test")
         predicted = predict(self.stepper.model, test, self.recipe.precision)
-        return *score(predicted, test), score_detail(predicted, test, self.task.shards, self.task.cache_root)
+        return *score(predicted, test), score_detail(predicted, test, self.task.shards)

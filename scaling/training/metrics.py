@@ -13,7 +13,7 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional
 
-from scaling.data.batches.bins import SplitBins, bin_numbers
+from scaling.data.batches import SplitBins, bin_numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

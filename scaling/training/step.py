@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from scaling.data.batches.training import TrainingBatches
-from scaling.data.batches.whitening import LinearMap
+from scaling.data.batches import LinearMap, TrainingBatches
 from scaling.data.seeds import stable_seed
 from scaling.model.specvit import ModelConfig, SpecViT
 from scaling.training.evaluate import autocast

@@ -12,8 +12,7 @@ import torch
 
 from experiments.bosz_1m import STUDY as BOSZ_1M
 from experiments.demo import STUDY as DEMO
-from scaling.data.batches.rules import DataRules
-from scaling.data.batches.training import training_batches
+from scaling.data.batches import DataRules, Worker, training_batches
 from scaling.model.ladder import Ladder
 from scaling.training.recipe import Budget, Recipe
 from scaling.training.step import Stepper
@@ -42,7 +41,13 @@ TOLERANCE = {"fp32": 2e-4, "bf16": 2e-2, "fp16": 5e-3}
 def losses(shards, cache_root, recipe, ladder, rules):
     recipe = dataclasses.replace(recipe, batch_size=64)
     batches = training_batches(
-        shards, rules, 200, 64, seed=1, device=torch.device("cpu"), cache_root=cache_root, access="mapped"
+        shards,
+        rules,
+        200,
+        64,
+        seed=1,
+        worker=Worker(cache_root=cache_root, device=torch.device("cpu")),
+        access="mapped",
     )
     stepper = Stepper(ladder.rung(32), recipe, batches, lr=1e-3, seed=1, device=torch.device("cpu"))
     run = recipe.runs(200)[-1]

@@ -250,8 +250,7 @@ def test_scores_do_not_depend_on_the_unit_of_the_loss(task):
     assert math.isfinite(outcome.test.r2)
 
 
-@pytest.mark.ray
-def test_a_streamed_trial_that_was_killed_is_one_that_was_not(task, ray_cluster):
+def test_a_streamed_trial_that_was_killed_is_one_that_was_not(task):
     task = dataclasses.replace(task, access="streamed", rules=DataRules(noise="fresh"))
     whole, host = Host(), Host(kill_after=2)
     expected = train(task, whole.context())

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.data.batches.bins import SplitBins, label_edges, snr_edges
+from scaling.data.batches import SplitBins, Worker, label_edges, map_split, snr_edges
 from scaling.data.shards.manifest import Manifest
 from scaling.data.spectra import spectrum_snr
 from scaling.training.metrics import binned, class_sums, classified, detail, error_sums, gather_rows, scores
@@ -87,7 +87,7 @@ def test_spectra_that_are_all_alike_are_in_one_bin():
 
 def test_bins_are_of_the_test_split_and_their_edges_of_the_training_split(shards, cache_root):
     manifest = Manifest.load(shards)
-    bins = SplitBins.load(shards, "log_g", "test", cache_root)
+    bins = SplitBins.load(shards, "log_g", "test", Worker(cache_root=cache_root, device=torch.device("cpu")))
     assert list(bins.snr_edges[1:-1]) == list(manifest.snr.values())
     assert (bins.snr_edges[0], bins.snr_edges[-1]) == (bins.snr.min(), bins.snr.max())
     assert (bins.label_edges[0], bins.label_edges[-1]) == (manifest.labels["log_g"].min, manifest.labels["log_g"].max)
@@ -101,8 +101,6 @@ def test_one_worker_has_all_rows():
 
 
 def test_signal_to_noise_is_that_of_the_noise_free_flux(shards, cache_root):
-    from scaling.data.batches.cache import map_split
-
     mapped = map_split(shards, "test", 96, cache_root)
-    bins = SplitBins.load(shards, "log_g", "test", cache_root)
+    bins = SplitBins.load(shards, "log_g", "test", Worker(cache_root=cache_root, device=torch.device("cpu")))
     assert np.array_equal(bins.snr, spectrum_snr(mapped.flux, mapped.error))

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scaling.data.batches.evaluation import EvaluationSplit
-from scaling.data.batches.rules import DataRules, Standardisation
-from scaling.data.batches.whitening import fit_whitening
+from scaling.data.batches import DataRules, EvaluationSplit, Standardisation, Worker, fit_whitening
 from scaling.model.ladder import Ladder, Whitening
 from scaling.training.evaluate import predict, score, score_detail
 from scaling.training.loop import Task, _Trainer, train
@@ -133,8 +131,8 @@ def test_a_whitening_map_is_frozen_to_the_bit_until_it_is_trained(make_task, fro
         Keeper(),
     )
     outcome = train(task, host.context())
-    where = {"cache_root": task.cache_root, "device": torch.device("cpu")}
-    fitted = fit_whitening(task.shards, task.rules, "pca", 128, **where).weight
+    worker = Worker(cache_root=task.cache_root, device=torch.device("cpu"))
+    fitted = fit_whitening(task.shards, task.rules, "pca", 128, worker).weight
     assert [torch.equal(each, fitted) for each in maps(host)] == [epoch < still for epoch in range(6)]
     assert torch.equal(outcome.weights["whitening.weight"], fitted) is (frozen_epochs is None)
 
@@ -190,7 +188,7 @@ def test_several_draws_are_the_mean_of_each(make_task, shards, cache_root, bound
     task = make_task(rules={"eval_draws": 3, "boundary": boundary, "label_norm": "standard"})
     model = torch.nn.Sequential(torch.nn.Linear(1024, 1))
     torch.nn.init.normal_(model[0].weight, std=0.05)
-    split = EvaluationSplit.load(shards, task.rules, "test", device=torch.device("cpu"), cache_root=cache_root)
+    split = EvaluationSplit.load(shards, task.rules, "test", Worker(cache_root=cache_root, device=torch.device("cpu")))
     predicted = predict(model, split, "fp32", batch_size=50)
     found, _ = score(predicted, split)
     answers = np.stack([model(flux).detach().numpy()[:, 0] for flux in split.draws()])
@@ -198,11 +196,11 @@ def test_several_draws_are_the_mean_of_each(make_task, shards, cache_root, bound
     if boundary is not None:
         assert isinstance(found, Classified)
         assert found.error_rate == pytest.approx(((answers > 0) != (truth > 0.5)).mean())
-        assert score_detail(predicted, split, shards, cache_root) is None
+        assert score_detail(predicted, split, shards) is None
         return
     error = np.abs(answers - truth) * Standardisation.of(shards, task.rules).label_scale[0]
     assert found.mae == pytest.approx(error.mean(), rel=1e-5)
     assert found.mae_sem == pytest.approx(error.mean(axis=0).std(ddof=1) / len(truth) ** 0.5, rel=1e-5)
-    detail = score_detail(predicted, split, shards, cache_root)
+    detail = score_detail(predicted, split, shards)
     assert detail.p90 == pytest.approx(np.quantile(error, 0.9), rel=1e-5)
     assert sum(line["mae_dex"] * line["count"] for line in detail.by_snr) / 96 == pytest.approx(found.mae)

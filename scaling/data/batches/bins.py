@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
@@ -11,8 +10,10 @@ from numpy import ndarray
 
 from scaling.data.batches.cache import map_split
 from scaling.data.batches.rules import READ_ROWS, read_labels
+from scaling.data.batches.worker import Worker
 from scaling.data.shards.manifest import LabelStatistics, Manifest
 from scaling.data.spectra import spectrum_snr
+from scaling.files import Location
 
 LABEL_BINS = 8
 
@@ -34,16 +35,14 @@ class SplitBins:
     label_edges: Float64[ndarray, " label_edge"]
 
     @classmethod
-    def load(cls, shards: Path, label: str, split: str, cache_root: Path) -> SplitBins:
+    def load(cls, shards: Location, label: str, split: str, worker: Worker) -> SplitBins:
         """Read a whole split from the node's cache.
 
         Raises:
             UserError: The label is not there or not finite, or the cache has no room.
         """
         manifest = Manifest.load(shards)
-        mapped = map_split(shards, split, manifest.num_rows(split), cache_root)
-        assert mapped.flux is not None
-        assert mapped.error is not None
+        mapped = map_split(shards, split, manifest.num_rows(split), worker.cache_root)
         labels = read_labels(mapped.params([label]), (label,), f"{shards}, {split}")[:, 0]
         snr = np.empty(len(labels))
         for start in range(0, len(labels), READ_ROWS):

@@ -1,8 +1,6 @@
-"""A node's local memory map of the shards it needs: expanded once, mapped by every trial on the node.
+"""A node's local memory map of the shards it needs: decoded once, mapped by every trial on the node.
 
-The files only grow: more rows are appended beyond a watermark, which moves when they are checked and on the disk. So a
-shorter map in use stays valid, and after a kill the next process goes on from the watermark. ``cachefolder`` says what
-lies where, ``cachebuild`` appends, ``evict`` keeps the whole below a size.
+``cachefolder`` says what lies where and keeps the whole below a size, ``cachebuild`` fills in what is missing.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import tempfile
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +16,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 from jaxtyping import Float32
 from numpy import ndarray
 
 from scaling.data.batches.cachebuild import CacheBuild
-from scaling.data.batches.cachefolder import LOCK, array_path, hold, part_path, split_folder
+from scaling.data.batches.cachefolder import LOCK, hold, open_file, read_file, split_folder
+from scaling.data.batches.decode import channels
 from scaling.data.batches.noise import FixedNoise
 from scaling.data.shards.manifest import Manifest
-from scaling.data.shards.shardfile import ERROR, FLUX
 from scaling.errors import UserError
+from scaling.files import Location, private_folder, user_cache
 
 CACHE_LIMIT = "SCALING_CACHE_LIMIT"
 MAP_NORESERVE = 0x4000
@@ -37,25 +34,29 @@ MAP_NORESERVE = 0x4000
 
 @dataclass(frozen=True, eq=False)
 class MappedSplit:
-    """The first rows of a split, mapped from local disk: (rows, pixels) float32, pages shared by all who map them.
+    """The first rows of a split, mapped from local disk: pages shared by all who map them.
 
-    The arrays are private and writable in name only, so that PyTorch takes them without a copy or a warning: **nobody
-    writes to them**; a write would cost memory in this process and never reach the file. The arrays stay valid as long as
-    they live; while this object lives, and until ``close``, the split is not evicted either.
+    The array is private and writable in name only, so that PyTorch takes it without a copy or a warning: **nobody writes
+    to it**; a write would cost memory in this process and never reach the file. It stays valid as long as it lives; while
+    this object lives, and until ``close``, the split is not evicted either.
 
     Attributes:
-        flux: Noise-free flux; None where fixed noise was asked for.
-        error: One standard deviation of each pixel's noise; None where fixed noise was asked for.
-        noisy: Flux with fixed noise; None without.
-        num_rows: Rows mapped.
+        spectra: Flux and error of each row, or flux with fixed noise alone.
     """
 
-    flux: Float32[ndarray, "row pixel"] | None
-    error: Float32[ndarray, "row pixel"] | None
-    noisy: Float32[ndarray, "row pixel"] | None
-    num_rows: int
+    spectra: Float32[ndarray, "row channel pixel"]
     _parts: list[Path] = field(repr=False)
     _release: weakref.finalize = field(init=False, repr=False)
+
+    @property
+    def flux(self) -> Float32[ndarray, "row pixel"]:
+        """Flux: free of noise where the error is beside it."""
+        return self.spectra[:, 0]
+
+    @property
+    def error(self) -> Float32[ndarray, "row pixel"]:
+        """One standard deviation of each pixel's noise; not there with fixed noise."""
+        return self.spectra[:, 1]
 
     def params(self, columns: list[str]) -> pd.DataFrame:
         """Parameter columns of these rows (or ``row_id``), before ``close``.
@@ -63,11 +64,12 @@ class MappedSplit:
         Raises:
             UserError: There is no such column.
         """
-        known = pq.read_schema(self._parts[0]).names
+        contents = [pa.BufferReader(read_file(part)) for part in self._parts]
+        known = pq.read_schema(contents[0]).names
         if missing := [name for name in columns if name not in known]:
             raise UserError(f"no parameter column {missing[0]!r}: the shards have {', '.join(sorted(known))}")
-        tables = [pq.read_table(part, columns=columns, partitioning=None) for part in self._parts]
-        return pa.concat_tables(tables).slice(0, self.num_rows).to_pandas()
+        tables = [pq.read_table(content, columns=columns) for content in contents]
+        return pa.concat_tables(tables).slice(0, len(self.spectra)).to_pandas()
 
     def close(self) -> None:
         """Let the split be evicted; as when this object is no longer referred to."""
@@ -75,31 +77,31 @@ class MappedSplit:
 
 
 def default_cache_root() -> Path:
-    """``$SCALING_CACHE``, or this user's folder in the system's temporary folder."""
+    """``$SCALING_CACHE``, or this user's own cache folder."""
     named = os.environ.get("SCALING_CACHE")
-    return Path(named) if named else Path(tempfile.gettempdir()) / f"spectral-scaling-cache-{os.getuid()}"
+    return Path(named) if named else user_cache("maps")
 
 
-def cache_limit() -> int | None:
-    """``$SCALING_CACHE_LIMIT``, the largest size of a node's cache given in GB, in bytes; None where it is not set.
+def cache_limit(given: str | None = None, name: str = CACHE_LIMIT) -> int | None:
+    """The largest size of a node's cache in bytes, from what is given in GB or else ``$SCALING_CACHE_LIMIT``; None: any.
 
     Raises:
-        UserError: It is not a positive number.
+        UserError: It is not a positive, finite number.
     """
-    text = os.environ.get(CACHE_LIMIT)
+    text = os.environ.get(CACHE_LIMIT) if given is None else given
     if not text:
         return None
     try:
         limit = float(text)
     except ValueError:
         limit = math.nan
-    if not limit > 0:
-        raise UserError(f"{CACHE_LIMIT} is {text!r}: give a number of GB above 0, such as 200, or unset it")
+    if not 0 < limit < math.inf:
+        raise UserError(f"{name} is {text!r}: give a number of GB above 0, such as 200, or leave it out")
     return int(limit * 1e9)
 
 
 def map_split(
-    shards_dir: Path,
+    shards: Location,
     split: str,
     num_rows: int,
     cache_root: Path | None = None,
@@ -107,60 +109,54 @@ def map_split(
     noise: FixedNoise | None = None,
     limit: int | None = None,
 ) -> MappedSplit:
-    """Map the first ``num_rows`` rows of a split, appending what this node's cache lacks of them first.
+    """Map the first ``num_rows`` rows of a split, after filling in what this node's cache lacks of them.
 
-    Any number of processes may ask for the same rows at once: one builds, the others wait and map its files. Without
-    noise the flux and the error are stored and mapped; with noise the noisy flux only.
+    Any number of processes may ask for the same rows at once: one builds, the others wait and map its file. What is
+    mapped has been compared with the digests of what was written, at its first use in this process.
 
     Args:
-        shards_dir: The shard set.
+        shards: The shard set.
         split: ``train``, ``val`` or ``test``.
         num_rows: Rows wanted.
         cache_root: The cache, on a disk of this node; ``default_cache_root()`` if not given.
-        noise: One draw a spectrum.
+        noise: One draw a spectrum, added to what is stored; None stores flux and error.
         limit: The cache's largest size in bytes; ``cache_limit()`` if not given. To stay below it, the least recently
             used splits that nobody uses are evicted.
 
     Raises:
-        UserError: The split is shorter, a shard is damaged, or the disk or the limit has no room.
+        UserError: The split is shorter, a shard is damaged, the disk or the limit has no room, or the cache is not a
+            folder of this user alone.
     """
-    manifest = Manifest.load(shards_dir)
-    shards = manifest.leading_shards(split, num_rows)
+    manifest = Manifest.load(shards)
+    parts = len(manifest.leading_shards(split, num_rows))
     limit = cache_limit() if limit is None else limit
-    folder = split_folder(cache_root or default_cache_root(), manifest, split)
-    arrays = (FLUX, ERROR) if noise is None else (f"noisy-{noise.seed}-{float(noise.level)!r}",)
+    root = private_folder(cache_root or default_cache_root())
+    folder = split_folder(root, manifest, split)
     held = hold(folder)
     try:
-        build = CacheBuild(manifest=manifest, split=split, shards=shards, folder=folder, arrays=arrays, noise=noise)
-        if not build.is_complete():
-            with FileLock(folder / LOCK):
-                if not build.is_complete():
-                    build.run(limit)
-        maps = {array: _map(array_path(folder, array), num_rows, manifest.pixels) for array in arrays}
+        build = CacheBuild(manifest=manifest, split=split, num_shards=parts, folder=folder, noise=noise)
+        if build.lacking():
+            build.run(root / LOCK, limit)
+            if build.lacking():
+                raise UserError(f"{folder}: what was written is not what is read back: name a cache on another disk")
+        spectra = _map(build.path, (num_rows, channels(noise), manifest.pixels))
     except BaseException:
         os.close(held)
         raise
-    mapped = MappedSplit(
-        flux=maps.get(FLUX),
-        error=maps.get(ERROR),
-        noisy=None if noise is None else maps[arrays[0]],
-        num_rows=num_rows,
-        _parts=[part_path(folder, index) for index in range(len(shards))],
-    )
+    mapped = MappedSplit(spectra, [build.part(index) for index in range(parts)])
     object.__setattr__(mapped, "_release", weakref.finalize(mapped, os.close, held))
     return mapped
 
 
-def _map(path: Path, rows: int, pixels: int) -> Float32[ndarray, "row pixel"]:
+def _map(path: Path, shape: tuple[int, int, int]) -> Float32[ndarray, "row channel pixel"]:
     """A file's leading rows, copy-on-write.
 
     Not ``np.memmap``: its private maps reserve memory for being written to, so that Linux refuses one larger than RAM.
     """
-    with open(path, "rb") as file:
-        pages = mmap.mmap(
-            file.fileno(),
-            rows * pixels * 4,
-            flags=mmap.MAP_PRIVATE | MAP_NORESERVE,
-            prot=mmap.PROT_READ | mmap.PROT_WRITE,
-        )
-    return np.frombuffer(pages, dtype="<f4").reshape(rows, pixels)
+    file = open_file(path)
+    try:
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        pages = mmap.mmap(file, 4 * math.prod(shape), flags=mmap.MAP_PRIVATE | MAP_NORESERVE, prot=protection)
+    finally:
+        os.close(file)
+    return np.frombuffer(pages, dtype="<f4").reshape(shape)

@@ -1,231 +1,181 @@
-"""How a split's arrays get into a node's cache: shards are decoded in parallel, checked, and appended."""
+"""How shards get into a node's cache: which are missing or altered, and how they are decoded into their slices.
+
+A shard is the unit: it fills its own slice of an array's file, at its own offset, and is marked with digests when it is
+complete. So a build that is killed loses the shards under way and no more. Slices are not flushed to the disk: one that a
+power failure lost fails its digest, and is filled again.
+"""
 
 from __future__ import annotations
 
-import errno
+import io
+import logging
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
-from numpy import ndarray
+import xxhash
 
-from scaling.data.batches.cachefolder import LOCK, SOURCE, Watermark, array_path, file_size, part_path
-from scaling.data.batches.evict import make_room
+from scaling.data.batches.cachefolder import MARKS, PARAMS, Mark, allocated, locked, make_room, no_room, open_file
+from scaling.data.batches.decode import channels, shard_spectra
 from scaling.data.batches.noise import FixedNoise
-from scaling.data.shards.manifest import Manifest, Shard, temporary_name, write_json
-from scaling.data.shards.shardfile import ERROR, FLUX, Checksum, column_values, row_groups
-from scaling.errors import UserError
+from scaling.data.shards.manifest import Manifest
+from scaling.files import is_full, private_folder, published
 
 MAX_THREADS = 8
-MARK_BYTES = 2**28
-"""The watermark moves each time so much has been written: what a kill can cost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A shard to read: where its rows go, and the arrays that lack them."""
-
-    index: int
-    shard: Shard
-    first_row: int
-    arrays: tuple[str, ...]
+READ_BYTES = 2**22
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_verified: set[tuple[int | str, ...]] = set()
+"""What this process has compared with its digest, so that the trials that it runs in turn pay once. A file that is written
+to has another time of modification, and all that lies in it is compared again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheBuild:
-    """What is wanted of one split, and where.
-
-    Attributes:
-        manifest: Of the shard set.
-        split: ``train``, ``val`` or ``test``.
-        shards: The first shards of the split.
-        folder: The split's folder in the cache.
-        arrays: Names of the arrays wanted.
-        noise: What the array that is neither flux nor error is made with.
-    """
+    """What is wanted of one split, and where: its first ``num_shards`` shards, with fixed noise or as flux and error."""
 
     manifest: Manifest
     split: str
-    shards: list[Shard]
+    num_shards: int
     folder: Path
-    arrays: tuple[str, ...]
     noise: FixedNoise | None
 
-    def is_complete(self) -> bool:
-        """Whether nothing is missing, as far as files' sizes tell."""
-        return not self._jobs() and not any(self._is_cut_short(array) for array in self.arrays)
+    @property
+    def array(self) -> str:
+        """The array's name."""
+        return "spectra" if self.noise is None else f"noisy-{self.noise.seed}-{float(self.noise.level)!r}"
 
-    def run(self, limit: int | None) -> None:
-        """Append what is missing. The caller holds the folder, and its lock.
+    @property
+    def path(self) -> Path:
+        """The array's file."""
+        return self.folder / f"{self.array}.f32"
+
+    def part(self, shard: int) -> Path:
+        """The file of a shard's parameters."""
+        return self.folder / PARAMS / f"{shard:05d}.parquet"
+
+    def _slice(self, shard: int) -> tuple[int, int]:
+        """Offset and length of a shard in the array's file."""
+        row_bytes = channels(self.noise) * self.manifest.pixels * 4
+        first_row = shard * self.manifest.rows_per_shard
+        return first_row * row_bytes, self.manifest.shards(self.split)[shard].rows * row_bytes
+
+    def _mark(self, shard: int) -> Mark:
+        return Mark.read(Mark.path(self.folder, shard))
+
+    def lacking(self) -> dict[int, list[str]]:
+        """What of each shard is missing, or is not what was written: the array's slice, or the parameters."""
+        names = _in_threads(self._lacking, range(self.num_shards))
+        return {shard: found for shard, found in enumerate(names) if found}
+
+    def _lacking(self, shard: int) -> list[str]:
+        digests = self._mark(shard).digests
+        places = {self.array: (self.path, *self._slice(shard)), PARAMS: (self.part(shard), 0, None)}
+        return [name for name, place in places.items() if not _is_intact(*place, name, shard, digests.get(name))]
+
+    def run(self, lock: Path, limit: int | None) -> None:
+        """Fill what is lacking.
+
+        One process of a node builds at a time: a build uses all its cores and its disk as it is, and so the account of
+        the room is exact without any reservation.
 
         Args:
+            lock: The cache's lock file.
             limit: Of the whole cache, in bytes; unused splits are evicted to stay below.
 
         Raises:
             UserError: A shard is damaged, or there is no room; what is complete stays.
         """
-        self._tidy()
-        jobs = self._jobs()
-        sizes = {array: self._bytes(max(self._mark(array).rows, self._num_rows())) for array in self.arrays}
-        with self._no_space_is_a_user_error():
+        with locked(lock):
+            lacking = self.lacking()
             try:
-                self._reserve(sizes, limit)
-                self._append(jobs)
-            finally:
-                for array in self.arrays:  # give back what was reserved and not reached
-                    os.truncate(array_path(self.folder, array), self._bytes(self._mark(array).rows))
+                if lacking:
+                    self._fill(lacking, limit)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                raise no_room(lock.parent, "the disk filled up meanwhile; what is complete stays") from error
 
-    def _mark(self, array: str) -> Watermark:
-        return Watermark.of(self.folder, array)
-
-    def _num_rows(self) -> int:
-        return sum(shard.rows for shard in self.shards)
-
-    def _bytes(self, rows: int) -> int:
-        return rows * self.manifest.pixels * 4
-
-    def _is_cut_short(self, array: str) -> bool:
-        """Whether somebody has removed or truncated an array's file."""
-        return file_size(array_path(self.folder, array)) < self._bytes(self._mark(array).rows)
-
-    def _jobs(self) -> list[Job]:
-        """The shards that an array or the parameters still lack, in row order."""
-        first_rows = accumulate((shard.rows for shard in self.shards), initial=0)
-        reached = {array: self._mark(array).shards for array in self.arrays}
-        jobs = []
-        for index, (shard, first_row) in enumerate(zip(self.shards, first_rows, strict=False)):
-            arrays = tuple(array for array in self.arrays if index >= reached[array])
-            if arrays or not part_path(self.folder, index).is_file():
-                jobs.append(Job(index, shard, first_row, arrays))
-        return jobs
-
-    def _tidy(self) -> None:
-        """Remove what an older format, a killed writer or a truncation has left; keep what is complete."""
-        (self.folder / "params").mkdir(exist_ok=True)
-        for leftover in self.folder.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-        for older in self.folder.glob("[0-9]*/flux.npy"):
-            shutil.rmtree(older.parent, ignore_errors=True)
-        for array in self.arrays:
-            path = array_path(self.folder, array)
-            if self._is_cut_short(array):
-                (self.folder / f"{array}.json").unlink(missing_ok=True)
-                path.unlink(missing_ok=True)  # not written again: a process may map it
-            path.touch()
-            os.truncate(path, self._bytes(self._mark(array).rows))
-
-    def _reserve(self, sizes: dict[str, int], limit: int | None) -> None:
-        """Make the files as long as they will be, so that other builders' accounts include them."""
-        root = self.folder.parent
-        paths = {array_path(self.folder, array): size for array, size in sizes.items()}
-        growth = sum(size - file_size(path) for path, size in paths.items())
-        with FileLock(root / LOCK):
-            if limit is not None:
-                make_room(root, growth, limit)
-            if (free := shutil.disk_usage(root).free) < growth:
-                raise self._no_room(f"{growth / 1e9:.3g} GB more is needed and {free / 1e9:.3g} GB is free")
-            for path, size in paths.items():
-                os.truncate(path, size)
-        write_json(
-            self.folder / SOURCE, {"dataset": os.path.abspath(self.manifest.dest), "pixels": self.manifest.pixels}
-        )
-
-    def _append(self, jobs: list[Job]) -> None:
-        """Read shards in threads, each a row group at a time, and move the watermarks in row order behind them."""
-        done: list[Job] = []
-        with ExitStack() as stack:
-            files = {}
-            for array in self.arrays:
-                files[array] = os.open(array_path(self.folder, array), os.O_WRONLY)
-                stack.callback(os.close, files[array])
-            pool = ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0))))
-            try:
-                for job, _ in zip(jobs, pool.map(lambda job: self._copy(job, files), jobs), strict=True):
-                    done.append(job)
-                    if sum(self._bytes(job.shard.rows) * len(job.arrays) for job in done) >= MARK_BYTES:
-                        self._move_marks(done)
-                        done = []
-            finally:
-                pool.shutdown(cancel_futures=True)
-                for array, mark in _reached(done).items():
-                    os.truncate(files[array], self._bytes(mark.rows))  # on a full disk, room for the watermark itself
-                self._move_marks(done)
-
-    def _copy(self, job: Job, files: dict[str, int]) -> None:
-        """Write one shard's rows, and check them."""
-        path = self.manifest.dest / job.shard.file
-        checksum, params, row = Checksum(), [], job.first_row
-        for table in row_groups(path):
-            if not {FLUX, ERROR} <= set(table.column_names):
-                break
-            checksum.update(table)
-            for array in job.arrays:
-                _write_at(files[array], self._values(table, array, row), self._bytes(row))
-            params.append(table.drop_columns([FLUX, ERROR]).replace_schema_metadata())
-            row += table.num_rows
-        if checksum.hexdigest() != job.shard.checksum:
-            raise UserError(
-                f"{path} differs from the manifest's checksum: remove this shard and manifest.json, and run `scaling shard` again"
-            )
-        part = part_path(self.folder, job.index)
-        temporary = temporary_name(part)
-        pq.write_table(pa.concat_tables(params), temporary)
-        _sync(temporary)
-        os.replace(temporary, part)
-
-    def _values(self, table: pa.Table, array: str, first_row: int) -> ndarray:
-        if array in (FLUX, ERROR):
-            return column_values(table, array)
-        assert self.noise is not None
-        flux, error = column_values(table, FLUX), column_values(table, ERROR)
-        return self.noise.add(flux, error, split=self.split, first_row=first_row)
-
-    def _move_marks(self, done: list[Job]) -> None:
-        """Put successive shards behind the watermarks, once their rows are on the disk."""
-        for array, mark in _reached(done).items():
-            _sync(array_path(self.folder, array))
-            mark.save(self.folder, array)
-
-    @contextmanager
-    def _no_space_is_a_user_error(self) -> Iterator[None]:
+    def _fill(self, lacking: dict[int, list[str]], limit: int | None) -> None:
+        for name in (PARAMS, MARKS):
+            private_folder(self.folder / name)
+        all_shards = range(len(self.manifest.shards(self.split)))
+        after = [shard for shard in all_shards if self.array in (*lacking.get(shard, ()), *self._mark(shard).digests)]
+        growth = sum(self._slice(shard)[1] for shard in after) - allocated(self.path)
+        make_room(self.folder.parent, max(0, growth), limit)
+        file = open_file(self.path, os.O_RDWR | os.O_CREAT)
         try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise self._no_room("the disk filled up meanwhile; what is complete stays") from error
+            os.truncate(file, sum(self._slice(all_shards[-1])))
+            for _ in _in_threads(lambda item: self._fill_shard(file, *item), lacking.items()):
+                pass
+        finally:
+            os.close(file)
 
-    def _no_room(self, what: str) -> UserError:
-        return UserError(
-            f"{self.folder}: no room for the node's copy of {self.split}: {what}: set SCALING_CACHE to a folder on a larger disk, "
-            "or remove unused splits with `scaling cache --evict`"
-        )
+    def _fill_shard(self, file: int, shard: int, names: list[str]) -> None:
+        """Write what a shard lacks, then mark it."""
+        (offset, _), slice_digest, params = self._slice(shard), xxhash.xxh3_128(), []
+        for spectra, table in shard_spectra(self.manifest, self.split, shard, self.noise):
+            params.append(table)
+            if self.array in names:
+                slice_digest.update(spectra.data)
+                _write_at(file, spectra.data.cast("B"), offset)
+                offset += spectra.nbytes
+        before = self._mark(shard).digests
+        if altered := [name for name in names if name in before]:
+            text = "%s: shard %d was altered (%s): filled again"
+            logging.getLogger(__name__).warning(text, self.folder, shard, ", ".join(altered))
+        digests = {name: digest for name, digest in before.items() if name not in names}
+        if self.array in names:
+            digests[self.array] = slice_digest.hexdigest()
+        if PARAMS in names:
+            content = io.BytesIO()
+            pq.write_table(pa.concat_tables(params), content)
+            digests[PARAMS] = xxhash.xxh3_128_hexdigest(content.getbuffer())
+            with published(self.part(shard)) as temporary:
+                temporary.write_bytes(content.getbuffer())
+        rows = self.manifest.shards(self.split)[shard].rows
+        Mark(rows, self.manifest.dest, digests).write(Mark.path(self.folder, shard))
 
 
-def _reached(done: list[Job]) -> dict[str, Watermark]:
-    """How far successive shards bring the arrays that lacked them."""
-    return {array: Watermark(job.first_row + job.shard.rows, job.index + 1) for job in done for array in job.arrays}
+def _in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The results in order; after an error nothing new is begun."""
+    pool = ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0))))
+    try:
+        yield from pool.map(function, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _write_at(file: int, values: ndarray, offset: int) -> None:
-    """Write an array at a place in a file, which fails cleanly on a full disk, as a store into a map would not."""
-    content = values.astype("<f4", order="C", copy=False).data.cast("B")
+def _is_intact(path: Path, offset: int, length: int | None, name: str, shard: int, digest: str | None) -> bool:
+    """Whether bytes of a file have a digest; compared once in a process, as long as nobody writes to the file."""
+    try:
+        file = open_file(path)
+    except FileNotFoundError:
+        return False
+    try:
+        there = os.fstat(file)
+        key = (there.st_dev, there.st_ino, there.st_mtime_ns, name, shard, str(digest))
+        if key in _verified:
+            return True
+        found, left = xxhash.xxh3_128(), there.st_size if length is None else length
+        buffer = memoryview(bytearray(min(left, READ_BYTES)))
+        while left and digest is not None and (count := os.preadv(file, [buffer[: min(left, READ_BYTES)]], offset)):
+            found.update(buffer[:count])
+            offset, left = offset + count, left - count
+        if intact := not left and found.hexdigest() == digest:
+            _verified.add(key)
+        return intact
+    finally:
+        os.close(file)
+
+
+def _write_at(file: int, content: memoryview, offset: int) -> None:
+    """Write bytes at a place in a file, which fails cleanly on a full disk, as a store into a map would not."""
     while content:
         written = os.pwrite(file, content, offset)
         content, offset = content[written:], offset + written
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,53 +1,114 @@
-"""One split's folder in a node's cache: its files' names, how far each array is complete, and who is using it.
+"""A node's cache on disk: what lies where, who uses a split, and how the whole stays below a size.
 
 ``ROOT/<split>-<digest of the whole split>/``::
 
-    flux.f32, error.f32, noisy-<seed>-<level>.f32     (rows, pixels) little-endian float32 from the first row on
-    flux.json, …                                      the watermark of each: rows and shards that are complete
-    params/part-00000.parquet                         the columns of each shard that are not spectra
-    source.json                                       the shard set that it was built from
-    whitening-<digest>.npz                            linear maps fitted to the training spectra (``whitening``)
-    in-use                                            locked, shared, by every process that maps the split
-    lock                                              locked by the one process that builds
+    spectra.f32, noisy-<seed>-<level>.f32   (rows, 2 or 1, pixels) little-endian float32 of the whole split: flux and error
+                                            side by side, or flux with fixed noise; a hole where a shard is not there yet
+    params/00000.parquet                    the columns of each shard that are not spectra
+    marks/00000.json                        what of each shard is complete, with digests
+    whitening-<digest>.map                  linear maps fitted to the training spectra (``whitening``)
+    in-use                                  locked, shared, by every process that maps the split
+
+``ROOT/lock`` is held by the one process of the node that builds. Files are opened only where they are regular files of
+this user, never through a link: whoever could plant one could choose what this user reads or overwrites.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
+import shutil
+import stat
 import time
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from scaling.data.shards.manifest import SPLITS, Manifest, write_json
+from scaling.data.shards.manifest import SPLITS, Manifest
+from scaling.errors import UserError
+from scaling.files import FullError, json_bytes, published, size_text
 
-LOCK, IN_USE, SOURCE = "lock", "in-use", "source.json"
+LOCK, IN_USE, PARAMS, MARKS = "lock", "in-use", "params", "marks"
 _NAME = re.compile(rf"(?:{'|'.join(SPLITS)})-[0-9a-f]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Watermark:
-    """How much of an array's file is complete and checked: what lies beyond is nothing."""
+def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a file of a cache, and return its descriptor.
 
-    rows: int = 0
-    shards: int = 0
+    Raises:
+        UserError: It is a link, not a regular file, or not this user's.
+    """
+    try:
+        # Without O_NONBLOCK a named pipe would wait for its other end.
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        raise _not_own(path) from error
+    there = os.fstat(descriptor)
+    if stat.S_ISREG(there.st_mode) and there.st_uid == os.getuid():
+        return descriptor
+    os.close(descriptor)
+    raise _not_own(path)
+
+
+def _not_own(path: Path) -> UserError:
+    return UserError(f"{path}: must be a real file or folder of yours, not a link: remove it, or name another cache")
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file of a cache."""
+    with open(open_file(path), "rb") as file:
+        return file.read()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, alone among all processes and threads."""
+    descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What of a shard is complete: a digest of its slice of each array and of its parameters, by name.
+
+    ``rows`` and ``dataset``, the shard set that it is from, are for the listing of a cache.
+    """
+
+    rows: int
+    dataset: str
+    digests: dict[str, str]
+
+    @staticmethod
+    def path(folder: Path, shard: int) -> Path:
+        """Where the mark of a shard is."""
+        return folder / MARKS / f"{shard:05d}.json"
 
     @classmethod
-    def of(cls, folder: Path, array: str) -> Watermark:
-        """An array's watermark; nothing where it is missing or unreadable."""
-        content = read_json(folder / f"{array}.json")
+    def read(cls, path: Path) -> Mark:
+        """A mark; nothing is complete where it is missing or damaged."""
         try:
-            return cls(rows=int(content["rows"]), shards=int(content["shards"]))
-        except (KeyError, TypeError, ValueError):
-            return cls()
+            found = cls(**json.loads(read_file(path)))
+            return cls(
+                int(found.rows), str(found.dataset), {name: str(digest) for name, digest in found.digests.items()}
+            )
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            return cls(0, "?", {})
 
-    def save(self, folder: Path, array: str) -> None:
-        """Move an array's watermark, at once; its data must be on the disk."""
-        write_json(folder / f"{array}.json", asdict(self))
+    def write(self, path: Path) -> None:
+        """Write it, at once."""
+        with published(path) as temporary:
+            temporary.write_bytes(json_bytes(asdict(self)))
 
 
 def split_folder(root: Path, manifest: Manifest, split: str) -> Path:
@@ -55,51 +116,24 @@ def split_folder(root: Path, manifest: Manifest, split: str) -> Path:
     return root / f"{split}-{manifest.digest(split, manifest.num_rows(split))}"
 
 
-def array_path(folder: Path, array: str) -> Path:
-    """The file of an array."""
-    return folder / f"{array}.f32"
-
-
-def part_path(folder: Path, shard: int) -> Path:
-    """The file of a shard's parameters."""
-    return folder / "params" / f"part-{shard:05d}.parquet"
-
-
-def file_size(path: Path) -> int:
-    """Bytes; 0 where there is no such file."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file is missing or is not one, as it may be after a power failure."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def is_split_folder(folder: Path) -> bool:
-    """Whether a folder is one that a cache has made: nothing else is ever removed from a cache's root."""
-    ours = any((folder / name).is_file() for name in (IN_USE, LOCK))
-    return ours and _NAME.fullmatch(folder.name) is not None and not folder.is_symlink()
-
-
 def hold(folder: Path) -> int:
     """Make a split's folder where there is none, and keep it from being evicted.
 
     Returns:
         A file descriptor: the folder is in use until it is closed, or the process ends.
+
+    Raises:
+        UserError: The folder is a link or not this user's.
     """
     while True:
-        with suppress(FileExistsError):  # exist_ok would look again, and the folder may be evicted by then
-            folder.mkdir(parents=True)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
         try:
-            held = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # evicted since the line above
+            there = folder.lstat()
+            if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid():
+                raise _not_own(folder)
+            held = open_file(folder / IN_USE, os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:  # evicted since the lines above
             continue
         fcntl.flock(held, fcntl.LOCK_SH)
         if _is_current(held, folder):
@@ -109,13 +143,9 @@ def hold(folder: Path) -> int:
 
 
 def take(folder: Path) -> int | None:
-    """Lock a split's folder against use, if nobody uses it.
-
-    Returns:
-        A file descriptor to close afterwards, or None: the folder is in use, or gone.
-    """
+    """Lock a split's folder against use; None where it is in use, or gone. The descriptor is to be closed afterwards."""
     try:
-        taken = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT, 0o644)
+        taken = open_file(folder / IN_USE, os.O_RDWR)
     except FileNotFoundError:
         return None
     with suppress(BlockingIOError):
@@ -132,3 +162,124 @@ def _is_current(descriptor: int, folder: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(folder / IN_USE))
     except FileNotFoundError:
         return False
+
+
+def allocated(path: Path) -> int:
+    """The bytes that a file takes on the disk, which are fewer than its length where it has holes."""
+    try:
+        return path.lstat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedSplit:
+    """A split in the cache: rows of each array that are complete, allocated bytes, when it was last mapped (Unix time)."""
+
+    folder: Path
+    dataset: str
+    arrays: dict[str, int]
+    num_bytes: int
+    last_used: float
+    in_use: bool
+
+    @classmethod
+    def of(cls, folder: Path) -> CachedSplit:
+        """Look at a split's folder.
+
+        Raises:
+            FileNotFoundError: It is evicted meanwhile.
+        """
+        last_used, taken = (folder / IN_USE).lstat().st_mtime, take(folder)
+        if taken is not None:
+            os.close(taken)
+        marks = [Mark.read(path) for path in folder.glob(f"{MARKS}/*.json")]
+        names = [path.stem for path in sorted(folder.glob("*.f32"))]
+        return cls(
+            folder=folder,
+            dataset=next((mark.dataset for mark in marks if mark.rows), "?"),
+            arrays={name: sum(mark.rows for mark in marks if name in mark.digests) for name in names},
+            num_bytes=sum(map(allocated, folder.rglob("*"))),
+            last_used=last_used,
+            in_use=taken is None,
+        )
+
+    @property
+    def split(self) -> str:
+        """``train``, ``val`` or ``test``."""
+        return self.folder.name.partition("-")[0]
+
+    def __str__(self) -> str:
+        arrays = ", ".join(f"{name} ({rows:,} rows)" for name, rows in self.arrays.items()) or "nothing complete"
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.last_used))
+        state = "in use" if self.in_use else f"last used {used}"
+        return f"  {size_text(self.num_bytes):>8}  {self.split:<5}  {state}  {self.dataset}: {arrays}"
+
+
+def cached_splits(root: Path) -> list[CachedSplit]:
+    """The splits in a cache, least recently used first. Folders that no cache has made are not among them."""
+    splits = []
+    for folder in root.iterdir() if root.is_dir() else ():
+        if _NAME.fullmatch(folder.name) and not folder.is_symlink() and (folder / IN_USE).is_file():
+            with suppress(FileNotFoundError):  # evicted by another process meanwhile
+                splits.append(CachedSplit.of(folder))
+    return sorted(splits, key=lambda split: split.last_used)
+
+
+def evict(root: Path, limit: int | None = None) -> list[CachedSplit]:
+    """Remove splits that no process uses, least recently used first, and return them.
+
+    Splits and not shards, because trials hold prefixes: while one is used, so are its first shards. No lock is needed:
+    this only makes room, and what a process maps or builds is held by it.
+
+    Args:
+        root: The cache.
+        limit: Stop when the cache is no larger than so many bytes; all unused splits go without it.
+    """
+    for leftover in root.glob(".evicted-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    splits = cached_splits(root)
+    total, removed = sum(split.num_bytes for split in splits), []
+    for split in splits:
+        if limit is not None and total <= limit:
+            break
+        if (taken := take(split.folder)) is None:
+            continue
+        grave = root / f".evicted-{uuid.uuid4().hex}"
+        try:
+            os.rename(split.folder, grave)  # its name goes at once, so that nobody maps half of it
+        finally:
+            os.close(taken)
+        shutil.rmtree(grave, ignore_errors=True)
+        total -= split.num_bytes
+        removed.append(split)
+    return removed
+
+
+def make_room(root: Path, growth: int, limit: int | None) -> None:
+    """Evict what is needed for a cache to grow by ``growth`` bytes and stay within a limit, all in bytes.
+
+    Raises:
+        UserError: It cannot fit beside what is in use; nothing has been evicted then.
+        FullError: The disk has no such room.
+    """
+    if limit is not None:
+        used = sum(split.num_bytes for split in cached_splits(root) if split.in_use)
+        if used + growth <= limit:
+            evict(root, limit - growth)
+            used = sum(split.num_bytes for split in cached_splits(root))
+        if used + growth > limit:
+            raise UserError(
+                f"{root}: {size_text(growth)} more is needed, {size_text(used)} is in use, and the cache's limit is "
+                f"{size_text(limit)}: raise the limit ($SCALING_CACHE_LIMIT), or end other runs on this node"
+            )
+    if (free := shutil.disk_usage(root).free) < growth:
+        raise no_room(root, f"{size_text(growth)} more is needed and {size_text(free)} is free")
+
+
+def no_room(root: Path, what: str) -> FullError:
+    """The error to raise where the disk of a cache is full."""
+    return FullError(
+        f"{root}: no room for the node's copy: {what}: set SCALING_CACHE to a folder on a larger disk, "
+        "or remove unused splits with `scaling cache --evict`"
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,11 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scaling.data.batches.cache import MappedSplit, map_split
+from scaling.data.batches.noise import add_noise_
 from scaling.data.batches.rules import READ_ROWS, DataRules, Standardisation, read_labels
+from scaling.data.batches.worker import Worker
 from scaling.data.seeds import stable_seed
 from scaling.data.shards.manifest import Manifest
-from scaling.data.shards.shardfile import ROW_ID, column_values, row_groups
+from scaling.data.shards.shard import column_values, row_groups
+from scaling.data.spectra import ROW_ID
 from scaling.errors import UserError
+from scaling.files import Location
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,31 +32,25 @@ class EvaluationSplit:
         flux: The first draw, standardised, on the device.
         labels: Normalised, on the device.
         rules: Whose `eval_draws` says how many draws there are.
-        standardisation: What the flux of further draws is standardised with.
+        standardisation: What flux and labels are normalised with.
+        worker: Whose share it is.
         mapped: The noise-free spectra, for the further draws; None where there is one only.
-        rank: This worker's number.
-        world: The number of workers.
     """
 
     flux: Float[Tensor, "row pixel"]
     labels: Float[Tensor, "row label"]
     rules: DataRules
     standardisation: Standardisation
+    worker: Worker
     mapped: MappedSplit | None
-    rank: int
-    world: int
 
     @classmethod
     def load(
         cls,
-        shards: Path,
+        shards: Location,
         rules: DataRules,
         split: Literal["val", "test"],
-        *,
-        device: torch.device,
-        cache_root: Path,
-        rank: int = 0,
-        world: int = 1,
+        worker: Worker,
         standardisation: Standardisation | None = None,
     ) -> EvaluationSplit:
         """Draw the split's noise once, on the CPU in row order from `eval_seed`, as the original study does.
@@ -61,21 +58,20 @@ class EvaluationSplit:
         `standardisation` is that of the shard set's own training split, unless another is given.
         """
         used = standardisation or Standardisation.of(shards, rules)
-        mapped = map_split(shards, split, Manifest.load(shards).num_rows(split), cache_root)
+        mapped = map_split(shards, split, Manifest.load(shards).num_rows(split), worker.cache_root)
         labels = used.normalise_labels(
             read_labels(mapped.params(list(rules.labels)), rules.labels, f"{shards}, {split}")
         )
-        flux = _noisy(mapped, rules, used, rank, world, draw=0)
+        flux = _noisy(mapped, rules, used, worker, draw=0)
         if rules.eval_draws == 1:
             mapped.close()
         return cls(
-            flux=flux.to(device),
-            labels=torch.from_numpy(labels[rank::world].copy()).to(device),
+            flux=flux.to(worker.device),
+            labels=torch.from_numpy(labels[worker.rank :: worker.world].copy()).to(worker.device),
             rules=rules,
             standardisation=used,
+            worker=worker,
             mapped=mapped if rules.eval_draws > 1 else None,
-            rank=rank,
-            world=world,
         )
 
     def draws(self) -> Iterator[Float[Tensor, "row pixel"]]:
@@ -87,33 +83,28 @@ class EvaluationSplit:
         yield self.flux
         for draw in range(1, self.rules.eval_draws):
             assert self.mapped is not None
-            flux = _noisy(self.mapped, self.rules, self.standardisation, self.rank, self.world, draw)
-            yield flux.to(self.flux.device)
+            yield _noisy(self.mapped, self.rules, self.standardisation, self.worker, draw).to(self.worker.device)
 
 
 def _noisy(
-    mapped: MappedSplit, rules: DataRules, standardisation: Standardisation, rank: int, world: int, draw: int
+    mapped: MappedSplit, rules: DataRules, standardisation: Standardisation, worker: Worker, draw: int
 ) -> Float[Tensor, "row pixel"]:
     """A worker's rows of a split under one draw of its noise, standardised. Noise is drawn for all rows, in their order."""
-    assert mapped.flux is not None
-    assert mapped.error is not None
-    total, pixels = mapped.flux.shape
-    offset, scale = (torch.from_numpy(array) for array in (standardisation.flux_offset, standardisation.flux_scale))
-    generator = torch.Generator().manual_seed(
-        stable_seed("evaluation", rules.eval_seed, draw) if draw else rules.eval_seed
-    )
+    total, _, pixels = mapped.spectra.shape
+    rank, world, standardise = worker.rank, worker.world, standardisation.flux_on(torch.device("cpu"))
+    seed = stable_seed("evaluation", rules.eval_seed, draw) if draw else rules.eval_seed
+    generator = torch.Generator().manual_seed(seed)
     flux = torch.empty(len(range(rank, total, world)), pixels)
     for start in range(0, total, READ_ROWS):
         stop = min(start + READ_ROWS, total)
         noise = torch.randn(stop - start, pixels, generator=generator)
         mine = np.arange(start + (rank - start) % world, stop, world)
         clean, error = torch.from_numpy(mapped.flux[mine]), torch.from_numpy(mapped.error[mine])
-        noisy = clean.clamp_(min=0.0).addcmul_(noise[mine - start], error, value=rules.noise_level)
-        flux[mine // world] = noisy.sub_(offset).div_(scale)
+        flux[mine // world] = standardise(add_noise_(clean, error, noise[mine - start], rules.noise_level))
     return flux
 
 
-def evaluation_pin(shards: Path, rules: DataRules) -> str:
+def evaluation_pin(shards: Location, rules: DataRules) -> str:
     """Hash of the validation and test spectra with their noise: rows compare only where it is equal."""
     manifest = Manifest.load(shards)
     parts = [manifest.digest(split, manifest.num_rows(split)) for split in ("val", "test")]
@@ -136,5 +127,5 @@ def check_labels(manifest: Manifest, rules: DataRules) -> None:
     Standardisation.of(manifest.dest, rules)
     for shard in (*manifest.shards("val"), *manifest.shards("test")):
         for table in row_groups(manifest.folder, shard.file, columns=[ROW_ID, *rules.labels]):
-            first = column_values(table, ROW_ID)[0]
-            read_labels(table.to_pandas(), rules.labels, f"{manifest.folder.locate(shard.file)}, rows from {first}")
+            where = f"{manifest.folder.locate(shard.file)}, rows from {column_values(table, ROW_ID)[0]}"
+            read_labels(table.to_pandas(), rules.labels, where)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import mmap
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from numpy import ndarray
@@ -16,44 +15,35 @@ from torch import Tensor
 
 READ_AHEAD_BATCHES = 64
 """Batches that are read ahead after one has waited for the disk."""
+Parts = Iterable[tuple[Float[Tensor, "all channel pixel"], Int64[Tensor, " row"]]]
+"""Rows of several tensors in the host's memory."""
 
 
 class Staging:
-    """The way of a batch's rows to the device: on a GPU by two page-locked buffers in turn, reused for every batch.
+    """The way of a batch's rows to the device: on a GPU by two pinned buffers in turn, reused for every batch.
 
     The copy runs while the host gathers the next batch into the other buffer; an event says when a buffer is free again.
     """
 
-    def __init__(self, rows: int, pixels: int, device: torch.device) -> None:
-        self._device, self._turn = device, 0
+    def __init__(self, rows: int, channels: int, pixels: int, device: torch.device) -> None:
+        self._device, self._turn, self._shape = device, 0, (channels, pixels)
         self._pinned = device.type == "cuda"
         if self._pinned:
-            self._buffers = [torch.empty(rows, pixels, pin_memory=True) for _ in range(2)]
+            self._buffers = [torch.empty(rows, channels, pixels, pin_memory=True) for _ in range(2)]
             self._copied = [torch.cuda.Event() for _ in range(2)]
-        self._pixels = pixels
 
-    def gather(self, source: Float[Tensor, "all pixel"], rows: Int64[Tensor, " row"]) -> Float[Tensor, "row pixel"]:
-        """Some rows of a tensor in the host's memory, on the device."""
+    def gather(self, parts: Parts, total: int) -> Float[Tensor, "row channel pixel"]:
+        """All parts' rows one after the other, ``total`` of them, on the device."""
+        if self._pinned:
+            self._turn = 1 - self._turn
+            self._copied[self._turn].synchronize()
+        buffer = self._buffers[self._turn][:total] if self._pinned else torch.empty(total, *self._shape)
+        start = 0
+        for source, rows in parts:
+            torch.index_select(source, 0, rows, out=buffer[start : start + len(rows)])
+            start += len(rows)
         if not self._pinned:
-            return source.index_select(0, rows)
-        buffer = self._free_buffer(len(rows))
-        torch.index_select(source, 0, rows, out=buffer)
-        return self._send(buffer)
-
-    def join(self, pieces: list[ndarray]) -> Float[Tensor, "row pixel"]:
-        """Pieces one after the other, on the device."""
-        rows = sum(map(len, pieces))
-        buffer = self._free_buffer(rows) if self._pinned else torch.empty(rows, self._pixels)
-        if pieces:
-            np.concatenate(pieces, out=buffer.numpy())
-        return self._send(buffer) if self._pinned else buffer
-
-    def _free_buffer(self, rows: int) -> Tensor:
-        self._turn = 1 - self._turn
-        self._copied[self._turn].synchronize()
-        return self._buffers[self._turn][:rows]
-
-    def _send(self, buffer: Tensor) -> Tensor:
+            return buffer
         there = buffer.to(self._device, non_blocking=True)
         self._copied[self._turn].record(torch.cuda.current_stream(self._device))
         return there
@@ -66,10 +56,12 @@ class ReadAhead:
     the disk serves many at a time. Where all pages are in memory asking would cost as much as the gather.
     """
 
-    def __init__(self, arrays: list[ndarray]) -> None:
-        self._row_bytes = arrays[0].strides[0]
-        self._maps = [_memory_map(array) for array in arrays]
-        self._left = 0
+    def __init__(self, spectra: ndarray) -> None:
+        self._row_bytes = spectra.strides[0]
+        owner: Any = spectra
+        while not isinstance(owner, mmap.mmap):
+            owner = owner.obj if isinstance(owner, memoryview) else owner.base
+        self._map, self._left = owner, 0
 
     @property
     def useful(self) -> bool:
@@ -88,13 +80,4 @@ class ReadAhead:
         """Have the kernel read some rows, without waiting for them."""
         for start in (rows * self._row_bytes).tolist():
             page = start // mmap.PAGESIZE * mmap.PAGESIZE
-            for pages in self._maps:
-                pages.madvise(mmap.MADV_WILLNEED, page, start - page + self._row_bytes)
-
-
-def _memory_map(array: ndarray) -> mmap.mmap:
-    """The map that an array lies in, from its first byte on."""
-    owner: Any = array
-    while not isinstance(owner, mmap.mmap):
-        owner = owner.obj if isinstance(owner, memoryview) else owner.base
-    return owner
+            self._map.madvise(mmap.MADV_WILLNEED, page, start - page + self._row_bytes)

@@ -1,4 +1,4 @@
-"""Fixed noise: one draw a spectrum, the same however the rows are cut into shards or read."""
+"""Noise on spectra, and fixed noise: one draw a spectrum, the same however the rows are cut into shards or read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from numpy import ndarray
+from torch import Tensor
 
 from scaling.data.seeds import stable_seed
 
 NOISE_BLOCK_ROWS = 64
 """Rows whose noise is drawn together: part of what a noise seed means."""
+
+
+def add_noise_(
+    flux: Float[Tensor, "row pixel"], error: Float[Tensor, "row pixel"], noise: Float[Tensor, "row pixel"], level: float
+) -> Float[Tensor, "row pixel"]:
+    """max(flux, 0) + level · error · noise in the place of ``flux``, on any device: what a model sees of a spectrum."""
+    return flux.clamp_(min=0.0).addcmul_(noise, error, value=level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,7 @@ class FixedNoise:
     def add(
         self, flux: Float32[ndarray, "row pixel"], error: Float32[ndarray, "row pixel"], *, split: str, first_row: int
     ) -> Float32[ndarray, "row pixel"]:
-        """Noisy spectra: max(flux, 0) + level · error · N(0, 1).
+        """Noisy spectra, as ``add_noise_`` makes them.
 
         A row's draw, by PyTorch's generator on the CPU, follows from (seed, split, row) alone, for a given number of
         pixels: whichever rows are asked for together.
@@ -44,7 +52,8 @@ class FixedNoise:
         Returns:
             A new array; ``flux`` and ``error`` are left as they are.
         """
-        noisy = np.empty_like(flux)
+        noisy = torch.from_numpy(flux.copy())
+        sigma = torch.from_numpy(np.require(error, requirements="W"))  # PyTorch warns of what Arrow makes read-only
         draw = torch.empty(NOISE_BLOCK_ROWS, flux.shape[1])
         stop = first_row + len(flux)
         for block in range(first_row // NOISE_BLOCK_ROWS, -(-stop // NOISE_BLOCK_ROWS)):
@@ -54,7 +63,5 @@ class FixedNoise:
             draw.normal_(generator=generator)
             low, high = max(first_row, start), min(stop, start + NOISE_BLOCK_ROWS)
             rows = slice(low - first_row, high - first_row)
-            out = np.multiply(draw.numpy()[low - start : high - start], error[rows], out=noisy[rows])
-            out *= np.float32(self.level)
-            out += np.maximum(flux[rows], 0.0)
-        return noisy
+            add_noise_(noisy[rows], sigma[rows], draw[low - start : high - start], self.level)
+        return noisy.numpy()

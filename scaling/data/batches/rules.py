@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float, Float32, Float64
 from numpy import ndarray
+from torch import Tensor
 
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
+from scaling.files import Location
 
 Noise = Literal["fixed", "fresh"]
 READ_ROWS = 4096
@@ -119,7 +122,7 @@ class Standardisation:
     boundary: float | None = None
 
     @classmethod
-    def of(cls, shards: Path, rules: DataRules) -> Standardisation:
+    def of(cls, shards: Location, rules: DataRules) -> Standardisation:
         """Read the statistics of a shard set and reduce them as the rules say.
 
         Raises:
@@ -135,10 +138,9 @@ class Standardisation:
                 f"DataRules.boundary = {rules.boundary:g}: every {rules.label} in {shards} is on one side of it "
                 f"({labels[0].min:g} to {labels[0].max:g}); nothing to learn"
             )
-        pixels = pd.read_parquet(shards / "statistics.parquet")
-        mean = pixels["flux_mean"].to_numpy(np.float64)
-        variance = pixels["flux_std"].to_numpy(np.float64) ** 2
-        variance += (rules.noise_level * pixels["error_rms"].to_numpy(np.float64)) ** 2
+        pixels = manifest.pixel_statistics()
+        mean = pixels["flux_mean"]
+        variance = pixels["flux_std"] ** 2 + (rules.noise_level * pixels["error_rms"]) ** 2
         if rules.input_norm == "none":
             offset, scale = np.zeros_like(mean), np.ones_like(mean)
         elif rules.input_norm == "global":
@@ -158,6 +160,11 @@ class Standardisation:
             label_std=np.array([label.std for label in labels]),
             boundary=rules.boundary,
         )
+
+    def flux_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """What standardises flux (row, pixel) on a device, in its place."""
+        offset, scale = (torch.from_numpy(array).to(device) for array in (self.flux_offset, self.flux_scale))
+        return lambda flux: flux.sub_(offset).div_(scale)
 
     def digest(self) -> str:
         """A short hash of the statistics; they are those of the whole training split, not of a cell's prefix."""

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 import torch
-from filelock import FileLock
+import xxhash
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from scaling.data.batches.cachefolder import hold, split_folder
+from scaling.data.batches.cachefolder import hold, locked, read_file, split_folder
 from scaling.data.batches.rules import DataRules, Standardisation
-from scaling.data.shards.manifest import STATISTICS, Manifest, published
-from scaling.data.shards.shardfile import ERROR, FLUX, column_values, row_groups
+from scaling.data.batches.worker import Worker
+from scaling.data.shards.manifest import Manifest
+from scaling.data.shards.shard import column_values, row_groups
+from scaling.data.spectra import ERROR, FLUX
 from scaling.errors import UserError
+from scaling.files import Location, private_folder, published
 
 WHITENING_ROWS = 65_536
 """At most so many leading training spectra are used, whatever a cell's number of them: like any prefix a fair sample."""
@@ -37,13 +41,7 @@ class LinearMap:
 
 
 def fit_whitening(
-    shards: Path,
-    rules: DataRules,
-    kind: Literal["pca", "zca"],
-    components: int,
-    *,
-    cache_root: Path,
-    device: torch.device,
+    shards: Location, rules: DataRules, kind: Literal["pca", "zca"], components: int, worker: Worker
 ) -> LinearMap:
     """The map under which noisy training spectra have mean 0 and covariance 1, from this node's cache if it is there.
 
@@ -56,30 +54,44 @@ def fit_whitening(
         rules: How spectra become inputs.
         kind: "pca" or "zca".
         components: Rows of the map; 0 for as many as pixels.
-        cache_root: The node's cache. All trials of a node use one file; other nodes' agree to rounding.
-        device: Where it is reckoned, in float64: for 4,096 pixels about a minute of one core.
+        worker: Its device computes it, in float64: for 4,096 pixels about a minute of one core. All trials of a node use
+            the one file in its cache; other nodes' agree to rounding.
 
     Raises:
         UserError: A shard is damaged, or the map cannot be written.
     """
     manifest = Manifest.load(shards)
     settings = (kind, components, rules.input_norm, float(rules.noise_level), WHITENING_ROWS, EIGENVALUE_FLOOR)
-    folder = split_folder(cache_root, manifest, "train")
-    path = folder / f"whitening-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}.npz"
+    folder = split_folder(private_folder(worker.cache_root), manifest, "train")
+    path = folder / f"whitening-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}.map"
     held = hold(folder)
     try:
-        with FileLock(folder / LOCK):
-            if not path.is_file():
-                mean, covariance = noisy_moments(manifest, rules, device)
-                found = whitening_map(mean, covariance, kind, components)
-                with published(path) as temporary, open(temporary, "wb") as file:
-                    np.savez(file, weight=found.weight.numpy(), bias=found.bias.numpy())
-            with np.load(path) as content:
-                return LinearMap(torch.from_numpy(content["weight"]), torch.from_numpy(content["bias"]))
+        with locked(folder / LOCK):
+            if (kept := _read(path)) is not None:
+                return kept
+            found = whitening_map(*noisy_moments(manifest, rules, worker.device), kind, components)
+            content = io.BytesIO()
+            np.savez(content, weight=found.weight.numpy(), bias=found.bias.numpy())
+            with published(path) as temporary:
+                temporary.write_bytes(xxhash.xxh3_128_digest(content.getbuffer()) + content.getbuffer())
+            return found
     except OSError as error:
         raise UserError(f"{path}: cannot be kept ({error.strerror}): set SCALING_CACHE to another folder") from error
     finally:
         os.close(held)
+
+
+def _read(path: Path) -> LinearMap | None:
+    """The map in a file, behind a digest of it; None where there is none, or it was altered."""
+    try:
+        content = memoryview(read_file(path))
+    except FileNotFoundError:
+        return None
+    if xxhash.xxh3_128_digest(content[16:]) != content[:16]:
+        logging.getLogger(__name__).warning("%s: was altered: fitted again", path)
+        return None
+    with np.load(io.BytesIO(content[16:])) as arrays:
+        return LinearMap(torch.from_numpy(arrays["weight"]), torch.from_numpy(arrays["bias"]))
 
 
 def noisy_moments(
@@ -92,11 +104,11 @@ def noisy_moments(
     """
     rows = min(WHITENING_ROWS, manifest.num_rows("train"))
     # Sums are taken about a point close to the mean, or the covariance would be a small difference of large numbers.
-    origin = pd.read_parquet(manifest.dest / STATISTICS)["flux_mean"].to_numpy(np.float64)
+    origin = manifest.pixel_statistics()["flux_mean"]
     total, error_square, left = np.zeros(manifest.pixels), np.zeros(manifest.pixels), rows
     square = torch.zeros(manifest.pixels, manifest.pixels, dtype=torch.float64, device=device)
     for shard in manifest.leading_shards("train", rows):
-        for table in row_groups(manifest.dest / shard.file, columns=[FLUX, ERROR]):
+        for table in row_groups(manifest.folder, shard.file, columns=[FLUX, ERROR]):
             flux = np.maximum(column_values(table, FLUX)[:left], 0.0).astype(np.float64) - origin
             error = column_values(table, ERROR)[:left].astype(np.float64)
             total += flux.sum(axis=0)

@@ -1,19 +1,18 @@
 import gc
-import json
 import os
 import warnings
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 import torch
 
-from scaling.data.batches import cachebuild
 from scaling.data.batches.cache import cache_limit, default_cache_root, map_split
 from scaling.data.batches.cachefolder import take
+from scaling.data.shards.convert import convert
 from scaling.errors import UserError
-from tests.data.batches.caching import NOISE, ROW_BYTES, folder_of, sizes, stamps
+from tests.data.batches.caching import NOISE, folder_of, lengths, rows_in, stamps
+from tests.data.shards.converting import without_ray
 
 
 @pytest.mark.parametrize("num_rows", [1, 128, 129, 300])
@@ -22,7 +21,7 @@ def test_a_map_is_the_first_rows(shards, training, tmp_path, num_rows):
     mapped = map_split(shards, "train", num_rows, tmp_path)
     assert np.array_equal(mapped.flux, flux[:num_rows])
     assert np.array_equal(mapped.error, error[:num_rows])
-    assert mapped.noisy is None
+    assert mapped.spectra.shape == (num_rows, 2, 1024)
     found = mapped.params(["row_id", "log_g"])
     pd.testing.assert_frame_equal(found, params[["row_id", "log_g"]][:num_rows], check_exact=True)
     assert found["row_id"].tolist() == list(range(num_rows))
@@ -31,30 +30,25 @@ def test_a_map_is_the_first_rows(shards, training, tmp_path, num_rows):
 def test_only_what_is_asked_for_is_stored(shards, training, tmp_path):
     flux, error, _ = training
     noisy = map_split(shards, "train", 300, tmp_path, noise=NOISE)
-    assert sizes(tmp_path) == {"noisy-3-1.0.f32": 300 * ROW_BYTES}
-    assert noisy.flux is None
-    assert noisy.error is None
-    assert np.array_equal(noisy.noisy, NOISE.add(flux, error, split="train", first_row=0))
+    assert rows_in(tmp_path) == {"noisy-3-1.0": 300}
+    assert noisy.spectra.shape == (300, 1, 1024)
+    assert np.array_equal(noisy.flux, NOISE.add(flux, error, split="train", first_row=0))
     map_split(shards, "train", 1, tmp_path)
-    expected = {"flux.f32": 128 * ROW_BYTES, "error.f32": 128 * ROW_BYTES, "noisy-3-1.0.f32": 300 * ROW_BYTES}
-    assert sizes(tmp_path) == expected
+    assert rows_in(tmp_path) == {"noisy-3-1.0": 300, "spectra": 128}
+    assert lengths(tmp_path) == {"noisy-3-1.0": 300 * 4096, "spectra": 300 * 8192}
+    spectra = (folder_of(tmp_path) / "spectra.f32").stat()
+    assert spectra.st_blocks * 512 < spectra.st_size / 2  # the rest is a hole
 
 
-def test_noise_does_not_depend_on_the_shards(shards, own_shards, training, tmp_path):
+def test_noise_does_not_depend_on_the_shards(shards, tmp_path, monkeypatch):
     """The same rows in other shards, whose borders lie inside noise blocks, have the same noise."""
-    fields = json.loads((own_shards / "manifest.json").read_text())
-    table = pq.read_table([own_shards / shard["file"] for shard in fields["splits"]["train"]])
-    fields["splits"]["train"] = []
-    for index, start in enumerate(range(0, 300, 90)):
-        part, checksum = table.slice(start, 90), cachebuild.Checksum()
-        checksum.update(part)
-        file = f"train/other-{index}.parquet"
-        pq.write_table(part, own_shards / file)
-        fields["splits"]["train"].append({"file": file, "rows": len(part), "checksum": checksum.hexdigest()})
-    (own_shards / "manifest.json").write_text(json.dumps(fields))
-    here, there = (map_split(folder, "train", 300, tmp_path, noise=NOISE) for folder in (shards, own_shards))
-    assert np.array_equal(here.noisy, there.noisy)
-    assert len(list(tmp_path.glob("train-*"))) == 2
+    files = {split: sorted(shards.parent.glob(f"hdf5/{split}*/dataset.h5")) for split in ("train", "val", "test")}
+    without_ray(monkeypatch)
+    convert(tmp_path / "other", **files, rows_per_shard=90)
+    cache = tmp_path / "cache"
+    here, there = (map_split(folder, "train", 300, cache, noise=NOISE) for folder in (shards, tmp_path / "other"))
+    assert np.array_equal(here.flux, there.flux)
+    assert len(list(cache.glob("train-*"))) == 2
 
 
 def test_torch_takes_a_map_without_a_copy_or_a_warning(shards, tmp_path):
@@ -73,7 +67,7 @@ def test_a_map_may_be_larger_than_memory(tmp_path):
     rows = 4 * os.sysconf("SC_PHYS_PAGES")  # of a page each
     with open(tmp_path / "sparse", "wb") as file:
         file.truncate(rows * 4096)
-    assert _map(tmp_path / "sparse", rows, 1024)[-1].sum() == 0
+    assert _map(tmp_path / "sparse", (rows, 1, 1024))[-1].sum() == 0
 
 
 def test_a_longer_map_serves_shorter_prefixes(shards, tmp_path):
@@ -83,13 +77,13 @@ def test_a_longer_map_serves_shorter_prefixes(shards, tmp_path):
     assert stamps(tmp_path) == before
 
 
-def test_more_rows_are_appended_below_a_map_in_use(shards, training, tmp_path):
+def test_more_rows_are_filled_in_below_a_map_in_use(shards, training, tmp_path):
     short = map_split(shards, "train", 5, tmp_path)
-    inode = os.stat(folder_of(tmp_path) / "flux.f32").st_ino
-    first = folder_of(tmp_path) / "params" / "part-00000.parquet"
+    inode = os.stat(folder_of(tmp_path) / "spectra.f32").st_ino
+    first = folder_of(tmp_path) / "params" / "00000.parquet"
     written = first.stat().st_mtime_ns
     assert np.array_equal(map_split(shards, "train", 300, tmp_path).flux, training[0])
-    assert os.stat(folder_of(tmp_path) / "flux.f32").st_ino == inode
+    assert os.stat(folder_of(tmp_path) / "spectra.f32").st_ino == inode
     assert first.stat().st_mtime_ns == written
     assert np.array_equal(short.flux, training[0][:5])
 
@@ -100,9 +94,10 @@ def test_mistakes_are_named(shards, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match=r"no parameter column 'log_gg': the shards have .*log_g"):
         map_split(shards, "train", 1, tmp_path).params(["log_gg"])
-    monkeypatch.setenv("SCALING_CACHE_LIMIT", "many")
-    with pytest.raises(UserError, match="SCALING_CACHE_LIMIT is 'many': give a number of GB"):
-        map_split(shards, "train", 1, tmp_path)
+    for limit in ("many", "inf", "nan", "0", "-1"):
+        monkeypatch.setenv("SCALING_CACHE_LIMIT", limit)
+        with pytest.raises(UserError, match=f"SCALING_CACHE_LIMIT is '{limit}': give a number of GB"):
+            map_split(shards, "train", 1, tmp_path)
     monkeypatch.setenv("SCALING_CACHE_LIMIT", "1.5")
     assert cache_limit() == 1_500_000_000
 
@@ -111,7 +106,9 @@ def test_the_default_root_is_the_users_or_the_environments(monkeypatch, tmp_path
     monkeypatch.setenv("SCALING_CACHE", str(tmp_path))
     assert default_cache_root() == tmp_path
     monkeypatch.delenv("SCALING_CACHE")
-    assert default_cache_root().name == f"spectral-scaling-cache-{os.getuid()}"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_root() == tmp_path / "spectral-scaling" / "maps"
+    assert default_cache_root().stat().st_mode & 0o777 == 0o700
 
 
 def test_a_split_is_in_use_until_closed_or_forgotten(shards, tmp_path):

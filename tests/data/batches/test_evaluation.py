@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scaling.data.batches.evaluation import EvaluationSplit, check_labels, evaluation_pin
-from scaling.data.batches.rules import DataRules
+from scaling.data.batches import DataRules, EvaluationSplit, Worker, check_labels, evaluation_pin
 from scaling.data.shards.manifest import LabelStatistics, Manifest
 from scaling.errors import UserError
 from tests.data.shards.converting import read_split
@@ -16,7 +15,8 @@ RULES = DataRules(input_norm="none", eval_draws=6)
 
 
 def load(shards, cache_root, rules=RULES, **where):
-    return EvaluationSplit.load(shards, rules, "test", device=torch.device("cpu"), cache_root=cache_root, **where)
+    worker = Worker(cache_root=cache_root, device=torch.device("cpu"), **where)
+    return EvaluationSplit.load(shards, rules, "test", worker)
 
 
 def test_draws_are_independent_noise_after_the_first(shards, cache_root):

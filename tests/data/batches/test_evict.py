@@ -8,12 +8,12 @@ import pytest
 
 from scaling.__main__ import main
 from scaling.data.batches.cache import map_split
-from scaling.data.batches.evict import cached_splits, describe_cache, evict
+from scaling.data.batches.cachefolder import cached_splits, evict
 from scaling.data.batches.noise import FixedNoise
 from scaling.errors import UserError
 
 MB = 10**6
-# Flux and error, 4 kB a row each: train 2.5 MB, val 0.5 MB, test 0.8 MB, and some kB of parameters.
+# Flux and error, 8 kB a row: train 2.5 MB, val 0.5 MB, test 0.8 MB, and up to 70 kB of parameters and marks.
 ROWS = {"train": 300, "val": 64, "test": 96}
 
 
@@ -35,15 +35,16 @@ def test_a_listing_says_what_is_there(cache, shards):
     used = map_split(shards, "val", 1, cache)
     train, test, val = cached_splits(cache)
     assert names([train, test, val]) == ["train", "test", "val"]
-    assert train.arrays == {"flux": 300, "error": 300}
+    assert train.arrays == {"spectra": 300}
     assert train.dataset == str(shards)
-    assert train.num_bytes == sum(path.stat().st_size for path in train.folder.rglob("*") if path.is_file())
+    assert 300 * 8192 < train.num_bytes < 300 * 8192 + 70_000
+    assert val.num_bytes > 64 * 8192
+    map_split(shards, "train", 1, cache, noise=FixedNoise(0, 1.0)).close()
+    grown = next(split for split in cached_splits(cache) if split.split == "train")
+    assert grown.arrays == {"spectra": 300, "noisy-0-1.0": 128}
+    assert abs(grown.num_bytes - train.num_bytes - 128 * 4096) < 20_000  # what is allocated, of a file of 300 rows
     assert train.last_used == 1
     assert (train.in_use, val.in_use) == (False, True)
-    text = describe_cache(cache)
-    assert "3 splits, 0.00" in text
-    assert "in use" in text
-    assert "flux (300 rows)" in text
     used.close()
 
 
@@ -114,7 +115,8 @@ def test_a_build_evicts_until_it_fits(cache, shards):
     train = map_split(shards, "train", 300, cache, noise=noise, limit=5 * MB)  # its own other arrays are in use too
     assert names(cached_splits(cache)) == ["test", "train"]
     assert sum(split.num_bytes for split in cached_splits(cache)) <= 5 * MB
-    test.close(), train.close()
+    test.close()
+    train.close()
     val = map_split(shards, "val", 64, cache, limit=2 * MB)
     assert names(cached_splits(cache)) == ["val"]
     assert len(val.flux) == 64
@@ -123,7 +125,7 @@ def test_a_build_evicts_until_it_fits(cache, shards):
 def test_a_limit_that_cannot_be_kept_is_an_error_and_evicts_nothing(cache, shards, monkeypatch):
     used = map_split(shards, "test", 96, cache)
     monkeypatch.setenv("SCALING_CACHE_LIMIT", "0.003")
-    message = r"0\.00123 GB more is needed, .* in use, and the cache's limit is 0\.003 GB: raise the limit"
+    message = r"1\.23 MB more is needed, .* is in use, and the cache's limit is 3 MB: raise the limit"
     with pytest.raises(UserError, match=message):
         map_split(shards, "train", 300, cache, noise=FixedNoise(0, 1.0))
     assert set(names(cached_splits(cache))) == {"train", "val", "test"}
@@ -139,6 +141,8 @@ def test_the_command_lists_and_evicts(cache, shards, capsys):
     status, said = run()
     assert status == 0
     assert said.out.count(str(shards)) == 3
+    assert "3 splits, 3." in said.out
+    assert "spectra (300 rows)" in said.out
     status, said = run("--limit", "0.002")
     assert status == 0
     assert "removed" in said.out
@@ -148,6 +152,7 @@ def test_the_command_lists_and_evicts(cache, shards, capsys):
     assert names(cached_splits(cache)) == ["val"]
     assert "in use" in said.out
     used.close()
-    status, said = run("--limit", "-1")
-    assert status == 2
-    assert "--limit is -1" in said.err
+    for limit in ("-1", "0", "inf", "nan", "all"):
+        status, said = run("--limit", limit)
+        assert status == 2
+        assert f"--limit is '{limit}': give a number of GB above 0" in said.err

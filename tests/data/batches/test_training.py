@@ -2,18 +2,24 @@
 
 import mmap
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from scaling.data.batches import gather
+from scaling.data.batches import (
+    DataRules,
+    EvaluationSplit,
+    FixedNoise,
+    Standardisation,
+    Worker,
+    evaluation_pin,
+    gather,
+    training_batches,
+)
 from scaling.data.batches import training as module
-from scaling.data.batches.evaluation import EvaluationSplit, evaluation_pin
-from scaling.data.batches.noise import FixedNoise
-from scaling.data.batches.rules import DataRules, Standardisation
-from scaling.data.batches.training import training_batches
 from scaling.errors import UserError
 from tests.data.shards.converting import read_split
 
@@ -25,9 +31,9 @@ FIXED, FRESH = DataRules(noise="fixed"), DataRules(noise="fresh")
 def open_batches(shards, cache_root):
     opened = []
 
-    def open_one(rules=FIXED, num_spectra=200, batch_size=64, *, device=CPU, **where):
-        where = {"seed": 3, "device": device, "cache_root": cache_root} | where
-        opened.append(training_batches(shards, rules, num_spectra, batch_size, **where))
+    def open_one(rules=FIXED, num_spectra=200, batch_size=64, *, access="auto", device=CPU, **where):
+        worker = Worker(cache_root=cache_root, device=device, **where)
+        opened.append(training_batches(shards, rules, num_spectra, batch_size, seed=3, worker=worker, access=access))
         return opened[-1]
 
     yield open_one
@@ -95,7 +101,7 @@ def test_reading_ahead_changes_no_batch(open_batches, monkeypatch, rules):
 def test_reading_ahead_begins_when_a_gather_waits_for_the_disk_and_ends_when_none_does(monkeypatch):
     faults = iter([0, 0, 0, 3, *[3] * 1000])
     monkeypatch.setattr(gather.resource, "getrusage", lambda _: SimpleNamespace(ru_majflt=next(faults)))
-    ahead = gather.ReadAhead([np.frombuffer(mmap.mmap(-1, 4096), "<f4").reshape(8, 128)])
+    ahead = gather.ReadAhead(np.frombuffer(mmap.mmap(-1, 4096), "<f4").reshape(8, 1, 128))
     seen = []
     for _ in range(gather.READ_AHEAD_BATCHES + 3):
         with ahead.watch():
@@ -104,8 +110,7 @@ def test_reading_ahead_begins_when_a_gather_waits_for_the_disk_and_ends_when_non
     assert seen == [False] + [True] * gather.READ_AHEAD_BATCHES + [False] * 2
 
 
-@pytest.mark.ray
-def test_streamed_batches_with_their_noise_do_not_depend_on_the_workers(open_batches, ray_cluster):
+def test_streamed_batches_with_their_noise_do_not_depend_on_the_workers(open_batches):
     steps = (5, 6, 7, 8)
 
     def batches_of(world):
@@ -128,8 +133,7 @@ def test_streamed_batches_with_their_noise_do_not_depend_on_the_workers(open_bat
         assert torch.equal(labels, shared_labels)
 
 
-@pytest.mark.ray
-def test_streamed_spectra_are_those_of_the_map(open_batches, ray_cluster):
+def test_streamed_spectra_are_those_of_the_map(open_batches):
     mapped = open_batches()
     streamed = open_batches(access="streamed")
     everything = [torch.cat([b.batch(step)[0] for step in range(b.steps_per_epoch)]) for b in (mapped, streamed)]
@@ -150,13 +154,14 @@ def test_streamed_spectra_are_those_of_the_map(open_batches, ray_cluster):
 )
 def test_a_prefix_is_resident_where_the_trials_share_of_the_device_holds_it(monkeypatch, access, share, free, held):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 400))
-    assert module._goes_to_device(100, torch.device("cuda", 0), access, share) is held
+    worker = Worker(cache_root=Path(), device=torch.device("cuda", 0), device_share=share)
+    assert module._goes_to_device(100, worker, access) is held
 
 
 def test_spectra_that_must_be_resident_and_do_not_fit_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (99, 400))
     with pytest.raises(UserError, match="access='resident'"):
-        module._goes_to_device(100, torch.device("cuda", 0), "resident", 1.0)
+        module._goes_to_device(100, Worker(cache_root=Path(), device=torch.device("cuda", 0)), "resident")
 
 
 @pytest.mark.gpu
@@ -164,8 +169,7 @@ def test_spectra_that_must_be_resident_and_do_not_fit_are_refused(monkeypatch):
 def test_mapped_batches_are_the_resident_ones_on_a_gpu(open_batches, rules):
     cuda = torch.device("cuda", 0)
     resident, mapped = (open_batches(rules, access=access, device=cuda) for access in ("resident", "mapped"))
-    assert resident.resident
-    assert not mapped.resident
+    assert (resident.access, mapped.access) == ("resident", "mapped")
     # Many at once: the two staging buffers are reused while earlier batches are still being copied.
     there, copied = ([b.batch(step) for step in range(40)] for b in (resident, mapped))
     for (flux, labels), (mapped_flux, mapped_labels) in zip(there, copied, strict=True):
@@ -175,8 +179,7 @@ def test_mapped_batches_are_the_resident_ones_on_a_gpu(open_batches, rules):
 
 
 @pytest.mark.gpu
-@pytest.mark.ray
-def test_streamed_batches_on_a_gpu_are_those_on_the_cpu(open_batches, ray_cluster):
+def test_streamed_batches_on_a_gpu_are_those_on_the_cpu(open_batches):
     here, there = (open_batches(access="streamed", device=device) for device in (CPU, torch.device("cuda", 0)))
     for step in range(9):
         flux, labels = here.batch(step)
@@ -192,9 +195,9 @@ def test_evaluation_noise_is_the_originals(shards, cache_root):
     flux, error = map(torch.from_numpy, read_split(shards, "test")[:2])
     torch.manual_seed(42)
     expected = flux.clip(min=0) + torch.randn_like(flux) * error
-    found = EvaluationSplit.load(shards, rules, "test", device=CPU, cache_root=cache_root)
+    found = EvaluationSplit.load(shards, rules, "test", Worker(cache_root=cache_root, device=CPU))
     assert torch.allclose(found.flux, expected, rtol=0, atol=1e-6)
-    share = EvaluationSplit.load(shards, rules, "test", device=CPU, cache_root=cache_root, rank=1, world=3)
+    share = EvaluationSplit.load(shards, rules, "test", Worker(cache_root=cache_root, device=CPU, rank=1, world=3))
     assert torch.equal(share.flux, found.flux[1::3])
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from scaling.data.batches import DataRules, Standardisation, Worker
 from scaling.data.batches import whitening as module
-from scaling.data.batches.evict import evict
-from scaling.data.batches.rules import DataRules, Standardisation
+from scaling.data.batches.cachefolder import evict
 from scaling.data.batches.whitening import fit_whitening, noisy_moments, whitening_map
 from scaling.data.shards.manifest import Manifest
 from tests.data.shards.converting import read_split
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def test_whitened_noisy_spectra_have_mean_0_and_covariance_1(shards, tmp_path, kind, components):
     flux, error, _ = read_split(shards, "train")
     standardisation = Standardisation.of(shards, RULES)
-    found = fit_whitening(shards, RULES, kind, components, cache_root=tmp_path, device=CPU)
+    found = fit_whitening(shards, RULES, kind, components, Worker(cache_root=tmp_path, device=CPU))
     rng, draws = np.random.default_rng(1), 40
     # Seen along 24 axes at right angles: the components, or any.
     axes = np.eye(24) if kind == "pca" else np.linalg.qr(rng.standard_normal((1024, 24)))[0]
@@ -83,7 +83,7 @@ def test_a_node_fits_a_map_once_and_again_after_an_eviction(shards, tmp_path, mo
         return torch.ones_like(sizes), sizes.diag() + rules.noise_level
 
     def fit(rules=RULES, kind="pca", components=8):
-        return fit_whitening(shards, rules, kind, components, cache_root=tmp_path, device=CPU).weight
+        return fit_whitening(shards, rules, kind, components, Worker(cache_root=tmp_path, device=CPU)).weight
 
     monkeypatch.setattr(module, "noisy_moments", moments)
     first = fit()
@@ -100,10 +100,24 @@ def test_a_node_fits_a_map_once_and_again_after_an_eviction(shards, tmp_path, mo
     assert len(fitted) == 6
 
 
+@pytest.mark.parametrize("damage", ["a byte", "cut short", "empty", "garbage"])
+def test_a_map_that_was_altered_is_fitted_again(shards, tmp_path, caplog, damage):
+    def fit():
+        return fit_whitening(shards, RULES, "pca", 8, Worker(cache_root=tmp_path, device=CPU)).weight
+
+    first, (path,) = fit(), tmp_path.rglob("whitening-*.map")
+    content = path.read_bytes()
+    altered = {"a byte": content[:5000] + b"\0\1" + content[5002:], "cut short": content[:-7], "empty": b""}
+    path.write_bytes(altered.get(damage, b"garbage" * 100))
+    assert torch.equal(fit(), first)
+    assert len(caplog.messages) == 1
+    assert path.read_bytes() == content
+
+
 @pytest.mark.gpu
 def test_a_gpu_fits_the_map_of_the_cpu(shards, tmp_path):
     cpu, gpu = (
-        fit_whitening(shards, RULES, "zca", 0, cache_root=tmp_path / name, device=torch.device(name))
+        fit_whitening(shards, RULES, "zca", 0, Worker(cache_root=tmp_path / name, device=torch.device(name)))
         for name in ("cpu", "cuda")
     )
     assert torch.allclose(cpu.weight, gpu.weight, atol=1e-5 * float(cpu.weight.abs().max()))

@@ -1,0 +1,36 @@
+"""From a shard to what batches are gathered from: the one decoding, for the node's cache and for streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32
+from numpy import ndarray
+
+from scaling.data.batches.noise import FixedNoise
+from scaling.data.shards.manifest import Manifest
+from scaling.data.shards.shard import column_values, shard_blocks
+from scaling.data.spectra import ERROR, FLUX
+
+
+def channels(noise: FixedNoise | None) -> int:
+    """Arrays of a spectrum: flux and error, side by side so that a row is read at once; or flux with fixed noise."""
+    return 1 if noise else 2
+
+
+def shard_spectra(
+    manifest: Manifest, split: str, index: int, noise: FixedNoise | None
+) -> Iterator[tuple[Float32[ndarray, "row channel pixel"], pa.Table]]:
+    """The spectra of a shard and its other columns, a row group at a time.
+
+    Raises:
+        UserError: The shard is damaged, or is not the one that the manifest lists; perhaps only after the last rows.
+    """
+    first_row = index * manifest.rows_per_shard
+    for table in shard_blocks(manifest, split, index):
+        flux, error = column_values(table, FLUX), column_values(table, ERROR)
+        arrays = [noise.add(flux, error, split=split, first_row=first_row)] if noise else [flux, error]
+        yield np.stack(arrays, axis=1), table.drop_columns([FLUX, ERROR]).replace_schema_metadata()
+        first_row += len(flux)
