@@ -30,12 +30,17 @@ PIXEL_COLUMNS = ("wave", "flux_mean", "flux_std", "error_rms")
 CONVERT_AGAIN = "run the same `scaling shard` command again, or convert the sources into another folder"
 Checksum128 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Rows = Annotated[int, Field(ge=1, le=2**48)]
+MAX_WAVE = 1e12
 Order = Literal["auto", "source", "shuffled"]
 
 
 def _grid(values: Any) -> Float64[ndarray, " pixel"]:
-    numbers = values if isinstance(values, ndarray) else [float(value) for value in values]
-    wave = np.array(numbers, np.float64)
+    if not isinstance(values, ndarray):
+        if not isinstance(values, list) or any(type(value) not in (int, float) for value in values):
+            raise ValueError("must be a list of numbers")
+        if any(abs(value) > MAX_WAVE for value in values):
+            raise ValueError(f"must be wavelengths below {MAX_WAVE:g} Å")
+    wave = np.array(values, np.float64)
     if wave.ndim != 1 or len(wave) < 2 or not np.isfinite(wave).all() or not (np.diff(wave) > 0).all():
         raise ValueError("must be two or more increasing wavelengths in Å")
     return wave
@@ -44,7 +49,7 @@ def _grid(values: Any) -> Float64[ndarray, " pixel"]:
 class Shard(Strict):
     """A Parquet file: its path relative to the shard set, its rows, and the checksum of their values."""
 
-    file: Annotated[str, Field(pattern=r"^(train|val|test)/[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet$")]
+    file: Annotated[str, Field(max_length=200, pattern=r"^(train|val|test)/[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet$")]
     rows: Rows
     checksum: Checksum128
 
@@ -262,9 +267,9 @@ class Manifest(Strict):
 def _parse(content: bytes, place: str) -> Manifest:
     fields = parse_object(content, place, CONVERT_AGAIN)
     version, digest = fields.pop("format_version", None), fields.pop("digest", None)
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise UserError(
-            f"{place}: format version {version}, expected {FORMAT_VERSION}: convert the sources again, into another folder"
+            f"{place}: format version {str(version)[:20]}, expected {FORMAT_VERSION}: convert the sources again, into another folder"
         )
     if digest != _digest({"format_version": version, **fields}):
         raise UserError(f"{place}: was altered, its digest is another: {CONVERT_AGAIN}")
