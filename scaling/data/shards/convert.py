@@ -82,8 +82,8 @@ class Conversion:
             whole = len(places) == len(rows)
             check_rows(flux if whole else flux[places], error if whole else error[places], path, within)
         training = self.splits["train"]
-        if self.order.kind == "shuffled" and rows[0] < training:
-            rows = study_positions(training, self.order.seed or 0)[rows]
+        if self.order.kind == "shuffled":
+            rows = np.where(rows < training, study_positions(training, self.order.seed or 0)[rows % training], rows)
         block = block.set_column(block.column_names.index(ROW_ID), ROW_ID, pa.array(rows))
         return block.append_column(FILLED, pa.array(filled.astype(np.int8)))
 

@@ -251,11 +251,18 @@ class Manifest(Strict):
         """Read the manifest of a shard set.
 
         Raises:
-            UserError: The folder is not a shard set, or one of another format version, or the manifest was altered.
+            UserError: The folder is not a shard set, or one of another format version, or the manifest was altered or cannot be
+                read.
         """
         folder = Folder.at(location)
         place = folder.locate(MANIFEST)
-        content = folder.read(MANIFEST) if folder.size(MANIFEST) is not None else None
+        try:
+            content = folder.read(MANIFEST) if folder.size(MANIFEST) is not None else None
+        except OSError as error:
+            reason = (str(error).splitlines() or ["no reason given"])[0]
+            raise UserError(
+                f"{place}: cannot be read ({reason}): check the address, and whether you may read it"
+            ) from error
         if content is None:
             raise UserError(f"{folder}: no {MANIFEST}, so not a shard set: run `scaling shard {folder}` (to its end)")
         manifest = _parse(content, place)

@@ -126,7 +126,10 @@ def test_rows_that_were_never_stored_are_found_without_reading(file):
         stored[20:30, :512] = flux[20:30, :512]
 
     edit(file, leave_out)
-    assert f"{FLUX_ARRAY} was never written in 20 of 100 rows, first in rows 20 to 39" in describe(file, max_rows=16).problems
+    assert (
+        f"{FLUX_ARRAY} was never written in 20 of 100 rows, first in rows 20 to 39"
+        in describe(file, max_rows=16).problems
+    )
 
     def never(raw):
         del raw[ERROR_ARRAY]
@@ -177,7 +180,10 @@ def test_nan_in_what_is_no_label_or_in_all_of_a_label_is_normal(file):
     [
         (lambda raw: raw.__setitem__("dataset/arrays/noisy/value", np.ones((99, 1024))), r"array noisy .*99, 1024"),
         (lambda raw: raw.__setitem__("dataset/arrays/mask/value", np.ones((90, 1024))), r"array mask .*90, 1024"),
-        (lambda raw: (raw.__delitem__(ERROR_ARRAY), raw.__setitem__(ERROR_ARRAY, np.ones((99, 1024)))), r"error is \(99, 1024\)"),
+        (
+            lambda raw: (raw.__delitem__(ERROR_ARRAY), raw.__setitem__(ERROR_ARRAY, np.ones((99, 1024)))),
+            r"error is \(99, 1024\)",
+        ),
         (lambda raw: raw.__delitem__(WAVE), f"no {WAVE}"),
         (lambda raw: raw.__setitem__(WAVE_PER_SPECTRUM, np.ones((100, 1024))), "a wavelength grid for each"),
     ],

@@ -120,7 +120,9 @@ def test_a_changed_manifest_means_the_same_or_is_refused(data, fields, original,
         else:
             del parent[key]
     try:
-        text = signed(changed) if data.draw(st.booleans()) else json.dumps(changed | {"digest": _digest(fields)}).encode()
+        text = (
+            signed(changed) if data.draw(st.booleans()) else json.dumps(changed | {"digest": _digest(fields)}).encode()
+        )
     except ValueError:  # json has no word for so large a number
         return
     (scratch / MANIFEST).write_bytes(text)
@@ -144,7 +146,9 @@ def test_changed_bytes_mean_the_same_or_are_refused(data, original, scratch):
     content = bytearray((original / MANIFEST).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content) - 1))
-        piece = data.draw(st.sampled_from([b"", b"\0", b"\xff", b"{", b"}", b'"', b"1", b"e9", b"NaN", b"\\u0000", b" "]))
+        piece = data.draw(
+            st.sampled_from([b"", b"\0", b"\xff", b"{", b"}", b'"', b"1", b"e9", b"NaN", b"\\u0000", b" "])
+        )
         content[at : at + data.draw(st.integers(0, 3))] = piece
     (scratch / MANIFEST).write_bytes(content)
     try:
@@ -263,7 +267,9 @@ def test_a_field_that_is_not_as_it_must_be_is_named(path, value, dest, fields):
     assert name in said or path[0] in said
 
 
-@pytest.mark.parametrize("path", [("labels", "log_g", "mean"), ("wave",), ("labels", "log_g", "std"), ("rows_per_shard",)])
+@pytest.mark.parametrize(
+    "path", [("labels", "log_g", "mean"), ("wave",), ("labels", "log_g", "std"), ("rows_per_shard",)]
+)
 def test_what_is_edited_without_its_digest_is_refused(path, dest, fields):
     twice = edited(fields, *path, value=lambda value: [2 * v for v in value] if isinstance(value, list) else 2 * value)
     original = json.loads((dest / MANIFEST).read_text())["digest"]
