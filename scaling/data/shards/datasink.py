@@ -50,7 +50,8 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
     """Writes rows of spectra as Parquet shards, and the manifest when all are there.
 
     A row has ``row_id``: its place in the study order, training rows first, then validation, then test; and every other column
-    of the schema, of its type or one that Arrow casts to it (flux and error are rounded to float32). A write task must hold whole shards, their rows in order (those of `SpectraDatasource` do, given the shards' rows as its units). A
+    of the schema, of its type or one that Arrow casts to it (flux and error are rounded to float32). A write task must hold
+    whole shards, their rows in order (those of `SpectraDatasource` do, given the shards' rows as its units). A
     shard's name and content follow from its rows alone and it gets its name when it is complete, so a task that is run again
     writes the same file. Until the manifest is published, last, the folder is not a dataset.
 

@@ -1,5 +1,6 @@
 """`ShardDatasink`: a Ray dataset, however it was made, as a shard set."""
 
+import itertools
 import os
 import signal
 
@@ -64,7 +65,7 @@ def shard_rows():
 
 def cut_splits():
     edges = np.cumsum([0, *SPLITS.values()])
-    return [list(range(low, high)) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    return [list(range(low, high)) for low, high in itertools.pairwise(edges)]
 
 
 @pytest.fixture(scope="module")
