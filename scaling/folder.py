@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import posixpath
@@ -94,12 +95,13 @@ class Folder:
         """A file to read at any place.
 
         Raises:
-            OSError: It cannot be read.
+            OSError: It cannot be read, or is no regular file: a FIFO would be waited for.
         """
+        self._require_file(path)
         return self._call(lambda filesystem, target: filesystem.open_input_file(target), path)
 
     def read(self, path: str, limit: int | None = None) -> bytes | None:
-        """The content of a file or its first ``limit`` bytes, or None if there is none."""
+        """The content of a file or its first ``limit`` bytes, or None if there is no regular file of this name."""
 
         def read(filesystem: fs.FileSystem, target: str) -> bytes:
             with filesystem.open_input_stream(target) as stream:
@@ -108,6 +110,7 @@ class Folder:
         if self.local and self.size(path) is None:  # a FIFO would be waited for
             return None
         try:
+            self._require_file(path)
             return self._call(read, path)
         except FileNotFoundError:
             return None
@@ -148,6 +151,10 @@ class Folder:
         """Remove a folder and all in it, if it is there."""
         with contextlib.suppress(FileNotFoundError):
             self._call(lambda filesystem, target: filesystem.delete_dir(target), path)
+
+    def _require_file(self, path: str) -> None:
+        if self.local and not (self.local / path).is_file():
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(self.local / path))
 
     def size(self, path: str) -> int | None:
         """The bytes of a regular file, or None if there is none of this name."""

@@ -62,7 +62,7 @@ def test_a_shard_set_and_files_beside_it(capsys, shards, folder, tmp_path):
     (copy / "train" / "part-00001.parquet").unlink()
     status, text, data = run(capsys, copy)
     assert status == 1
-    assert "part-00001.parquet is missing" in data["problems"][0]
+    assert "part-00001.parquet: this shard cannot be read (no such file)" in data["problems"][0]
     assert f"PROBLEM: {data['problems'][0]}" in text
 
 

@@ -30,12 +30,17 @@ PIXEL_COLUMNS = ("wave", "flux_mean", "flux_std", "error_rms")
 CONVERT_AGAIN = "run the same `scaling shard` command again, or convert the sources into another folder"
 Checksum128 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Rows = Annotated[int, Field(ge=1, le=2**48)]
+MAX_WAVE = 1e12
 Order = Literal["auto", "source", "shuffled"]
 
 
 def _grid(values: Any) -> Float64[ndarray, " pixel"]:
-    numbers = values if isinstance(values, ndarray) else [float(value) for value in values]
-    wave = np.array(numbers, np.float64)
+    if not isinstance(values, ndarray):
+        if not isinstance(values, list) or any(type(value) not in (int, float) for value in values):
+            raise ValueError("must be a list of numbers")
+        if any(abs(value) > MAX_WAVE for value in values):
+            raise ValueError(f"must be wavelengths below {MAX_WAVE:g} Å")
+    wave = np.array(values, np.float64)
     if wave.ndim != 1 or len(wave) < 2 or not np.isfinite(wave).all() or not (np.diff(wave) > 0).all():
         raise ValueError("must be two or more increasing wavelengths in Å")
     return wave
@@ -44,7 +49,7 @@ def _grid(values: Any) -> Float64[ndarray, " pixel"]:
 class Shard(Strict):
     """A Parquet file: its path relative to the shard set, its rows, and the checksum of their values."""
 
-    file: Annotated[str, Field(pattern=r"^(train|val|test)/[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet$")]
+    file: Annotated[str, Field(max_length=200, pattern=r"^(train|val|test)/[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet$")]
     rows: Rows
     checksum: Checksum128
 
@@ -246,11 +251,18 @@ class Manifest(Strict):
         """Read the manifest of a shard set.
 
         Raises:
-            UserError: The folder is not a shard set, or one of another format version, or the manifest was altered.
+            UserError: The folder is not a shard set, or one of another format version, or the manifest was altered or cannot be
+                read.
         """
         folder = Folder.at(location)
         place = folder.locate(MANIFEST)
-        content = folder.read(MANIFEST) if folder.size(MANIFEST) is not None else None
+        try:
+            content = folder.read(MANIFEST) if folder.size(MANIFEST) is not None else None
+        except OSError as error:
+            reason = (str(error).splitlines() or ["no reason given"])[0]
+            raise UserError(
+                f"{place}: cannot be read ({reason}): check the address, and whether you may read it"
+            ) from error
         if content is None:
             raise UserError(f"{folder}: no {MANIFEST}, so not a shard set: run `scaling shard {folder}` (to its end)")
         manifest = _parse(content, place)
@@ -262,9 +274,9 @@ class Manifest(Strict):
 def _parse(content: bytes, place: str) -> Manifest:
     fields = parse_object(content, place, CONVERT_AGAIN)
     version, digest = fields.pop("format_version", None), fields.pop("digest", None)
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise UserError(
-            f"{place}: format version {version}, expected {FORMAT_VERSION}: convert the sources again, into another folder"
+            f"{place}: format version {str(version)[:20]}, expected {FORMAT_VERSION}: convert the sources again, into another folder"
         )
     if digest != _digest({"format_version": version, **fields}):
         raise UserError(f"{place}: was altered, its digest is another: {CONVERT_AGAIN}")

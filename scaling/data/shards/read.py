@@ -81,6 +81,10 @@ def _read_rows(
     params, order = [], []
     for path, places, within in sources.places(rows):
         spectra = files(path)
+        if within.max() >= spectra.num_rows:
+            raise UserError(
+                f"{path}: was changed while it was read, it has {spectra.num_rows} spectra now: run it again"
+            )
         if {FLUX, ERROR} & set(columns):
             flux[places], error[places] = spectra.read_rows(within, fill=False)
         params.append(_params(spectra, within, sources, columns))
