@@ -133,9 +133,9 @@ class SpectrumStream:
         Raises:
             UserError: There are more workers than lanes.
         """
-        if world > LANES:
+        if worker.world > LANES:
             raise UserError(
-                f"{world} workers of one trial stream spectra: at most {LANES} can; lower Placement.workers"
+                f"{worker.world} workers of one trial stream spectra: at most {LANES} can; lower Placement.workers"
             )
         self.order, self.lanes = order, range(worker.rank, LANES, worker.world)
         self._settings, self._next_step = (labels, noise), -1
