@@ -31,6 +31,9 @@ def shard_spectra(
     first_row = index * manifest.rows_per_shard
     for table in shard_blocks(manifest, split, index):
         flux, error = column_values(table, FLUX), column_values(table, ERROR)
-        arrays = [noise.add(flux, error, split=split, first_row=first_row)] if noise else [flux, error]
-        yield np.stack(arrays, axis=1), table.drop_columns([FLUX, ERROR]).replace_schema_metadata()
+        noisy = noise.add(flux, error, split=split, first_row=first_row) if noise else None
+        yield (
+            np.stack([flux, error], axis=1) if noisy is None else noisy[:, None],
+            table.drop_columns([FLUX, ERROR]).replace_schema_metadata(),
+        )
         first_row += len(flux)

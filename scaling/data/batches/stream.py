@@ -29,6 +29,7 @@ from torch import Tensor
 from scaling.data.batches.decode import channels, shard_spectra
 from scaling.data.batches.noise import FixedNoise
 from scaling.data.batches.rules import read_labels
+from scaling.data.batches.worker import Worker
 from scaling.data.seeds import stable_seed
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
@@ -37,7 +38,8 @@ LANES = 8
 """Part of what a seed means for the order."""
 AHEAD = 2
 """Shards of a lane that are held: the one that is drawn from, and the next, decoded meanwhile."""
-DECODERS = 2
+GPU_DECODERS, CPU_DECODERS = 4, 1
+"""Threads; a trial on the CPU trains on another one, and more would be in its way."""
 
 
 class Visit(NamedTuple):
@@ -119,28 +121,26 @@ class Decoded(NamedTuple):
 class SpectrumStream:
     """One worker's share of the steps. Steps are cheapest in turn; any other begins anew."""
 
-    def __init__(
-        self, order: StreamOrder, labels: tuple[str, ...], noise: FixedNoise | None, rank: int, world: int
-    ) -> None:
+    def __init__(self, order: StreamOrder, labels: tuple[str, ...], noise: FixedNoise | None, worker: Worker) -> None:
         """Start the threads; nothing is decoded before the first step.
 
         Args:
             order: Of the prefix.
             labels: The columns of labels.
             noise: Added where a shard is decoded; None leaves flux and error apart.
-            rank: This worker's number.
-            world: The number of workers.
+            worker: Whose share.
 
         Raises:
             UserError: There are more workers than lanes.
         """
-        if world > LANES:
+        if worker.world > LANES:
             raise UserError(
-                f"{world} workers of one trial stream spectra: at most {LANES} can; lower Placement.workers"
+                f"{worker.world} workers of one trial stream spectra: at most {LANES} can; lower Placement.workers"
             )
-        self.order, self.lanes = order, range(rank, LANES, world)
+        self.order, self.lanes = order, range(worker.rank, LANES, worker.world)
         self._settings, self._next_step = (labels, noise), -1
-        self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="stream")
+        threads = GPU_DECODERS if worker.device.type == "cuda" else CPU_DECODERS
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="stream")
         self._held: dict[int, deque[tuple[Visit, Future[Decoded]]]] = {}
 
     def take(self, step: int) -> Iterator[Rows]:
@@ -201,6 +201,7 @@ def _decode_shard(order: StreamOrder, visit: Visit, columns: tuple[str, ...], no
         here = min(len(block), visit.rows - at)
         spectra[at : at + here] = block[:here]
         where = f"{manifest.folder.locate(shard.file)}, rows from {at}"
-        labels[at : at + here] = read_labels(params.slice(0, here).to_pandas(), columns, where)
+        # Of all columns' rows, only these are made into Python objects: threads that do so hold up the one that trains.
+        labels[at : at + here] = read_labels(params.select(columns).slice(0, here).to_pandas(), columns, where)
         at += here
     return Decoded(torch.from_numpy(spectra), labels, order.shuffle(visit))

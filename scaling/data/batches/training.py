@@ -197,7 +197,7 @@ class StreamedBatches(TrainingBatches):
     def _open(self, shards: Location, access: Access) -> None:
         manifest = Manifest.load(shards)
         self.order = StreamOrder(manifest, self.num_spectra, self.batch_size, self.seed)
-        self._stream = SpectrumStream(self.order, self.rules.labels, self._noise, self.worker.rank, self.worker.world)
+        self._stream = SpectrumStream(self.order, self.rules.labels, self._noise, self.worker)
         rows = min(self.batch_size, self.num_spectra) + len(self._stream.lanes)
         self._staging = Staging(rows, channels(self._noise), manifest.pixels, self.worker.device)
 
@@ -210,8 +210,8 @@ class StreamedBatches(TrainingBatches):
         self._stream.close()
 
     def _share(self, step: int) -> _Share:
-        edges = np.cumsum([0] + [stop - start for start, stop in self.order.shares(step)]).tolist()
-        places = torch.cat([torch.arange(edges[lane], edges[lane + 1]) for lane in self._stream.lanes])
+        edges = np.cumsum([0] + [stop - start for start, stop in self.order.shares(step)])
+        places = np.concatenate([np.arange(edges[lane], edges[lane + 1]) for lane in self._stream.lanes])
         labels = [np.empty((0, len(self.rules.labels)))]
 
         def parts() -> Iterator[tuple[Tensor, Tensor]]:
@@ -220,7 +220,7 @@ class StreamedBatches(TrainingBatches):
                 yield rows.spectra, rows.chosen
 
         spectra = self._staging.gather(parts(), len(places))
-        return _Share(spectra, self._normalised(np.concatenate(labels)), places, edges[-1])
+        return _Share(spectra, self._normalised(np.concatenate(labels)), torch.from_numpy(places), int(edges[-1]))
 
 
 def _goes_to_device(num_bytes: int, worker: Worker, access: Access) -> bool:

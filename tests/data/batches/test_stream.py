@@ -4,11 +4,13 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from scaling.data.batches import FixedNoise
+from scaling.data.batches import FixedNoise, Worker
 from scaling.data.batches import stream as module
 from scaling.data.batches.stream import AHEAD, LANES, SpectrumStream, StreamOrder
 from scaling.data.shards.convert import convert
@@ -40,7 +42,8 @@ def shard_set(like, sizes):
 
 
 def stream(order, rank=0, world=1, noise=NOISE):
-    return SpectrumStream(order, LABELS, noise, rank, world)
+    worker = Worker(cache_root=Path(), device=torch.device("cpu"), rank=rank, world=world)
+    return SpectrumStream(order, LABELS, noise, worker)
 
 
 def take(batches, step):
