@@ -113,6 +113,7 @@ def variance_model(N: Array, D: Array, variances: Array, dof: Array) -> Variance
     flat = _flat(N, D)
     if dof.sum() < _FEWEST or not np.any(variances > 0):
         return flat
+    variances = variances / np.average(variances, weights=dof)  # slopes do not depend on the unit, but exp overflows
     logs = np.log(np.stack([N, D])) - flat.middle[:, None]
     kept = [axis for axis in range(2) if np.ptp(logs[axis]) > 0]
     while kept:
