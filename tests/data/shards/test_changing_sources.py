@@ -60,6 +60,6 @@ def test_a_split_folder_that_is_a_file_is_one_line(tmp_path, monkeypatch):
     convert(dest, **sources)
     shutil.rmtree(dest / "train")
     (dest / "train").write_text("")
-    with pytest.raises(UserError, match=r"shards: .*[Nn]ot a directory.*name another folder") as raised:
+    with pytest.raises(UserError, match=r"shards: .*[Nn]ot a directory.*name another place") as raised:
         convert(dest, **sources)
     assert "\n" not in str(raised.value)
