@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -117,20 +118,23 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
             UserError: They are not whole, a column is missing or of another kind, or a shard is not the one that is expected.
             OSError: The folder cannot be written.
         """
-        summaries = []
+        writing: list[Future[ShardSummary]] = []
         encoder: ShardEncoder | None = None
-        for group in self._row_groups(blocks):
-            encoder = encoder or ShardEncoder(self._shard_at(int(group[ROW_ID][0].as_py())), self._schema)
-            encoder.add(self._as_stored(group, encoder), int(column_values(group, FILLED).sum()))
-            if encoder.rows == encoder.planned.rows:
-                summaries.append(self._put(encoder))
-                encoder = None
+        with ThreadPoolExecutor(1) as pool:
+            for group in self._row_groups(blocks):
+                encoder = encoder or ShardEncoder(self._shard_at(int(group[ROW_ID][0].as_py())), self._schema)
+                encoder.add(self._as_stored(group, encoder), int(column_values(group, FILLED).sum()))
+                if encoder.rows == encoder.planned.rows:
+                    if writing:
+                        writing[-1].result()
+                    writing.append(pool.submit(self._put, encoder))  # to the disk while the next one is encoded
+                    encoder = None
         if encoder is not None:
             raise UserError(
                 f"{encoder.planned.file}: a write task ends after {encoder.rows} of its {encoder.planned.rows} rows: "
                 "give the dataset whole shards a task"
             )
-        return summaries
+        return [summary.result() for summary in writing]
 
     def _shard_at(self, row: int) -> PlannedShard:
         total = self.planned[-1].start + self.planned[-1].rows

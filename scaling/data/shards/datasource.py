@@ -23,8 +23,8 @@ from scaling.errors import UserError
 
 UNIT_ROWS = 4096
 """Rows that one task reads, where the caller names no units; or, if they are more, those of a compressed chunk."""
-TASK_BYTES = 2**29
-"""What a task's rows may take: Ray Data holds them all until the task ends, if it writes."""
+TASK_BYTES = 5 * 2**27
+"""What a task's rows take, about: Ray Data holds them all until the task ends, if it writes. Four shards of 4096 by 4096."""
 
 
 class SpectraDatasource(Datasource):
@@ -117,18 +117,15 @@ class SpectraDatasource(Datasource):
 
     def num_tasks(self, cpus: int) -> int:
         """Tasks for so many processors: long ones, as each costs scheduling; all busy to the end; each bounded in memory."""
-        most = max(1, TASK_BYTES // max(1, self.row_bytes * max(map(len, self._units))))
-        waves = math.ceil(len(self._units) / (most * cpus))
+        waves = math.ceil(self.estimate_inmemory_data_size() / (TASK_BYTES * cpus))
         return min(len(self._units), waves * cpus)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
         """Tasks of consecutive units, as many as asked for or, to bound their memory, more."""
-        count = min(len(self._units), max(parallelism, self.num_tasks(1)))
-        edges = [len(self._units) * at // count for at in range(count + 1)]
         tasks = []
-        for first, last in itertools.pairwise(edges):
+        for first, last in itertools.pairwise(self._edges(min(len(self._units), max(parallelism, self.num_tasks(1))))):
             units = self._units[first:last]
             rows = sum(map(len, units))
             metadata = BlockMetadata(
@@ -137,6 +134,14 @@ class SpectraDatasource(Datasource):
             read = functools.partial(read_units, units, self.sources, self._columns, self._pixels)
             tasks.append(ReadTask(read, metadata, self._schema(), per_task_row_limit))
         return tasks
+
+    def _edges(self, count: int) -> list[int]:
+        """Where to cut the units so that so many tasks have about as many rows each, and at least one unit."""
+        after, edges = np.cumsum([len(unit) for unit in self._units]), [0]
+        for task in range(1, count):
+            nearest = int(np.abs(after - after[-1] * task / count).argmin()) + 1
+            edges.append(max(edges[-1] + 1, min(nearest, len(self._units) - count + task)))
+        return [*edges, len(self._units)]
 
     def _files(self, units: Sequence[Unit]) -> tuple[str, ...]:
         ranges = [(min(unit[0], unit[-1]), max(unit[0], unit[-1]) + 1) for unit in units if isinstance(unit, range)]
