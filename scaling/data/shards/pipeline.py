@@ -76,6 +76,8 @@ def ray_data() -> Iterator[None]:
     settings = DataContext.get_current().copy()
     settings.target_max_block_size = BLOCK_BYTES
     settings.print_on_execution_start = False
+    # Blocks stay in the tasks: no budget of the object store is to hold tasks back, as it does for a second at the start.
+    settings.op_resource_reservation_enabled = False
     settings.raise_original_map_exception = True  # a wrapper of it loses what it wraps on the way here
     consoles = [
         handler for handler in logging.getLogger("ray.data").handlers if isinstance(handler, logging.StreamHandler)
