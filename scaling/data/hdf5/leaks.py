@@ -72,13 +72,27 @@ def find_leaks(paths: list[Path]) -> list[Leak]:
         return []
     columns = sorted(set.intersection(*map(_numeric_columns, files)))
     keys = {path: _parameter_keys(path, columns) for path in files}
-    shared = {(one, two): np.intersect1d(keys[one], keys[two]) for one, two in pairs}
     candidates = {}
     for path in files:
-        wanted = [values for pair, values in shared.items() if path in pair]
-        rows = np.flatnonzero(np.isin(keys[path], np.concatenate(wanted)))
+        elsewhere = np.concatenate([keys[other] for other in files if role_of(other) != role_of(path)])
+        rows = np.flatnonzero(np.isin(keys[path], elsewhere))
         candidates[path] = pd.DataFrame({"key": keys[path][rows], "flux": _flux_keys(path, rows), "row": rows})
-    return [_compare(pair, *(candidates[path] for path in pair)) for pair, values in shared.items() if len(values)]
+    leaks = []
+    for pair in pairs:
+        first, second = (candidates[path] for path in pair)
+        there = first.drop_duplicates(["key", "flux"], keep="last")
+        leaked = second.merge(there, on=["key", "flux"], suffixes=("", "_there")).sort_values("row")
+        leaks.append(
+            Leak(
+                first=str(pair[0]),
+                second=str(pair[1]),
+                candidates=int(second["key"].isin(first["key"]).sum()),
+                spectra=len(leaked),
+                first_row=int(leaked["row_there"].iloc[0]) if len(leaked) else None,
+                second_row=int(leaked["row"].iloc[0]) if len(leaked) else None,
+            )
+        )
+    return [leak for leak in leaks if leak.candidates]
 
 
 def _numeric_columns(path: Path) -> set[str]:
@@ -102,23 +116,8 @@ def _parameter_keys(path: Path, columns: list[str]) -> UInt64[ndarray, " row"]:
 def _flux_keys(path: Path, rows: Int64[ndarray, " candidate"]) -> UInt64[ndarray, " candidate"]:
     """A number for each of some rows that equal flux shares (as float32, which is trained on)."""
     keys: list[int] = []
-    if len(rows):
-        with open_spectra(path) as spectra:
-            for first in range(0, len(rows), BLOCK_ROWS):
-                flux, _ = spectra.read_rows(rows[first : first + BLOCK_ROWS])
-                keys += map(xxhash.xxh3_64_intdigest, flux)
+    with open_spectra(path) as spectra:
+        for first in range(0, len(rows), BLOCK_ROWS):
+            flux, _ = spectra.read_rows(rows[first : first + BLOCK_ROWS])
+            keys += map(xxhash.xxh3_64_intdigest, flux)
     return np.array(keys, np.uint64)
-
-
-def _compare(pair: tuple[Path, Path], first: pd.DataFrame, second: pd.DataFrame) -> Leak:
-    """The leak between two files, each given by the keys and rows of its candidates."""
-    there = first.drop_duplicates(["key", "flux"], keep="last")
-    leaked = second.merge(there, on=["key", "flux"], suffixes=("", "_there")).sort_values("row")
-    return Leak(
-        first=str(pair[0]),
-        second=str(pair[1]),
-        candidates=int(second["key"].isin(first["key"]).sum()),
-        spectra=len(leaked),
-        first_row=int(leaked["row_there"].iloc[0]) if len(leaked) else None,
-        second_row=int(leaked["row"].iloc[0]) if len(leaked) else None,
-    )

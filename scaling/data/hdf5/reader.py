@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import h5py
 import numpy as np
@@ -44,6 +43,8 @@ COMPRESSION = 1100
 """No deflated file holds more values than this times its bytes: a header that promises more is damaged."""
 
 Spectra = Float32[ndarray, "row pixel"]
+Block = tuple[int, Spectra, Spectra]
+"""The first row in the file, flux and error."""
 
 
 class SpectraFile:
@@ -79,9 +80,7 @@ class SpectraFile:
     def __enter__(self) -> SpectraFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.file.close()
 
     def _check_layout(self) -> None:
@@ -90,10 +89,10 @@ class SpectraFile:
         table, axis = f"{PARAMS}/table", f"{PARAMS}/axis1"  # of pandas' two formats
         params = axis if find_array(self.file, table) is None and find_array(self.file, axis) is not None else table
         names = (WAVE, FLUX_ARRAY, ERROR_ARRAY, params)
-        arrays = [array for array in (find_array(self.file, name) for name in names) if array is not None]
-        if len(arrays) < len(names):
-            missing = ", ".join(name for name in names if find_array(self.file, name) is None)
+        found = {name: find_array(self.file, name) for name in names}
+        if missing := ", ".join(name for name, array in found.items() if array is None):
             raise UserError(f"{self.path}: no {missing}: give a file that has these arrays, in the PFS dataset layout")
+        arrays = [array for array in found.values() if array is not None]
         for name, array in zip(names[:3], arrays, strict=False):
             if array.dtype.kind not in "iuf":
                 raise UserError(f"{self.path}: {name} is {array.dtype}: expected real numbers")
@@ -111,28 +110,18 @@ class SpectraFile:
                 f"{self.path}: {WAVE} is not finite or does not increase from pixel to pixel: expected a grid in Å"
             )
 
-    def blocks(
-        self, start: int, stop: int, rows: int = BLOCK_ROWS, fill: bool = True
-    ) -> Iterator[tuple[int, Spectra, Spectra]]:
-        """Flux and error of rows ``start`` to ``stop``, ``rows`` at a time, rounded once to float32.
+    def blocks(self, start: int, stop: int, rows: int = BLOCK_ROWS, fill: bool = True) -> Iterator[Block]:
+        """Rows ``start`` to ``stop``, ``rows`` at a time, rounded once to float32; NaN errors at the edges filled and counted.
 
-        Memory is that of one block, however large the file's chunks are (compressed ones are held whole).
-
-        Args:
-            start: The first row.
-            stop: The row after the last.
-            rows: Rows of a block.
-            fill: Whether NaN errors at the edges are filled, and counted.
-
-        Yields:
-            The block's first row in the file, and two (rows, pixels) float32 arrays that are the caller's to keep.
+        The arrays are the caller's to keep. Memory is that of one block, however large the file's chunks are (compressed
+        ones are held whole).
 
         Raises:
             UserError: Rows cannot be read.
         """
         return self._blocks([(first, min(first + rows, stop)) for first in range(start, stop, rows)], fill)
 
-    def _blocks(self, ranges: list[tuple[int, int]], fill: bool) -> Iterator[tuple[int, Spectra, Spectra]]:
+    def _blocks(self, ranges: list[tuple[int, int]], fill: bool) -> Iterator[Block]:
         arrays = (self._flux, self._error)
         ahead = [ReadAhead(array) for array in arrays]
         rows = min(ROUNDED_ROWS, max((stop - start for start, stop in ranges), default=0))
@@ -155,11 +144,7 @@ class SpectraFile:
 
     def read(self, start: int, stop: int) -> tuple[Spectra, Spectra]:
         """Flux and error of rows ``start`` to ``stop`` as ``blocks`` gives them, together."""
-        flux, error = (np.empty((stop - start, self.num_pixels), np.float32) for _ in range(2))
-        for first, block_flux, block_error in self.blocks(start, stop):
-            rows = slice(first - start, first - start + len(block_flux))
-            flux[rows], error[rows] = block_flux, block_error
-        return flux, error
+        return self.read_rows(np.arange(start, stop))
 
     def read_rows(self, rows: Int64[ndarray, " row"], fill: bool = True) -> tuple[Spectra, Spectra]:
         """Flux and error of any rows, in the order asked for, as ``blocks`` gives them.

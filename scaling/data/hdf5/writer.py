@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -17,6 +17,7 @@ from numpy import ndarray
 
 from scaling.data.hdf5.guard import reason
 from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY, MASK_ARRAY, PARAMS, TAG, WAVE, WAVE_EDGES
+from scaling.data.spectra import Pixels
 from scaling.errors import UserError
 from scaling.files import FINAL, disk_is_full, is_full, require_space
 
@@ -29,10 +30,10 @@ FRAMES = 32
 ABANDONED_SECONDS = 3600
 """A writer writes all the time: another host's unfinished file that has not changed for so long has none."""
 
-AppendRows = Callable[[Float[ndarray, "row pixel"], Float[ndarray, "row pixel"], pd.DataFrame], None]
+AppendRows = Callable[[Pixels, Pixels, pd.DataFrame], None]
 
 
-@contextmanager
+@contextlib.contextmanager
 def write_spectra(
     path: Path, wave: Float[ndarray, " pixel"], wave_edges: Float[ndarray, " edge"], *, num_rows: int, tag: str
 ) -> Iterator[AppendRows]:
@@ -42,8 +43,8 @@ def write_spectra(
 
     Args:
         path: The file, in a folder that exists.
-        wave: Pixel centres in vacuum Å, (pixels,).
-        wave_edges: Pixel edges in vacuum Å, (pixels + 1,).
+        wave: Pixel centres in vacuum Å.
+        wave_edges: Pixel edges in vacuum Å, one more than pixels.
         num_rows: Number of spectra in all.
         tag: What the spectra are, kept as the root attribute ``simulation``.
 
@@ -70,7 +71,10 @@ def write_spectra(
             )
             file.create_dataset(MASK_ARRAY, shape, "i8", chunks=chunks)  # as the simulator leaves it: reads as 0, good
             file.attrs[TAG] = tag
-            _reserve(temporary, needed)
+            # HDF5 itself may crash the process when a disk fills up: the room is taken now. PyTables, which adds the
+            # parameters, ends the file where its content ends.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.id.get_vfd_handle(), 0, needed)
             done = 0
 
             def append(flux_rows: ndarray, error_rows: ndarray, params: pd.DataFrame) -> None:
@@ -106,16 +110,6 @@ def file_bytes(num_rows: int, num_pixels: int) -> int:
     return FILE_BYTES + 2 * 8 * stored * num_pixels + num_rows * PARAMS_BYTES
 
 
-def _reserve(path: Path, size: int) -> None:
-    """Take the room that an open HDF5 file will need, or fail: HDF5 itself may crash the process when a disk fills up.
-
-    PyTables, which adds the parameters, ends the file where its content ends.
-    """
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-
-
 def chunk_shape(num_rows: int, num_pixels: int) -> tuple[int, int] | None:
     """How the PFS simulator stores arrays of this shape; None is contiguous."""
     if num_rows * num_pixels <= 2**20:
@@ -138,10 +132,9 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
+    with contextlib.suppress(PermissionError):  # another user's
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
     return True
