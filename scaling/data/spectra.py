@@ -41,11 +41,7 @@ def edge_faults(error: Pixels) -> Int64[ndarray, " row"]:
 
 
 def fill_edges(error: Pixels) -> int:
-    """Replace, in place, a NaN error in the first or last pixel by its neighbour's, as the original study does.
-
-    Returns:
-        The number of pixels filled.
-    """
+    """Replace, in place, a NaN error in the first or last pixel by its neighbour's, as the original does; how many."""
     missing = np.isnan(edges := error[:, [0, -1]])
     error[:, [0, -1]] = np.where(missing, error[:, [1, -2]], edges)
     return int(missing.sum())
@@ -77,13 +73,7 @@ def _all_usable(flux: Pixels, error: Pixels) -> bool:
 
 
 def check_rows(flux: Pixels, error: Pixels, path: Location, rows: Int64[ndarray, " row"] | None = None) -> None:
-    """Refuse rows that cannot be trained on; the error's edges are filled before.
-
-    Args:
-        flux: Flux.
-        error: Error.
-        path: Where they are from.
-        rows: Their numbers there; from 0 by default.
+    """Refuse ``bad_rows`` of a file; ``rows`` are their numbers in it, from 0 by default.
 
     Raises:
         UserError: A row was never written, a flux or error is not finite, an error is not positive, or the SNR overflows.

@@ -72,20 +72,16 @@ def shard_type(path: Path, column: pd.Series) -> pa.DataType:
     values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
     if _is_real(column) and column.dtype.itemsize <= 8:
         return pa.from_numpy_dtype(column.dtype)
-    # pandas calls every column of objects one of strings
-    if all(map(_is_text, values)) if values.dtype == object else pd.api.types.is_string_dtype(values.dtype):
+    is_text = pd.api.types.is_string_dtype(values.dtype)
+    if values.dtype == object:  # NaN is text that is missing
+        is_text = all(isinstance(value, str | bytes) or value is None or value != value for value in values)
+    if is_text:
         with reading(path, what, "write its text in UTF-8"):
             for value in values:
                 _ = value.decode() if isinstance(value, bytes) else str(value).encode()
         return pa.string()
-    raise UserError(
-        f"{path}: {what} is {column.dtype}: shards keep numbers, truth values and text: "
-        "convert or drop it in the source file"
-    )
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, (str, bytes)) or value is None or value != value  # NaN is text that is missing
+    remedy = "shards keep numbers, truth values and text: convert or drop it in the source file"
+    raise UserError(f"{path}: {what} is {column.dtype}: {remedy}")
 
 
 def _is_real(column: pd.Series) -> bool:

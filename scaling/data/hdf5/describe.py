@@ -29,14 +29,11 @@ class Description:
     """What a file of spectra holds; of one that cannot be opened as such, only the path and why.
 
     Attributes:
-        arrays: Each array's type, shape and storage.
         wave_range: First and last pixel centre, vacuum Å.
         chunk_rows: Rows stored together on disk, 1 where contiguous.
         checked_rows: Rows whose flux, error and mask were read, for all that follows.
-        snr: Percentile → signal to noise.
         snr_column_median: Median of the parameter table's own ``snr``, over all rows.
         masked_pixels: Pixels whose mask is not 0; None without a mask. ``masked_rows`` have such a pixel.
-        filled_edges: First or last pixels with a NaN error, which reading fills from the neighbour.
         problems: What would stop a conversion or spoil a study, one sentence each.
     """
 
@@ -83,11 +80,7 @@ def format_percentiles(percentiles: dict[str, float]) -> str:
 
 
 def describe(path: Path, max_rows: int = 4096) -> Description:
-    """Describe a file of spectra.
-
-    Args:
-        path: The file.
-        max_rows: Spectra to read at most; of a larger file, 16 evenly spaced ranges, the last rows among them.
+    """Describe a file by ``max_rows`` spectra at most; of a larger one, 16 evenly spaced ranges, the last rows among them.
 
     Raises:
         UserError: It is not meant as a file of spectra. One that is, but is damaged, is described by its problem.
@@ -161,15 +154,11 @@ def _sample(spectra: SpectraFile, max_rows: int) -> tuple[dict[str, Any], list[s
             bad[kind] += (start + np.flatnonzero(rows)).tolist()
         usable = ~np.logical_or.reduce(list(faults.values()))
         snr += spectrum_snr(flux[usable], error[usable]).tolist()
-    fields = {
-        "checked_rows": read,
-        "snr": snr_percentiles(np.array(snr)) if snr else {},
-        "masked_pixels": None if mask is None else sum(masked),
-        "masked_rows": None if mask is None else sum(map(bool, masked)),
-    }
-    return fields, unreadable + [
-        f"{kind} in row {rows[0]}, {len(rows)} such of {read} read" for kind, rows in bad.items() if rows
-    ]
+    fields: dict[str, Any] = {"checked_rows": read, "snr": snr_percentiles(np.array(snr)) if snr else {}}
+    if mask is not None:
+        fields |= {"masked_pixels": sum(masked), "masked_rows": sum(map(bool, masked))}
+    problems = [f"{kind} in row {rows[0]}, {len(rows)} such of {read} read" for kind, rows in bad.items() if rows]
+    return fields, unreadable + problems
 
 
 def _sample_ranges(rows: int, max_rows: int) -> list[tuple[int, int]]:
@@ -182,11 +171,8 @@ def _sample_ranges(rows: int, max_rows: int) -> list[tuple[int, int]]:
 
 def _arrays_of_damaged(path: Path) -> dict[str, str] | None:
     """The arrays of what was meant as a file of spectra and cannot be used as one; None where it was not meant so."""
-    if not path.is_file():
+    if not path.is_file() or not h5py.is_hdf5(path):
         return None
-    with path.open("rb") as raw:
-        if raw.read(8) != b"\x89HDF\r\n\x1a\n":
-            return None
     try:
         with reading(path, "the arrays"), h5py.File(path, "r") as file:
             return _in_words(_find_arrays(file)) if find(file, ARRAYS) is not None else None
@@ -206,16 +192,13 @@ def _in_words(arrays: dict[str, h5py.Dataset]) -> dict[str, str]:
     """The type, shape and storage of arrays."""
     return {
         shown(name): f"{array.dtype} {array.shape}, {f'chunks {array.chunks}' if array.chunks else 'contiguous'}"
-        + (f", {array.compression}" if array.compression else "")
+        + f", {array.compression}" * bool(array.compression)
         for name, array in arrays.items()
     }
 
 
 def _storage_problems(arrays: dict[str, h5py.Dataset]) -> list[str]:
-    """Arrays of other lengths, and flux or error that was never stored; found without reading them.
-
-    A mask that was never stored is normal: it reads as 0, good.
-    """
+    """Arrays of other lengths, and flux or error that was never stored (a mask may be so: it reads as 0, good)."""
     shape = arrays["flux"].shape
     problems = [
         f"array {shown(name)} has the shape {array.shape}, flux {shape}: expected {shape[0]} rows"
@@ -245,13 +228,7 @@ def _rows_never_stored(array: h5py.Dataset) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetDescription:
-    """Several files of spectra, such as the splits of one set.
-
-    Attributes:
-        files: Each by itself.
-        leaks: Spectra that are in two splits.
-        across: What is wrong only when the files are seen together, the leaks among it.
-    """
+    """Several files, such as the splits of one set; ``across`` is what is wrong only between them, the leaks among it."""
 
     files: list[Description]
     leaks: list[Leak]
@@ -271,11 +248,7 @@ class SetDescription:
 
 
 def describe_set(paths: Iterable[Path], max_rows: int = 4096) -> SetDescription:
-    """Describe several files of spectra, and what shows only across them: other grids, other columns, leaks.
-
-    Raises:
-        UserError: One is not meant as a file of spectra.
-    """
+    """Describe several files as ``describe`` does, and what shows only across them: other grids, other columns, leaks."""
     files = [describe(path, max_rows) for path in paths]
     usable = [file for file in files if file.wave_range and file.columns]
     leaks = find_leaks([Path(file.path) for file in usable])

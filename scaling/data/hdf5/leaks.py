@@ -22,12 +22,9 @@ class Leak:
     """Rows of two files of different splits with equal parameters, and how many of them are the same spectrum.
 
     Attributes:
-        first: A file.
-        second: A file of another split.
         candidates: Rows of ``second`` whose parameters are those of a row of ``first``.
         spectra: Those whose flux is that row's, too: the leak.
-        first_row: The row in ``first`` of the first such spectrum, None where there is none.
-        second_row: Its row in ``second``.
+        first_row: The row in ``first`` of the first such spectrum, None where there is none; ``second_row`` in ``second``.
     """
 
     first: str
@@ -52,19 +49,10 @@ def role_of(path: Path) -> str | None:
 
 
 def find_leaks(paths: list[Path]) -> list[Leak]:
-    """Look for spectra that are in files of different splits.
+    """The pairs of files of different splits with spectra in common, or candidates; files of unknown split are left out.
 
     Rows whose numeric parameters are equal in both, but for ``id``, are candidates; their flux decides. Memory is some
     tens of bytes a row, and that of a block of spectra.
-
-    Args:
-        paths: Files of spectra; those whose split is unknown are left out.
-
-    Returns:
-        The pairs of files with candidates.
-
-    Raises:
-        UserError: A file cannot be read.
     """
     files = [path for path in paths if role_of(path)]
     pairs = [(one, two) for one, two in itertools.combinations(files, 2) if role_of(one) != role_of(two)]
@@ -78,20 +66,13 @@ def find_leaks(paths: list[Path]) -> list[Leak]:
         rows = np.flatnonzero(np.isin(keys[path], elsewhere))
         candidates[path] = pd.DataFrame({"key": keys[path][rows], "flux": _flux_keys(path, rows), "row": rows})
     leaks = []
-    for pair in pairs:
-        first, second = (candidates[path] for path in pair)
-        there = first.drop_duplicates(["key", "flux"], keep="last")
-        leaked = second.merge(there, on=["key", "flux"], suffixes=("", "_there")).sort_values("row")
-        leaks.append(
-            Leak(
-                first=str(pair[0]),
-                second=str(pair[1]),
-                candidates=int(second["key"].isin(first["key"]).sum()),
-                spectra=len(leaked),
-                first_row=int(leaked["row_there"].iloc[0]) if len(leaked) else None,
-                second_row=int(leaked["row"].iloc[0]) if len(leaked) else None,
-            )
-        )
+    for one, two in pairs:
+        same = int(candidates[two]["key"].isin(candidates[one]["key"]).sum())
+        there = candidates[one].drop_duplicates(["key", "flux"], keep="last")
+        leaked = candidates[two].merge(there, on=["key", "flux"], suffixes=("", "_there")).sort_values("row")
+        row, row_there = leaked[["row", "row_there"]].iloc[0].tolist() if len(leaked) else (None, None)
+        places = {"first_row": row_there, "second_row": row}
+        leaks.append(Leak(first=str(one), second=str(two), candidates=same, spectra=len(leaked), **places))
     return [leak for leak in leaks if leak.candidates]
 
 

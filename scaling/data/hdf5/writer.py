@@ -39,14 +39,8 @@ def write_spectra(
 ) -> Iterator[AppendRows]:
     """Write a file of spectra block by block; it gets its name when all are there.
 
-    What a killed writer of the same file left behind is removed first.
-
-    Args:
-        path: The file, in a folder that exists.
-        wave: Pixel centres in vacuum Å.
-        wave_edges: Pixel edges in vacuum Å, one more than pixels.
-        num_rows: Number of spectra in all.
-        tag: What the spectra are, kept as the root attribute ``simulation``.
+    What a killed writer of the same file left behind is removed first. ``wave`` are pixel centres, ``wave_edges`` their
+    edges, in vacuum Å; ``tag`` says what the spectra are, and is kept as the root attribute ``simulation``.
 
     Yields:
         A function of (flux, error, params) that appends rows.
@@ -62,15 +56,12 @@ def write_spectra(
     frames: list[pd.DataFrame] = []
     try:
         with h5py.File(temporary, "w") as file:
-            file[WAVE], file[WAVE_EDGES] = wave, wave_edges
+            file[WAVE], file[WAVE_EDGES], file.attrs[TAG] = wave, wave_edges, tag
             shape, chunks = (num_rows, len(wave)), chunk_shape(num_rows, len(wave))
             # Every row will be written: zeros first would be a second write of the whole file, a chunk at a time.
-            flux, error = (
-                file.create_dataset(name, shape, "f8", chunks=chunks, fill_time="never")
-                for name in (FLUX_ARRAY, ERROR_ARRAY)
-            )
+            options = {"dtype": "f8", "chunks": chunks, "fill_time": "never"}
+            flux, error = (file.create_dataset(name, shape, **options) for name in (FLUX_ARRAY, ERROR_ARRAY))
             file.create_dataset(MASK_ARRAY, shape, "i8", chunks=chunks)  # as the simulator leaves it: reads as 0, good
-            file.attrs[TAG] = tag
             # HDF5 itself may crash the process when a disk fills up: the room is taken now. PyTables, which adds the
             # parameters, ends the file where its content ends.
             if hasattr(os, "posix_fallocate"):
@@ -87,11 +78,7 @@ def write_spectra(
             yield append
         if done != num_rows:
             raise ValueError(f"{path}: {done} rows were appended, {num_rows} announced")
-        with pd.HDFStore(temporary, "a") as store:
-            options = {"min_itemsize": 5, "encoding": "utf-8", "expectedrows": num_rows, "index": False}
-            for first in range(0, len(frames), FRAMES):
-                store.append(PARAMS, pd.concat(frames[first : first + FRAMES]), **options)
-            store.create_table_index(PARAMS)
+        _append_params(temporary, frames, num_rows)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as problem:
         if is_full(problem):
@@ -101,6 +88,14 @@ def write_spectra(
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _append_params(path: Path, frames: list[pd.DataFrame], num_rows: int) -> None:
+    with pd.HDFStore(path, "a") as store:
+        for first in range(0, len(frames), FRAMES):
+            frame = pd.concat(frames[first : first + FRAMES])
+            store.append(PARAMS, frame, index=False, expectedrows=num_rows, min_itemsize=5, encoding="utf-8")
+        store.create_table_index(PARAMS)
 
 
 def file_bytes(num_rows: int, num_pixels: int) -> int:

@@ -45,12 +45,11 @@ FLUX_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InformationLimit:
-    """The smallest errors that the spectra of a test split allow, averaged over them, in units of the label.
+    """The smallest errors that ``rows`` of a test split's ``num_rows`` spectra allow on average, in units of the label.
 
     Attributes:
         label: What is estimated, with all other labels marginalised.
         noise_level: What multiplies the spectra's errors.
-        rows: Spectra averaged over, of ``num_rows``.
         guess_mae_dex: MAE of always answering the middle of the label's range.
         mae_dex: Mean over spectra of sigma·sqrt(2/π), the MAE of an optimal estimator with Gaussian errors. Sigma takes
             the labels' ranges (``prior``) into account.
@@ -98,12 +97,8 @@ def flux_derivatives(labels: Labels, pixels: int, step: float = 0.02) -> Float64
     """Derivatives of the simulated flux by each label, in units of the label's range.
 
     Central differences of fourth order, whose error is the fifth derivative's: none, as the emulator is a cubic polynomial.
-    So any step, in units of each label's range, gives the same result to rounding, which the tests check.
-
-    Args:
-        labels: T_eff in K, log g in dex, [M/H] in dex.
-        pixels: 4096, or fewer for means of neighbouring pixels.
-        step: Of the differences.
+    So any step, in units of each label's range, gives the same result to rounding, which the tests check. ``labels`` are
+    T_eff in K, log g and [M/H] in dex; fewer ``pixels`` than 4096 are means of neighbours.
     """
     derivatives = []
     for direction in np.diag(step * SPAN):
@@ -129,9 +124,7 @@ def cramer_rao(fisher: Information, prior_variance: float = np.inf) -> Labels:
     § 2.4.3), and the error of the best estimator where the flux is linear in the labels over one sigma. A uniform prior of
     the same variance is not Gaussian: for one label, the best estimator's MAE is then 0.94 to 1.09 times sigma·sqrt(2/π).
 
-    Args:
-        fisher: In units in which all labels have the same prior variance.
-        prior_variance: Of every label; infinite for the plain Cramér–Rao limit.
+    ``fisher`` is in units in which all labels have the same prior variance, infinite for the plain Cramér–Rao limit.
     """
     information = fisher + np.eye(fisher.shape[-1]) / prior_variance
     return np.sqrt(np.diagonal(np.linalg.inv(information), axis1=1, axis2=2))
@@ -140,16 +133,11 @@ def cramer_rao(fisher: Information, prior_variance: float = np.inf) -> Labels:
 def information_limit(
     place: Location, *, label: str = "log_g", rows: int = 4096, noise_level: float = 1.0
 ) -> InformationLimit:
-    """The limit of the first test spectra of a shard set, or of the first spectra of an HDF5 file.
+    """The limit of the first ``rows`` test spectra of a shard set, or of the first spectra of an HDF5 file.
 
     Clipping at zero changes nothing, as the simulated flux is positive. One fixed draw of the noise is one draw from the
     errors that the limit averages over: a test set's error scatters about it as its standard error says.
-
-    Args:
-        place: A shard set, or a file.
-        label: T_eff, log_g or M_H.
-        rows: Spectra to average over, at most.
-        noise_level: Multiplies the spectra's errors, as `DataRules.noise_level` does.
+    ``noise_level`` multiplies the spectra's errors, as `DataRules.noise_level` does.
 
     Raises:
         UserError: The spectra were not simulated by this package, or an argument is out of range.
@@ -162,7 +150,9 @@ def information_limit(
         raise UserError(f"{rows} rows at noise level {noise_level:g}: give 1 row or more and a noise level above 0")
     which = FREE_LABELS.index(label)
     parts = []
-    for flux, error, labels in _simulated_spectra(place, rows):
+    for flux, error, params in _spectra(place, rows):
+        labels = _free_labels(place, flux, params)
+        check_rows(flux, error, place)
         fisher = fisher_information(flux_derivatives(labels, flux.shape[1]), noise_level * error)
         plain, bounded = (SPAN[which] * cramer_rao(fisher, prior)[:, which] for prior in (np.inf, 1 / 12))
         part = {"label": labels[:, which], "plain": plain, "bounded": bounded, "snr": spectrum_snr(flux, error)}
@@ -180,15 +170,13 @@ def information_limit(
         **_errors(sigma),
         r2=float(1 - (sigma["bounded"] ** 2).mean() / sigma["label"].var(ddof=0)),
         by_snr=[
-            {"low": float(low), "high": float(high), "count": len(some), "snr": float(some["snr"].median())}
+            dict(zip(("low", "high"), edges[k : k + 2].tolist(), strict=True))
+            | {"count": len(some), "snr": float(some["snr"].median())}
             | _errors(some)
             for k, some in sigma.groupby(bin_numbers(snr, edges))
-            for low, high in [edges[k : k + 2]]
         ],
         snr_definition=SNR_DEFINITION,
-        prior={
-            name: [low, low + span] for name, low, span in zip(FREE_LABELS, LOW.tolist(), SPAN.tolist(), strict=True)
-        },
+        prior=dict(zip(FREE_LABELS, np.stack([LOW, LOW + SPAN], axis=1).tolist(), strict=True)),
         assumes=ASSUMES,
     )
 
@@ -206,22 +194,16 @@ def _flux(labels: Labels, pixels: int) -> Float64[ndarray, "row pixel"]:
     return emulate_flux(labels).reshape(len(labels), pixels, FULL_PIXELS // pixels).mean(axis=2)
 
 
-def _simulated_spectra(place: Location, rows: int) -> Iterator[tuple[ndarray, ndarray, ndarray]]:
-    """Flux, error and free labels of the first spectra, in blocks, each compared with what the emulator gives.
-
-    Raises:
-        UserError: They differ.
-    """
-    for flux, error, params in _spectra(place, rows):
-        known = set(FREE_LABELS) <= set(params) and FULL_PIXELS % flux.shape[1] == 0
-        labels = params[list(FREE_LABELS)].to_numpy(np.float64) if known else np.empty(0)
-        if not known or not np.abs(_flux(labels, flux.shape[1]) - flux).max() < FLUX_TOLERANCE:
-            raise UserError(
-                f"{place}: not simulated by this package, so how its spectra change with their labels is unknown: "
-                "give a shard set or HDF5 file that was made from `scaling simulate`"
-            )
-        check_rows(flux, error, place)
-        yield flux, error, labels
+def _free_labels(place: Location, flux: Pixels, params: pd.DataFrame) -> Labels:
+    """The labels of spectra that are what the emulator gives for them; others are refused."""
+    known = set(FREE_LABELS) <= set(params) and FULL_PIXELS % flux.shape[1] == 0
+    labels = params[list(FREE_LABELS)].to_numpy(np.float64) if known else np.empty((0, 0))
+    if not known or not np.abs(_flux(labels, flux.shape[1]) - flux).max() < FLUX_TOLERANCE:
+        raise UserError(
+            f"{place}: not simulated by this package, so how its spectra change with their labels is unknown: "
+            "give a shard set or HDF5 file that was made from `scaling simulate`"
+        )
+    return labels
 
 
 def _hdf5(place: Location) -> Path | None:
@@ -253,9 +235,6 @@ def _spectra(place: Location, rows: int) -> Iterator[tuple[ndarray, ndarray, pd.
     for shard in manifest.leading_shards("test", left):
         for table in row_groups(manifest.folder, shard.file):
             if len(some := table.slice(0, left)):
-                yield (
-                    column_values(some, FLUX),
-                    column_values(some, ERROR),
-                    some.drop_columns([FLUX, ERROR]).to_pandas(),
-                )
+                params = some.drop_columns([FLUX, ERROR]).to_pandas()
+                yield column_values(some, FLUX), column_values(some, ERROR), params
             left -= len(some)

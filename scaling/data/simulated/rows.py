@@ -1,8 +1,7 @@
-"""Simulated PFS spectra, drawn (`simulate` writes them to files).
+"""Simulated PFS spectra, drawn: labels as the real set's generator draws them, flux and error by the emulator.
 
-Labels are drawn as the real set's generator draws them; ``scaling.data.simulated.emulator`` gives flux and error. A spectrum is a
-function of (seed, split, row) alone: rows are drawn in fixed blocks, each from its own counter-based random stream, so
-that chunks, workers and the number of files cannot change it.
+A spectrum is a function of (seed, split, row) alone: rows are drawn in fixed blocks, each from its own counter-based random
+stream, so that chunks, workers and the number of files cannot change it.
 """
 
 import functools
@@ -49,7 +48,7 @@ CONSTANTS: dict[str, float] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """A set of simulated spectra: how many, how bright, on which grid.
+    """A set of simulated spectra: how many, how bright, on which grid. A `UserError` names a field that is out of range.
 
     Attributes:
         train: Spectra of the training split; likewise ``val`` and ``test``.
@@ -57,9 +56,6 @@ class Simulation:
         pixels: 4096, or 2048 or 1024 for means of 2 or 4 neighbouring pixels.
         mag_range: Faintness, uniform between the two i-band magnitudes (bright limit first).
         train_files: Files that the training split is spread over.
-
-    Raises:
-        UserError: A field is out of range.
     """
 
     train: int = 32768
@@ -94,11 +90,8 @@ class Simulation:
 class SimulatedRows(NamedTuple):
     """Consecutive simulated spectra.
 
-    Attributes:
-        flux: Noise-free flux, float64, median 0.5.
-        error: One standard deviation of each pixel's noise, float64.
-        params: The 35 columns of a real file's parameter table. ``snr`` is the 95th percentile of flux / error over the
-            pixels as written, that is after binning.
+    The flux is noise-free, with median 0.5; the error is one standard deviation of each pixel's noise; both are float64.
+    ``params`` has the 35 columns of a real file; its ``snr`` is that of the pixels as written, after binning.
     """
 
     flux: Pixels

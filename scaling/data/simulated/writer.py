@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from scaling.data.hdf5.guard import shown
 from scaling.data.hdf5.reader import open_spectra
@@ -21,8 +21,7 @@ WRITE_ROWS = 256
 """Rows written together: 16 MiB of flux and error at 4096 pixels, which the allocator reuses from block to block."""
 
 
-@dataclass(frozen=True, slots=True)
-class SimulatedFile:
+class SimulatedFile(NamedTuple):
     """A file of a simulation: rows ``start`` to ``stop`` of a split."""
 
     path: Path
@@ -58,14 +57,10 @@ def pending_files(dest: Path, simulation: Simulation) -> list[SimulatedFile]:
             continue
         with open_spectra(path) as spectra:
             found = spectra.tag
-        if found is None:
-            raise UserError(
-                f"{path} is there and was not written by `scaling simulate`: name another folder or remove it"
-            )
         if found != tag:
-            raise UserError(
-                f"{path} holds another simulation ({shown(found)}; asked for {tag}): name another folder or remove it"
-            )
+            foreign = "is there and was not written by `scaling simulate`"
+            what = f"holds another simulation ({shown(found)}; asked for {tag})" if found else foreign
+            raise UserError(f"{path} {what}: name another folder or remove it")
     return pending
 
 
@@ -75,14 +70,9 @@ def write_simulation(
     """Write a simulation in the layout of real files: ``DEST/{train_0,…,val,test}/dataset.h5``.
 
     A file that is already there and holds the same spectra is kept. Memory is bounded by a block of rows and one file's
-    parameter table.
-
-    Args:
-        dest: Folder to write to.
-        simulation: What to simulate.
-        progress: Called with (spectra done, spectra in all) after each block; with ``parallel`` after each file.
-        parallel: Write each file in a task of the Ray cluster that the caller is connected to, where every node sees
-            ``dest``. The spectra are the same.
+    parameter table. With ``parallel`` each file is written in a task of the Ray cluster that the caller is connected to,
+    where every node sees ``dest``: the spectra are the same. ``progress`` is called with (spectra done, spectra in all)
+    after each block; with ``parallel`` after each file.
 
     Returns:
         The files of each split, in row order.
@@ -132,12 +122,6 @@ def _write_file(simulation: Simulation, file: SimulatedFile) -> Iterator[int]:
 
 def _file_tag(simulation: Simulation, file: SimulatedFile) -> str:
     """All that determines one file's spectra, as JSON."""
-    fields = {
-        "emulator": 1,
-        "split": file.split,
-        "rows": [file.start, file.stop],
-        "seed": simulation.seed,
-        "pixels": simulation.pixels,
-        "mag_range": [float(mag) for mag in simulation.mag_range],
-    }
+    fields = {"emulator": 1, "split": file.split, "rows": [file.start, file.stop], "seed": simulation.seed}
+    fields |= {"pixels": simulation.pixels, "mag_range": [float(mag) for mag in simulation.mag_range]}
     return json.dumps(fields, sort_keys=True)
