@@ -171,8 +171,11 @@ def _sample_ranges(rows: int, max_rows: int) -> list[tuple[int, int]]:
 
 def _arrays_of_damaged(path: Path) -> dict[str, str] | None:
     """The arrays of what was meant as a file of spectra and cannot be used as one; None where it was not meant so."""
-    if not path.is_file() or not h5py.is_hdf5(path):
+    if not path.is_file():
         return None
+    with path.open("rb") as raw:
+        if raw.read(8) != b"\x89HDF\r\n\x1a\n":
+            return None
     try:
         with reading(path, "the arrays"), h5py.File(path, "r") as file:
             return _in_words(_find_arrays(file)) if find(file, ARRAYS) is not None else None

@@ -208,8 +208,9 @@ class SpectraFile:
         with reading(self.path, "the content"):
             params = self.file[PARAMS]
             for name in ["table"] if "table" in params else sorted(params):
-                array = find_array(self.file, f"{PARAMS}/{name}")
-                for start in range(0, 0 if array is None else len(array), TABLE_ROWS):
+                if (array := find_array(self.file, f"{PARAMS}/{name}")) is None:
+                    continue
+                for start in range(0, len(array), TABLE_ROWS):
                     rows = array[start : start + TABLE_ROWS]
                     # pandas' pickled objects have no fixed size: their content counts
                     for part in map(np.asarray, rows.flat) if rows.dtype == object else [rows]:
