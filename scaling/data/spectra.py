@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 from numpy import ndarray
 
 from scaling.errors import UserError
+from scaling.files import Location
 
 ROW_ID, FLUX, ERROR = "row_id", "flux", "error"
 """The columns of spectra in shards and in what `SpectraDatasource` reads; all others are parameters."""
 SNR_PERCENTILES = (5, 25, 50, 75, 95)
 SNR_DEFINITION = "95th percentile over pixels of flux / error, as float32"
 
+Pixels = Float[ndarray, "row pixel"]
 
-def spectrum_snr(flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"]) -> Float[ndarray, " row"]:
+
+def spectrum_snr(flux: Pixels, error: Pixels) -> Float[ndarray, " row"]:
     """Signal to noise of each spectrum: the 95th percentile of flux / error over its pixels.
 
     The order statistic nearest to the percentile, in float32: a partition of the pixels, without interpolation.
@@ -29,30 +30,24 @@ def spectrum_snr(flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row p
 
 def snr_percentiles(snr: Float[ndarray, " row"]) -> dict[str, float]:
     """The 5th, 25th, 50th, 75th and 95th percentile of the spectra's SNR, by name."""
-    values = np.percentile(snr.astype(np.float64), SNR_PERCENTILES)
-    return {str(name): float(value) for name, value in zip(SNR_PERCENTILES, values, strict=True)}
+    return dict(
+        zip(map(str, SNR_PERCENTILES), np.percentile(snr.astype(np.float64), SNR_PERCENTILES).tolist(), strict=True)
+    )
 
 
-def edge_faults(error: Float[ndarray, "row pixel"]) -> Int64[ndarray, " row"]:
+def edge_faults(error: Pixels) -> Int64[ndarray, " row"]:
     """The number of first and last pixels of each spectrum whose error is NaN: 0, 1 or 2."""
     return np.isnan(error[:, [0, -1]]).sum(axis=1)
 
 
-def fill_edges(error: Float[ndarray, "row pixel"]) -> int:
-    """Replace, in place, a NaN error in the first or last pixel by its neighbour's, as the original study does.
-
-    Returns:
-        The number of pixels filled.
-    """
-    filled = 0
-    for edge, neighbour in ((0, 1), (-1, -2)):
-        missing = np.isnan(error[:, edge])
-        error[missing, edge] = error[missing, neighbour]
-        filled += int(missing.sum())
-    return filled
+def fill_edges(error: Pixels) -> int:
+    """Replace, in place, a NaN error in the first or last pixel by its neighbour's, as the original does; how many."""
+    missing = np.isnan(edges := error[:, [0, -1]])
+    error[:, [0, -1]] = np.where(missing, error[:, [1, -2]], edges)
+    return int(missing.sum())
 
 
-def bad_rows(flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"]) -> dict[str, Bool[ndarray, " row"]]:
+def bad_rows(flux: Pixels, error: Pixels) -> dict[str, Bool[ndarray, " row"]]:
     """Which rows cannot be trained on, for each kind of fault, in words. The error's edges are filled before."""
     unwritten = ~flux.any(axis=1)
     bad = {
@@ -68,7 +63,7 @@ def bad_rows(flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel
     return bad | {"SNR is not finite (the error is too small)": overflow}
 
 
-def _all_usable(flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pixel"]) -> bool:
+def _all_usable(flux: Pixels, error: Pixels) -> bool:
     """Whether ``bad_rows`` would surely find nothing, in half its time. A NaN fails every comparison."""
     brightest, faintest, least = flux.max(axis=1), flux.min(), error.min()
     if not ((brightest < np.inf).all() and faintest > -np.inf and error.max() < np.inf and least > 0):
@@ -77,19 +72,8 @@ def _all_usable(flux: Float[ndarray, "row pixel"], error: Float[ndarray, "row pi
         return bool((brightest != 0).all() and max(brightest.max(), -faintest) / least < np.inf)
 
 
-def check_rows(
-    flux: Float[ndarray, "row pixel"],
-    error: Float[ndarray, "row pixel"],
-    path: Path,
-    rows: Int64[ndarray, " row"] | None = None,
-) -> None:
-    """Refuse rows that cannot be trained on.
-
-    Args:
-        flux: Flux, (rows, pixels).
-        error: Error with its edges filled, (rows, pixels).
-        path: The file they are from.
-        rows: Their numbers in it; from 0 by default.
+def check_rows(flux: Pixels, error: Pixels, path: Location, rows: Int64[ndarray, " row"] | None = None) -> None:
+    """Refuse ``bad_rows`` of a file; ``rows`` are their numbers in it, from 0 by default.
 
     Raises:
         UserError: A row was never written, a flux or error is not finite, an error is not positive, or the SNR overflows.

@@ -14,37 +14,29 @@ from scaling.data.hdf5.guard import reading
 from scaling.data.spectra import ERROR, FLUX, ROW_ID
 from scaling.errors import UserError
 
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of a column: its unit, and the bounds beyond which a value is a mistake."""
-
-    unit: str
-    low: float = -math.inf
-    high: float = math.inf
-
-
-_METALLICITY, _ANGLE, _LEVEL = Known("dex", -10.0, 3.0), Known("deg", -360.0, 360.0), Known("1", 0.0, 1.0)
-LABELS = {
-    "T_eff": Known("K", 1e3, 1e5),
-    "log_g": Known("dex", -1.0, 10.0),
-    **dict.fromkeys(("M_H", "Fe_H", "a_M", "C_M", "O_M"), _METALLICITY),
-    "v_turb": Known("km/s", 0.0, 100.0),
+Known = tuple[str, float, float]
+"""What is known of a column: its unit, and the bounds beyond which a value is a mistake."""
+UNKNOWN: Known = ("", -math.inf, math.inf)
+LABELS: dict[str, Known] = {
+    "T_eff": ("K", 1e3, 1e5),
+    "log_g": ("dex", -1.0, 10.0),
+    **dict.fromkeys(("M_H", "Fe_H", "a_M", "C_M", "O_M"), ("dex", -10.0, 3.0)),
+    "v_turb": ("km/s", 0.0, 100.0),
 }
 """What a model may be asked to predict."""
-KNOWN = {
+ANGLES = ("target_zenith_angle", "target_field_angle", "moon_zenith_angle", "moon_target_angle")
+KNOWN: dict[str, Known] = {
     **LABELS,
-    **{f"{name}_err": Known(known.unit, 0.0) for name, known in LABELS.items()},
-    "redshift": Known("1", -0.1, 20.0),
-    "redshift_err": Known("1", 0.0),
-    "exp_count": Known("1", 0.0),
-    "exp_time": Known("s", 0.0),
-    "seeing": Known("arcsec", 0.0, 60.0),
-    "ext": Known("mag", -1.0, 100.0),
-    "mag": Known("mag", -5.0, 40.0),
-    "snr": Known("1", 1e-9),
-    "moon_phase": _LEVEL,
-    **dict.fromkeys(("target_zenith_angle", "target_field_angle", "moon_zenith_angle", "moon_target_angle"), _ANGLE),
+    **{f"{name}_err": (unit, 0.0, math.inf) for name, (unit, _, _) in LABELS.items()},
+    "redshift": ("1", -0.1, 20.0),
+    **dict.fromkeys(("redshift_err", "exp_count"), ("1", 0.0, math.inf)),
+    "exp_time": ("s", 0.0, math.inf),
+    "seeing": ("arcsec", 0.0, 60.0),
+    "ext": ("mag", -1.0, 100.0),
+    "mag": ("mag", -5.0, 40.0),
+    "snr": ("1", 1e-9, math.inf),
+    "moon_phase": ("1", 0.0, 1.0),
+    **dict.fromkeys(ANGLES, ("deg", -360.0, 360.0)),
 }
 
 
@@ -69,36 +61,31 @@ HEADER = f"  {'column':<22}{'type':<10}{'unit':<8}{'min':>14}{'max':>14}{'NaN':>
 
 
 def shard_type(path: Path, column: pd.Series) -> pa.DataType:
-    """How shards keep a parameter column: a number or truth value as it is, text (also categories of it) as text.
-
-    Args:
-        path: The file that it is from.
-        column: The column, or some of its rows.
+    """How shards keep a parameter column, or some of its rows: text (also categories of it) as text, all else as it is.
 
     Raises:
         UserError: Shards cannot keep it, or have another column of its name.
     """
+    what = f"parameter column {column.name!r}"
     if column.name in (ROW_ID, FLUX, ERROR):
-        raise UserError(f"{path}: parameter column {column.name!r} has a name that shards use: rename it")
-    categories = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else None
-    values = column if categories is None else categories
-    dtype = values.dtype
-    if _is_real(column) and dtype.itemsize <= 8:
-        return pa.from_numpy_dtype(dtype)
-    # pandas calls every column of objects one of strings
-    if all(map(_is_text, values)) if pd.api.types.is_object_dtype(dtype) else pd.api.types.is_string_dtype(dtype):
-        with reading(path, f"parameter column {column.name!r}", "write its text in UTF-8"):
+        raise UserError(f"{path}: {what} has a name that shards use: rename it")
+    values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+    if _is_real(column) and column.dtype.itemsize <= 8:
+        return pa.from_numpy_dtype(column.dtype)
+    is_text = pd.api.types.is_string_dtype(values.dtype)
+    if values.dtype == object:  # NaN is text that is missing
+        is_text = all(isinstance(value, str | bytes) or value is None or value != value for value in values)
+    if is_text:
+        with reading(path, what, "write its text in UTF-8"):
             for value in values:
                 _ = value.decode() if isinstance(value, bytes) else str(value).encode()
         return pa.string()
-    raise UserError(
-        f"{path}: parameter column {column.name!r} is {column.dtype}: shards keep numbers, truth values and text: "
-        "convert or drop it in the source file"
-    )
+    remedy = "shards keep numbers, truth values and text: convert or drop it in the source file"
+    raise UserError(f"{path}: {what} is {column.dtype}: {remedy}")
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, (str, bytes)) or value is None or value != value  # NaN is text that is missing
+def _is_real(column: pd.Series) -> bool:
+    return isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf"
 
 
 def summarise_column(name: str, column: pd.Series) -> ColumnSummary:
@@ -107,15 +94,11 @@ def summarise_column(name: str, column: pd.Series) -> ColumnSummary:
     return ColumnSummary(
         name=name,
         dtype=str(column.dtype),
-        unit=KNOWN[name].unit if name in KNOWN else None,
+        unit=KNOWN[name][0] if name in KNOWN else None,
         min=float(finite.min()) if len(finite) else None,
         max=float(finite.max()) if len(finite) else None,
         nan=int(column.isna().sum()),
     )
-
-
-def _is_real(column: pd.Series) -> bool:
-    return isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf"
 
 
 def column_problems(name: str, column: pd.Series) -> list[str]:
@@ -125,7 +108,7 @@ def column_problems(name: str, column: pd.Series) -> list[str]:
     """
     if not _is_real(column):
         return [f"column {name} is {column.dtype}: expected numbers"] if name in LABELS else []
-    problems, values = [], column.to_numpy(np.float64)
+    problems, values, (unit, low, high) = [], column.to_numpy(np.float64), KNOWN.get(name, UNKNOWN)
     missing, infinite = np.isnan(values), np.isinf(values)
     if name in LABELS and missing.any() and not missing.all():
         problems.append(
@@ -133,13 +116,11 @@ def column_problems(name: str, column: pd.Series) -> list[str]:
         )
     if infinite.any():
         problems.append(f"column {name} is infinite in {infinite.sum()} rows, first in row {infinite.argmax()}")
-    known = KNOWN.get(name, Known(""))
-    outside = ((values < known.low) | (values > known.high)) & ~infinite
+    outside = ((values < low) | (values > high)) & ~infinite
     if outside.any():
-        row = int(outside.argmax())
-        bounds = f"{known.low:g} or more" if math.isinf(known.high) else f"{known.low:g} to {known.high:g}"
+        row, bounds = int(outside.argmax()), f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}"
         problems.append(
             f"column {name} is out of range in {outside.sum()} rows, first in row {row}: "
-            f"{values[row]:g}, expected {bounds} {known.unit}"
+            f"{values[row]:g}, expected {bounds} {unit}"
         )
     return problems

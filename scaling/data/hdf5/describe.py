@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from scaling.data.hdf5.columns import HEADER, ColumnSummary, column_problems, shard_type, summarise_column
-from scaling.data.hdf5.guard import find, find_array, reading
+from scaling.data.hdf5.guard import find, find_array, reading, shown
 from scaling.data.hdf5.leaks import Leak, find_leaks
 from scaling.data.hdf5.reader import MASK_ARRAY, WAVE_TOLERANCE, SpectraFile, open_spectra
-from scaling.data.hdf5.storage import ARRAYS, find_arrays, in_words, storage_problems
 from scaling.data.spectra import SNR_DEFINITION, bad_rows, snr_percentiles, spectrum_snr
 from scaling.errors import UserError
 
+ARRAYS = "dataset/arrays"
 RANGES = 16
 """Ranges of rows that a large file is sampled in: rows that were never written lie side by side too."""
 
@@ -28,14 +29,11 @@ class Description:
     """What a file of spectra holds; of one that cannot be opened as such, only the path and why.
 
     Attributes:
-        arrays: Each array's type, shape and storage.
         wave_range: First and last pixel centre, vacuum Å.
         chunk_rows: Rows stored together on disk, 1 where contiguous.
         checked_rows: Rows whose flux, error and mask were read, for all that follows.
-        snr: Percentile → signal to noise.
         snr_column_median: Median of the parameter table's own ``snr``, over all rows.
         masked_pixels: Pixels whose mask is not 0; None without a mask. ``masked_rows`` have such a pixel.
-        filled_edges: First or last pixels with a NaN error, which reading fills from the neighbour.
         problems: What would stop a conversion or spoil a study, one sentence each.
     """
 
@@ -63,20 +61,17 @@ class Description:
             lines.append(f"  {self.rows} spectra of {self.pixels} pixels, {low:.2f} to {high:.2f} Å (vacuum)")
         lines += [f"  {name}: {text}" for name, text in self.arrays.items()]
         if self.wave_range:
-            lines += [*self._sampled(), HEADER, *(column.to_text() for column in self.columns)]
+            own = "" if self.snr_column_median is None else f"; median of the column snr: {self.snr_column_median:.3g}"
+            masked = "no mask" if self.masked_pixels is None else f"{self.masked_pixels} in {self.masked_rows} spectra"
+            lines += [
+                f"  read: {self.checked_rows} of {self.rows} spectra; of these:",
+                f"  SNR ({self.snr_definition}): {format_percentiles(self.snr)}{own}",
+                f"  bad pixels (mask not 0): {masked}",
+                f"  NaN errors in the first or last pixel: {self.filled_edges} (filled from the neighbour)",
+                *(HEADER, *(column.to_text() for column in self.columns)),
+            ]
         lines += [f"  PROBLEM: {problem}" for problem in self.problems] or ["  no problems found"]
         return "\n".join(lines)
-
-    def _sampled(self) -> list[str]:
-        """What was found by reading spectra."""
-        own = "" if self.snr_column_median is None else f"; median of the column snr: {self.snr_column_median:.3g}"
-        masked = f"{self.masked_pixels} in {self.masked_rows} spectra" if self.masked_pixels is not None else "no mask"
-        return [
-            f"  read: {self.checked_rows} of {self.rows} spectra; of these:",
-            f"  SNR ({self.snr_definition}): {format_percentiles(self.snr)}{own}",
-            f"  bad pixels (mask not 0): {masked}",
-            f"  NaN errors in the first or last pixel: {self.filled_edges} (filled from the neighbour)",
-        ]
 
 
 def format_percentiles(percentiles: dict[str, float]) -> str:
@@ -85,11 +80,7 @@ def format_percentiles(percentiles: dict[str, float]) -> str:
 
 
 def describe(path: Path, max_rows: int = 4096) -> Description:
-    """Describe a file of spectra.
-
-    Args:
-        path: The file.
-        max_rows: Spectra to read at most; of a larger file, 16 evenly spaced ranges, the last rows among them.
+    """Describe a file by ``max_rows`` spectra at most; of a larger one, 16 evenly spaced ranges, the last rows among them.
 
     Raises:
         UserError: It is not meant as a file of spectra. One that is, but is damaged, is described by its problem.
@@ -102,17 +93,14 @@ def describe(path: Path, max_rows: int = 4096) -> Description:
             raise
         return Description(path=str(path), arrays=arrays, problems=[str(error)])
     with spectra:
-        sample = _Sample(spectra)
-        for start, stop in _sample_ranges(spectra.num_rows, max_rows):
-            sample.add(start, stop)
-        arrays, problems = {}, []
         try:
             with reading(path, "the list of arrays"):
-                found = find_arrays(spectra.file)
-                arrays, problems = in_words(found), storage_problems(found)
+                found = _find_arrays(spectra.file)
+                arrays, problems = _in_words(found), _storage_problems(found)
         except UserError as error:
-            problems = [str(error)]
-        columns, more, snr_column = _describe_columns(spectra)
+            arrays, problems = {}, [str(error)]
+        sample, faults = _sample(spectra, max_rows)
+        table, mistakes = _describe_params(spectra)
         return Description(
             path=str(path),
             rows=spectra.num_rows,
@@ -120,24 +108,20 @@ def describe(path: Path, max_rows: int = 4096) -> Description:
             wave_range=(float(spectra.wave[0]), float(spectra.wave[-1])),
             arrays=arrays,
             chunk_rows=spectra.chunk_rows,
-            columns=columns,
-            checked_rows=sample.rows,
-            snr=snr_percentiles(np.concatenate(sample.snr)) if sum(map(len, sample.snr)) else {},
-            snr_column_median=snr_column,
-            masked_pixels=None if sample.mask is None else sum(sample.masked),
-            masked_rows=None if sample.mask is None else sum(map(bool, sample.masked)),
             filled_edges=spectra.filled_edges,
-            problems=problems + sample.problems() + more,
+            problems=problems + faults + mistakes,
+            **sample,
+            **table,
         )
 
 
-def _describe_columns(spectra: SpectraFile) -> tuple[list[ColumnSummary], list[str], float | None]:
-    """The parameter table's columns, what is wrong with them, and the median of the column ``snr``."""
-    columns, problems, snr = [], [], None
+def _describe_params(spectra: SpectraFile) -> tuple[dict[str, Any], list[str]]:
+    """The parameter table, as fields of a `Description`, and what is wrong with it."""
     try:
         params = spectra.params
     except UserError as error:
-        return [], [str(error)], None
+        return {}, [str(error)]
+    columns, problems = [], []
     for name, column in params.items():
         columns.append(summarise_column(str(name), column))
         try:
@@ -145,47 +129,36 @@ def _describe_columns(spectra: SpectraFile) -> tuple[list[ColumnSummary], list[s
         except UserError as error:
             problems.append(str(error))
         problems += column_problems(str(name), column)
-        if name == "snr" and columns[-1].min is not None:
-            snr = float(column.median())
-    return columns, problems, snr
+    has_snr = any(column.name == "snr" and column.min is not None for column in columns)
+    return {"columns": columns, "snr_column_median": float(params["snr"].median()) if has_snr else None}, problems
 
 
-class _Sample:
-    """What reading some of a file's spectra shows."""
-
-    def __init__(self, spectra: SpectraFile) -> None:
-        self.rows = 0
-        self.snr: list[np.ndarray] = []
-        self.masked: list[int] = []  # pixels of each row
-        self.mask: h5py.Dataset | None = None
-        self._spectra = spectra
-        self._unreadable: list[str] = []
-        self._bad: dict[str, list[int]] = defaultdict(list)
-        with contextlib.suppress(UserError), reading(spectra.path, MASK_ARRAY):  # among the arrays, it is a problem
-            self.mask = find_array(spectra.file, MASK_ARRAY)
-
-    def add(self, start: int, stop: int) -> None:
-        """Read rows ``start`` to ``stop``."""
+def _sample(spectra: SpectraFile, max_rows: int) -> tuple[dict[str, Any], list[str]]:
+    """What reading some spectra shows, as fields of a `Description`; and what is wrong, one sentence a kind."""
+    mask, read, snr, masked, unreadable = None, 0, [], [], []
+    bad: dict[str, list[int]] = defaultdict(list)
+    with contextlib.suppress(UserError), reading(spectra.path, MASK_ARRAY):  # among the arrays, it is a problem
+        mask = find_array(spectra.file, MASK_ARRAY)
+    for start, stop in _sample_ranges(spectra.num_rows, max_rows):
         try:
-            flux, error = self._spectra.read(start, stop)
-            if self.mask is not None and self.mask.shape == (self._spectra.num_rows, self._spectra.num_pixels):
-                with reading(self._spectra.path, f"{MASK_ARRAY} of rows {start} to {stop - 1}"):
-                    self.masked += (self.mask[start:stop] != 0).sum(axis=1).tolist()
+            flux, error = spectra.read(start, stop)
+            if mask is not None and mask.shape == (spectra.num_rows, spectra.num_pixels):
+                with reading(spectra.path, f"{MASK_ARRAY} of rows {start} to {stop - 1}"):
+                    masked += (mask[start:stop] != 0).sum(axis=1).tolist()
         except UserError as mistake:
-            self._unreadable.append(str(mistake))
-            return
-        self.rows += len(flux)
-        bad = bad_rows(flux, error)
-        for kind, rows in bad.items():
-            self._bad[kind] += (start + np.flatnonzero(rows)).tolist()
-        usable = ~np.logical_or.reduce(list(bad.values()))
-        self.snr.append(spectrum_snr(flux[usable], error[usable]))
-
-    def problems(self) -> list[str]:
-        """What is wrong, one sentence a kind, with the first such row and their number."""
-        return self._unreadable + [
-            f"{kind} in row {rows[0]}, {len(rows)} such of {self.rows} read" for kind, rows in self._bad.items() if rows
-        ]
+            unreadable.append(str(mistake))
+            continue
+        read += len(flux)
+        faults = bad_rows(flux, error)
+        for kind, rows in faults.items():
+            bad[kind] += (start + np.flatnonzero(rows)).tolist()
+        usable = ~np.logical_or.reduce(list(faults.values()))
+        snr += spectrum_snr(flux[usable], error[usable]).tolist()
+    fields: dict[str, Any] = {"checked_rows": read, "snr": snr_percentiles(np.array(snr)) if snr else {}}
+    if mask is not None:
+        fields |= {"masked_pixels": sum(masked), "masked_rows": sum(map(bool, masked))}
+    problems = [f"{kind} in row {rows[0]}, {len(rows)} such of {read} read" for kind, rows in bad.items() if rows]
+    return fields, unreadable + problems
 
 
 def _sample_ranges(rows: int, max_rows: int) -> list[tuple[int, int]]:
@@ -205,20 +178,60 @@ def _arrays_of_damaged(path: Path) -> dict[str, str] | None:
             return None
     try:
         with reading(path, "the arrays"), h5py.File(path, "r") as file:
-            return in_words(find_arrays(file)) if find(file, ARRAYS) is not None else None
+            return _in_words(_find_arrays(file)) if find(file, ARRAYS) is not None else None
     except UserError:
         return {}
 
 
+def _find_arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """The arrays of a file by their short name."""
+    group = find(file, ARRAYS)
+    names = group if isinstance(group, h5py.Group) else ()
+    found = {name: find_array(file, f"{ARRAYS}/{name}/value") for name in names}
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def _in_words(arrays: dict[str, h5py.Dataset]) -> dict[str, str]:
+    """The type, shape and storage of arrays."""
+    return {
+        shown(name): f"{array.dtype} {array.shape}, {f'chunks {array.chunks}' if array.chunks else 'contiguous'}"
+        + f", {array.compression}" * bool(array.compression)
+        for name, array in arrays.items()
+    }
+
+
+def _storage_problems(arrays: dict[str, h5py.Dataset]) -> list[str]:
+    """Arrays of other lengths, and flux or error that was never stored (a mask may be so: it reads as 0, good)."""
+    shape = arrays["flux"].shape
+    problems = [
+        f"array {shown(name)} has the shape {array.shape}, flux {shape}: expected {shape[0]} rows"
+        for name, array in arrays.items()
+        if (array.shape or ())[:1] != shape[:1]
+    ]
+    for name in ("flux", "error"):
+        if ranges := _rows_never_stored(arrays[name]):
+            what = f"{sum(stop - start for start, stop in ranges)} of {shape[0]} rows"
+            first = f"first in rows {ranges[0][0]} to {ranges[0][1] - 1}"
+            problems.append(f"{ARRAYS}/{name}/value was never written in {what}, {first}")
+    return problems
+
+
+def _rows_never_stored(array: h5py.Dataset) -> list[tuple[int, int]]:
+    """Ranges of rows for which a file holds no bytes."""
+    rows = len(array)
+    if array.chunks is None:
+        return [] if array.id.get_storage_size() else [(0, rows)]
+    stored: Counter[int] = Counter()
+    array.id.chunk_iter(lambda chunk: stored.update([chunk.chunk_offset[0]]))
+    across = -(-array.shape[1] // array.chunks[1])
+    whole = sorted(start for start, count in stored.items() if count >= across)
+    starts = [0, *(start + array.chunks[0] for start in whole)]
+    return [(start, stop) for start, stop in zip(starts, [*whole, rows], strict=True) if start < stop]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetDescription:
-    """Several files of spectra, such as the splits of one set.
-
-    Attributes:
-        files: Each by itself.
-        leaks: Spectra that are in two splits.
-        across: What is wrong only when the files are seen together, the leaks among it.
-    """
+    """Several files, such as the splits of one set; ``across`` is what is wrong only between them, the leaks among it."""
 
     files: list[Description]
     leaks: list[Leak]
@@ -238,25 +251,19 @@ class SetDescription:
 
 
 def describe_set(paths: Iterable[Path], max_rows: int = 4096) -> SetDescription:
-    """Describe several files of spectra, and what shows only across them: other grids, other columns, leaks.
-
-    Raises:
-        UserError: One is not meant as a file of spectra.
-    """
+    """Describe several files as ``describe`` does, and what shows only across them: other grids, other columns, leaks."""
     files = [describe(path, max_rows) for path in paths]
     usable = [file for file in files if file.wave_range and file.columns]
     leaks = find_leaks([Path(file.path) for file in usable])
-    across = [*_differences(usable), *(leak.to_text() for leak in leaks if leak.spectra)]
+    across = [problem for other in usable[1:] for problem in _differences(usable[0], other)]
+    across += [leak.to_text() for leak in leaks if leak.spectra]
     return SetDescription(files=files, leaks=leaks, across=across)
 
 
-def _differences(files: list[Description]) -> list[str]:
-    """Grids and parameter columns that are not those of the first file."""
-    problems = []
-    for first, other in zip(files[:1] * len(files), files[1:], strict=False):
-        with open_spectra(Path(first.path)) as one, open_spectra(Path(other.path)) as two:
-            if one.wave.shape != two.wave.shape or np.abs(one.wave - two.wave).max() > WAVE_TOLERANCE:
-                problems.append(f"{first.path} and {other.path} have different wavelength grids")
-        if odd := {column.name for column in first.columns} ^ {column.name for column in other.columns}:
-            problems.append(f"{first.path} and {other.path}: only one has the columns {', '.join(sorted(odd))}")
-    return problems
+def _differences(first: Description, other: Description) -> Iterator[str]:
+    """How the wavelength grids and parameter columns of two files differ."""
+    with open_spectra(Path(first.path)) as one, open_spectra(Path(other.path)) as two:
+        if one.wave.shape != two.wave.shape or np.abs(one.wave - two.wave).max() > WAVE_TOLERANCE:
+            yield f"{first.path} and {other.path} have different wavelength grids"
+    if odd := {column.name for column in first.columns} ^ {column.name for column in other.columns}:
+        yield f"{first.path} and {other.path}: only one has the columns {', '.join(sorted(odd))}"

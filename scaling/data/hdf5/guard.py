@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
+import operator
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -35,11 +37,7 @@ _guarded: ContextVar[bool] = ContextVar("guarded", default=False)
 
 @contextmanager
 def reading(path: Path, what: str, remedy: str = "copy the file again") -> Iterator[None]:
-    """Whatever h5py, PyTables, pandas or numpy raise over the content of a file becomes the user's mistake, in one line.
-
-    Raises:
-        UserError: Something was raised inside the block.
-    """
+    """Whatever h5py, PyTables, pandas or numpy raise over the content of a file becomes a `UserError`, in one line."""
     try:
         yield
     except UserError:
@@ -78,26 +76,22 @@ class _PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _loads(data: bytes, **options: Any) -> Any:
-    return _PlainUnpickler(io.BytesIO(data), **options).load() if _guarded.get() else pickle.loads(data, **options)
-
-
 @functools.cache
 def _guard_pytables() -> None:
-    """Put ``_loads`` in the place of pickle in the two modules of PyTables that unpickle."""
+    """Put a guarded ``loads`` in the place of pickle's in the two modules of PyTables that unpickle."""
     import tables
 
-    guarded = SimpleNamespace(loads=_loads, dumps=pickle.dumps, HIGHEST_PROTOCOL=pickle.HIGHEST_PROTOCOL)
+    def loads(data: bytes, **options: Any) -> Any:
+        return _PlainUnpickler(io.BytesIO(data), **options).load() if _guarded.get() else pickle.loads(data, **options)
+
+    guarded = SimpleNamespace(loads=loads, dumps=pickle.dumps, HIGHEST_PROTOCOL=pickle.HIGHEST_PROTOCOL)
     tables.attributeset.pickle = tables.atom.pickle = guarded
 
 
 def find(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | h5py.Datatype | None:
-    """What a path leads to, None where there is nothing.
+    """What a path leads to, None where there is nothing; a `UserError` where it leads out of the file, or in a circle.
 
     h5py itself would open whatever file an external link names, a FIFO too, and wait.
-
-    Raises:
-        UserError: The path leads out of the file, or in a circle.
     """
     here, parts, links = file, name.split("/")[::-1], 0
     while parts:
@@ -120,11 +114,7 @@ def find(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | h5py.Datatyp
 
 
 def find_array(file: h5py.File, name: str) -> h5py.Dataset | None:
-    """``find`` for an array, None where there is none or something else.
-
-    Raises:
-        UserError: Its values are in another file.
-    """
+    """``find`` for an array, None where there is none or something else; a `UserError` where its values are elsewhere."""
     found = find(file, name)
     if not isinstance(found, h5py.Dataset):
         return None
@@ -138,9 +128,7 @@ def check_attributes(file: h5py.File, name: str) -> None:
 
     It also crashes where the name of one is not UTF-8, which h5py reads with surrogates in it.
     """
-    nodes = [file]
-    for part in name.split("/"):
-        nodes.append(nodes[-1][part])
+    nodes = list(itertools.accumulate(name.split("/"), operator.getitem, initial=file))
     nodes[-1].visititems(lambda _, found: nodes.append(found))
     for node in nodes:
         " ".join([str(node.name), *dict(node.attrs)]).encode()

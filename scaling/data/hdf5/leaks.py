@@ -22,12 +22,9 @@ class Leak:
     """Rows of two files of different splits with equal parameters, and how many of them are the same spectrum.
 
     Attributes:
-        first: A file.
-        second: A file of another split.
         candidates: Rows of ``second`` whose parameters are those of a row of ``first``.
         spectra: Those whose flux is that row's, too: the leak.
-        first_row: The row in ``first`` of the first such spectrum, None where there is none.
-        second_row: Its row in ``second``.
+        first_row: The row in ``first`` of the first such spectrum, None where there is none; ``second_row`` in ``second``.
     """
 
     first: str
@@ -52,19 +49,10 @@ def role_of(path: Path) -> str | None:
 
 
 def find_leaks(paths: list[Path]) -> list[Leak]:
-    """Look for spectra that are in files of different splits.
+    """The pairs of files of different splits with spectra in common, or candidates; files of unknown split are left out.
 
     Rows whose numeric parameters are equal in both, but for ``id``, are candidates; their flux decides. Memory is some
     tens of bytes a row, and that of a block of spectra.
-
-    Args:
-        paths: Files of spectra; those whose split is unknown are left out.
-
-    Returns:
-        The pairs of files with candidates.
-
-    Raises:
-        UserError: A file cannot be read.
     """
     files = [path for path in paths if role_of(path)]
     pairs = [(one, two) for one, two in itertools.combinations(files, 2) if role_of(one) != role_of(two)]
@@ -72,13 +60,20 @@ def find_leaks(paths: list[Path]) -> list[Leak]:
         return []
     columns = sorted(set.intersection(*map(_numeric_columns, files)))
     keys = {path: _parameter_keys(path, columns) for path in files}
-    shared = {(one, two): np.intersect1d(keys[one], keys[two]) for one, two in pairs}
     candidates = {}
     for path in files:
-        wanted = [values for pair, values in shared.items() if path in pair]
-        rows = np.flatnonzero(np.isin(keys[path], np.concatenate(wanted)))
+        elsewhere = np.concatenate([keys[other] for other in files if role_of(other) != role_of(path)])
+        rows = np.flatnonzero(np.isin(keys[path], elsewhere))
         candidates[path] = pd.DataFrame({"key": keys[path][rows], "flux": _flux_keys(path, rows), "row": rows})
-    return [_compare(pair, *(candidates[path] for path in pair)) for pair, values in shared.items() if len(values)]
+    leaks = []
+    for one, two in pairs:
+        same = int(candidates[two]["key"].isin(candidates[one]["key"]).sum())
+        there = candidates[one].drop_duplicates(["key", "flux"], keep="last")
+        leaked = candidates[two].merge(there, on=["key", "flux"], suffixes=("", "_there")).sort_values("row")
+        row, row_there = leaked[["row", "row_there"]].iloc[0].tolist() if len(leaked) else (None, None)
+        places = {"first_row": row_there, "second_row": row}
+        leaks.append(Leak(first=str(one), second=str(two), candidates=same, spectra=len(leaked), **places))
+    return [leak for leak in leaks if leak.candidates]
 
 
 def _numeric_columns(path: Path) -> set[str]:
@@ -102,23 +97,8 @@ def _parameter_keys(path: Path, columns: list[str]) -> UInt64[ndarray, " row"]:
 def _flux_keys(path: Path, rows: Int64[ndarray, " candidate"]) -> UInt64[ndarray, " candidate"]:
     """A number for each of some rows that equal flux shares (as float32, which is trained on)."""
     keys: list[int] = []
-    if len(rows):
-        with open_spectra(path) as spectra:
-            for first in range(0, len(rows), BLOCK_ROWS):
-                flux, _ = spectra.read_rows(rows[first : first + BLOCK_ROWS])
-                keys += map(xxhash.xxh3_64_intdigest, flux)
+    with open_spectra(path) as spectra:
+        for first in range(0, len(rows), BLOCK_ROWS):
+            flux, _ = spectra.read_rows(rows[first : first + BLOCK_ROWS])
+            keys += map(xxhash.xxh3_64_intdigest, flux)
     return np.array(keys, np.uint64)
-
-
-def _compare(pair: tuple[Path, Path], first: pd.DataFrame, second: pd.DataFrame) -> Leak:
-    """The leak between two files, each given by the keys and rows of its candidates."""
-    there = first.drop_duplicates(["key", "flux"], keep="last")
-    leaked = second.merge(there, on=["key", "flux"], suffixes=("", "_there")).sort_values("row")
-    return Leak(
-        first=str(pair[0]),
-        second=str(pair[1]),
-        candidates=int(second["key"].isin(first["key"]).sum()),
-        spectra=len(leaked),
-        first_row=int(leaked["row_there"].iloc[0]) if len(leaked) else None,
-        second_row=int(leaked["row"].iloc[0]) if len(leaked) else None,
-    )

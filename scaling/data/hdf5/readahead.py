@@ -26,24 +26,20 @@ class ReadAhead:
         if self._descriptor is None:
             return
         if self._array.chunks is None:
-            if (offset := self._array.id.get_offset()) is not None:
-                self._advise(offset + start * self._row_bytes, (stop - start) * self._row_bytes)
+            self._advise(self._array.id.get_offset(), start * self._row_bytes, (stop - start) * self._row_bytes)
             return
         rows, pixels = self._array.chunks
         for first in range(start // rows * rows, stop, rows):
             if self._whole and first <= self._chunk:
                 continue
             self._chunk = first
+            low, high = max(start - first, 0) * self._row_bytes, min(stop - first, rows) * self._row_bytes
             for pixel in range(0, self._array.shape[1], pixels):
                 chunk = self._array.id.get_chunk_info_by_coord((first, pixel))
-                if chunk.byte_offset is None:
-                    continue
-                low, high = max(start - first, 0), min(stop - first, rows)
-                if self._whole:
-                    self._advise(chunk.byte_offset, chunk.size)
-                else:
-                    self._advise(chunk.byte_offset + low * self._row_bytes, (high - low) * self._row_bytes)
+                begin, end = (0, chunk.size) if self._whole else (low, high)
+                self._advise(chunk.byte_offset, begin, end - begin)
 
-    def _advise(self, offset: int, length: int) -> None:
-        assert self._descriptor is not None
-        os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+    def _advise(self, offset: int | None, begin: int, length: int) -> None:
+        if offset is not None:  # something is stored
+            assert self._descriptor is not None
+            os.posix_fadvise(self._descriptor, offset + begin, length, os.POSIX_FADV_WILLNEED)

@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import h5py
 import numpy as np
@@ -44,6 +43,8 @@ COMPRESSION = 1100
 """No deflated file holds more values than this times its bytes: a header that promises more is damaged."""
 
 Spectra = Float32[ndarray, "row pixel"]
+Block = tuple[int, Spectra, Spectra]
+"""The first row in the file, flux and error."""
 
 
 class SpectraFile:
@@ -57,7 +58,7 @@ class SpectraFile:
         num_pixels: Number of pixels of each.
         chunk_rows: Rows stored together on disk: ranges aligned to it are read without waste. 1 if contiguous.
         filled_edges: Edge pixels with a NaN error that reading has filled so far.
-        tag: What ``write_spectra`` was told the spectra are; None in other files.
+        tag: What ``write_spectra`` says the spectra are; None in other files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,9 +80,7 @@ class SpectraFile:
     def __enter__(self) -> SpectraFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.file.close()
 
     def _check_layout(self) -> None:
@@ -90,14 +89,13 @@ class SpectraFile:
         table, axis = f"{PARAMS}/table", f"{PARAMS}/axis1"  # of pandas' two formats
         params = axis if find_array(self.file, table) is None and find_array(self.file, axis) is not None else table
         names = (WAVE, FLUX_ARRAY, ERROR_ARRAY, params)
-        arrays = [array for array in (find_array(self.file, name) for name in names) if array is not None]
-        if len(arrays) < len(names):
-            missing = ", ".join(name for name in names if find_array(self.file, name) is None)
+        found = {name: array for name in names if (array := find_array(self.file, name)) is not None}
+        if missing := ", ".join(name for name in names if name not in found):
             raise UserError(f"{self.path}: no {missing}: give a file that has these arrays, in the PFS dataset layout")
-        for name, array in zip(names[:3], arrays, strict=False):
-            if array.dtype.kind not in "iuf":
-                raise UserError(f"{self.path}: {name} is {array.dtype}: expected real numbers")
-        wave, flux, error, rows = (array.shape for array in arrays)
+        for name in names[:3]:
+            if found[name].dtype.kind not in "iuf":
+                raise UserError(f"{self.path}: {name} is {found[name].dtype}: expected real numbers")
+        wave, flux, error, rows = (array.shape for array in found.values())
         if flux is None or len(flux) != 2 or flux != error or 0 in flux or flux[1] < 2:
             raise UserError(f"{self.path}: flux is {flux} and error is {error}: expected one shape (spectra, pixels)")
         for name, shape, length in ((WAVE, wave, flux[1]), (params, rows, flux[0])):
@@ -105,34 +103,23 @@ class SpectraFile:
                 raise UserError(f"{self.path}: {name} is {shape}: flux is {flux}, so expected ({length},)")
         if max(flux) > COMPRESSION * self.path.stat().st_size:
             raise UserError(f"{self.path}: flux is {flux}: the file is too small for that, copy it again")
-        self.wave: Float[ndarray, " pixel"] = arrays[0][:].astype(np.float64)
+        self.wave: Float[ndarray, " pixel"] = found[WAVE][:].astype(np.float64)
         if not (np.isfinite(self.wave).all() and (np.diff(self.wave) > 0).all()):
-            raise UserError(
-                f"{self.path}: {WAVE} is not finite or does not increase from pixel to pixel: expected a grid in Å"
-            )
+            fault = "is not finite or does not increase from pixel to pixel"
+            raise UserError(f"{self.path}: {WAVE} {fault}: expected a grid in Å")
 
-    def blocks(
-        self, start: int, stop: int, rows: int = BLOCK_ROWS, fill: bool = True
-    ) -> Iterator[tuple[int, Spectra, Spectra]]:
-        """Flux and error of rows ``start`` to ``stop``, ``rows`` at a time, rounded once to float32.
+    def blocks(self, start: int, stop: int, rows: int = BLOCK_ROWS, fill: bool = True) -> Iterator[Block]:
+        """Rows ``start`` to ``stop``, ``rows`` at a time, rounded once to float32; NaN errors at the edges filled and counted.
 
-        Memory is that of one block, however large the file's chunks are (compressed ones are held whole).
-
-        Args:
-            start: The first row.
-            stop: The row after the last.
-            rows: Rows of a block.
-            fill: Whether NaN errors at the edges are filled, and counted.
-
-        Yields:
-            The block's first row in the file, and two (rows, pixels) float32 arrays that are the caller's to keep.
+        The arrays are the caller's to keep. Memory is that of one block, however large the file's chunks are (compressed
+        ones are held whole).
 
         Raises:
             UserError: Rows cannot be read.
         """
         return self._blocks([(first, min(first + rows, stop)) for first in range(start, stop, rows)], fill)
 
-    def _blocks(self, ranges: list[tuple[int, int]], fill: bool) -> Iterator[tuple[int, Spectra, Spectra]]:
+    def _blocks(self, ranges: list[tuple[int, int]], fill: bool) -> Iterator[Block]:
         arrays = (self._flux, self._error)
         ahead = [ReadAhead(array) for array in arrays]
         rows = min(ROUNDED_ROWS, max((stop - start for start, stop in ranges), default=0))
@@ -155,11 +142,7 @@ class SpectraFile:
 
     def read(self, start: int, stop: int) -> tuple[Spectra, Spectra]:
         """Flux and error of rows ``start`` to ``stop`` as ``blocks`` gives them, together."""
-        flux, error = (np.empty((stop - start, self.num_pixels), np.float32) for _ in range(2))
-        for first, block_flux, block_error in self.blocks(start, stop):
-            rows = slice(first - start, first - start + len(block_flux))
-            flux[rows], error[rows] = block_flux, block_error
-        return flux, error
+        return self.read_rows(np.arange(start, stop))
 
     def read_rows(self, rows: Int64[ndarray, " row"], fill: bool = True) -> tuple[Spectra, Spectra]:
         """Flux and error of any rows, in the order asked for, as ``blocks`` gives them.
@@ -193,24 +176,18 @@ class SpectraFile:
                 raise TypeError(f"a pandas {type(frame).__name__}")
             if len(frame) != len(range(*slice(start, stop).indices(self.num_rows))):
                 raise ValueError(f"{len(frame)} rows where {self.num_rows} spectra are")
-        names = list(frame.columns)
-        if odd := [name for name in names if not isinstance(name, str) or not name.isprintable()]:
+        if odd := [name for name in frame if not isinstance(name, str) or not name.isprintable()]:
             raise UserError(f"{self.path}: {PARAMS} has a column {odd[0]!a}: give each column one name, in UTF-8")
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"{self.path}: {PARAMS} has two columns {twice!r}: rename one")
+        if len(twice := frame.columns[frame.columns.duplicated()]):
+            raise UserError(f"{self.path}: {PARAMS} has two columns {twice[0]!r}: rename one")
         return frame.reset_index(drop=True)
 
     def params_rows(self, rows: Int64[ndarray, " row"]) -> pd.DataFrame:
-        """Any rows of the parameter table, in the order asked for, indexed from 0; of pandas' table format only these are read.
-
-        Raises:
-            UserError: As ``read_params`` does.
-        """
-        ordered = np.unique(rows)
+        """Any rows, in the order asked for, as ``read_params`` gives them; of pandas' table format only these are read."""
         if find_array(self.file, f"{PARAMS}/table") is None:
             return self.params.iloc[rows].reset_index(drop=True)
         self.read_params(0, 1)  # checks the columns
+        ordered = np.unique(rows)
         with reading(self.path, PARAMS, "write a pandas DataFrame with to_hdf"), no_code_from_pickles():
             frame = pd.read_hdf(self.path, PARAMS, where=ordered)
         return frame.iloc[np.searchsorted(ordered, rows)].reset_index(drop=True)
@@ -231,9 +208,13 @@ class SpectraFile:
         with reading(self.path, "the content"):
             params = self.file[PARAMS]
             for name in ["table"] if "table" in params else sorted(params):
-                if (array := find_array(self.file, f"{PARAMS}/{name}")) is not None:
-                    for table_bytes in _table_bytes(array):
-                        digest.update(table_bytes)
+                if (array := find_array(self.file, f"{PARAMS}/{name}")) is None:
+                    continue
+                for start in range(0, len(array), TABLE_ROWS):
+                    rows = array[start : start + TABLE_ROWS]
+                    # pandas' pickled objects have no fixed size: their content counts
+                    for part in map(np.asarray, rows.flat) if rows.dtype == object else [rows]:
+                        digest.update(part.tobytes())
             for row in np.unique(np.linspace(0, self.num_rows - 1, FINGERPRINT_ROWS).astype(int)):
                 digest.update(self._flux[row].tobytes())
                 digest.update(self._error[row].tobytes())
@@ -243,11 +224,12 @@ class SpectraFile:
 def _row_ranges(rows: Int64[ndarray, " row"]) -> list[tuple[int, int]]:
     """Rows in rising order as ranges of neighbours, of a block at most."""
     unique = np.unique(rows)
-    runs = np.split(unique, np.flatnonzero(np.diff(unique) > 1) + 1) if len(unique) else []
+    starts = unique[np.diff(unique, prepend=-2) > 1].tolist()
+    stops = (unique[np.diff(unique, append=2**62) > 1] + 1).tolist()
     return [
-        (first, min(first + BLOCK_ROWS, int(run[-1]) + 1))
-        for run in runs
-        for first in range(int(run[0]), int(run[-1]) + 1, BLOCK_ROWS)
+        (first, min(first + BLOCK_ROWS, stop))
+        for start, stop in zip(starts, stops, strict=True)
+        for first in range(start, stop, BLOCK_ROWS)
     ]
 
 
@@ -260,13 +242,6 @@ def _read_float32(array: h5py.Dataset, start: int, stop: int, buffer: ndarray) -
         with np.errstate(over="ignore"):
             rounded[first - start : first - start + len(rows)] = rows
     return rounded
-
-
-def _table_bytes(array: h5py.Dataset) -> Iterator[bytes]:
-    """The bytes of an array, some rows at a time; of pandas' pickled objects, which have no fixed size, their content."""
-    for start in range(0, len(array), TABLE_ROWS):
-        rows = array[start : start + TABLE_ROWS]
-        yield b"".join(np.asarray(item).tobytes() for item in rows.flat) if rows.dtype == object else rows.tobytes()
 
 
 def _open_array(file: h5py.File, name: str) -> h5py.Dataset:
@@ -296,9 +271,5 @@ def _open_hdf5(path: Path) -> h5py.File:
 
 
 def open_spectra(path: Path) -> SpectraFile:
-    """Open a file of spectra for reading and check its layout.
-
-    Raises:
-        UserError: It is not such a file; the message says what is missing.
-    """
+    """Open a file of spectra for reading and check its layout; a `UserError` says what is missing."""
     return SpectraFile(Path(path))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -17,6 +17,7 @@ from numpy import ndarray
 
 from scaling.data.hdf5.guard import reason
 from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY, MASK_ARRAY, PARAMS, TAG, WAVE, WAVE_EDGES
+from scaling.data.spectra import Pixels
 from scaling.errors import UserError
 from scaling.files import FINAL, disk_is_full, is_full, require_space
 
@@ -29,23 +30,17 @@ FRAMES = 32
 ABANDONED_SECONDS = 3600
 """A writer writes all the time: another host's unfinished file that has not changed for so long has none."""
 
-AppendRows = Callable[[Float[ndarray, "row pixel"], Float[ndarray, "row pixel"], pd.DataFrame], None]
+AppendRows = Callable[[Pixels, Pixels, pd.DataFrame], None]
 
 
-@contextmanager
+@contextlib.contextmanager
 def write_spectra(
     path: Path, wave: Float[ndarray, " pixel"], wave_edges: Float[ndarray, " edge"], *, num_rows: int, tag: str
 ) -> Iterator[AppendRows]:
     """Write a file of spectra block by block; it gets its name when all are there.
 
-    What a killed writer of the same file left behind is removed first.
-
-    Args:
-        path: The file, in a folder that exists.
-        wave: Pixel centres in vacuum Å, (pixels,).
-        wave_edges: Pixel edges in vacuum Å, (pixels + 1,).
-        num_rows: Number of spectra in all.
-        tag: What the spectra are, kept as the root attribute ``simulation``.
+    What a killed writer of the same file left behind is removed first. ``wave`` are pixel centres, ``wave_edges`` their
+    edges, in vacuum Å; ``tag`` says what the spectra are, and is kept as the root attribute ``simulation``.
 
     Yields:
         A function of (flux, error, params) that appends rows.
@@ -61,16 +56,16 @@ def write_spectra(
     frames: list[pd.DataFrame] = []
     try:
         with h5py.File(temporary, "w") as file:
-            file[WAVE], file[WAVE_EDGES] = wave, wave_edges
+            file[WAVE], file[WAVE_EDGES], file.attrs[TAG] = wave, wave_edges, tag
             shape, chunks = (num_rows, len(wave)), chunk_shape(num_rows, len(wave))
             # Every row will be written: zeros first would be a second write of the whole file, a chunk at a time.
-            flux, error = (
-                file.create_dataset(name, shape, "f8", chunks=chunks, fill_time="never")
-                for name in (FLUX_ARRAY, ERROR_ARRAY)
-            )
+            options = {"dtype": "f8", "chunks": chunks, "fill_time": "never"}
+            flux, error = (file.create_dataset(name, shape, **options) for name in (FLUX_ARRAY, ERROR_ARRAY))
             file.create_dataset(MASK_ARRAY, shape, "i8", chunks=chunks)  # as the simulator leaves it: reads as 0, good
-            file.attrs[TAG] = tag
-            _reserve(temporary, needed)
+            # HDF5 itself may crash the process when a disk fills up: the room is taken now. PyTables, which adds the
+            # parameters, ends the file where its content ends.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.id.get_vfd_handle(), 0, needed)
             done = 0
 
             def append(flux_rows: ndarray, error_rows: ndarray, params: pd.DataFrame) -> None:
@@ -83,11 +78,7 @@ def write_spectra(
             yield append
         if done != num_rows:
             raise ValueError(f"{path}: {done} rows were appended, {num_rows} announced")
-        with pd.HDFStore(temporary, "a") as store:
-            options = {"min_itemsize": 5, "encoding": "utf-8", "expectedrows": num_rows, "index": False}
-            for first in range(0, len(frames), FRAMES):
-                store.append(PARAMS, pd.concat(frames[first : first + FRAMES]), **options)
-            store.create_table_index(PARAMS)
+        _append_params(temporary, frames, num_rows)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as problem:
         if is_full(problem):
@@ -99,21 +90,19 @@ def write_spectra(
         temporary.unlink(missing_ok=True)
 
 
+def _append_params(path: Path, frames: list[pd.DataFrame], num_rows: int) -> None:
+    with pd.HDFStore(path, "a") as store:
+        for first in range(0, len(frames), FRAMES):
+            frame = pd.concat(frames[first : first + FRAMES])
+            store.append(PARAMS, frame, index=False, expectedrows=num_rows, min_itemsize=5, encoding="utf-8")
+        store.create_table_index(PARAMS)
+
+
 def file_bytes(num_rows: int, num_pixels: int) -> int:
     """The size of a file of spectra, in bytes, or a little more: the last chunk is stored whole."""
     chunks = chunk_shape(num_rows, num_pixels)
     stored = math.ceil(num_rows / chunks[0]) * chunks[0] if chunks else num_rows
     return FILE_BYTES + 2 * 8 * stored * num_pixels + num_rows * PARAMS_BYTES
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Take the room that an open HDF5 file will need, or fail: HDF5 itself may crash the process when a disk fills up.
-
-    PyTables, which adds the parameters, ends the file where its content ends.
-    """
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def chunk_shape(num_rows: int, num_pixels: int) -> tuple[int, int] | None:
@@ -138,10 +127,9 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
+    with contextlib.suppress(PermissionError):  # another user's
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
     return True

@@ -1,12 +1,12 @@
-"""Simulated PFS spectra, drawn (`simulate` writes them to files).
+"""Simulated PFS spectra, drawn: labels as the real set's generator draws them, flux and error by the emulator.
 
-Labels are drawn as the real set's generator draws them; ``scaling.data.simulated.emulator`` gives flux and error. A spectrum is a
-function of (seed, split, row) alone: rows are drawn in fixed blocks, each from its own counter-based random stream, so
-that chunks, workers and the number of files cannot change it.
+A spectrum is a function of (seed, split, row) alone: rows are drawn in fixed blocks, each from its own counter-based random
+stream, so that chunks, workers and the number of files cannot change it.
 """
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from scaling.data.simulated.emulator import emulate_flux, load_emulator, noise_error
-from scaling.data.spectra import spectrum_snr
+from scaling.data.spectra import Pixels, spectrum_snr
 from scaling.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -48,7 +48,7 @@ CONSTANTS: dict[str, float] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """A set of simulated spectra: how many, how bright, on which grid.
+    """A set of simulated spectra: how many, how bright, on which grid. A `UserError` names a field that is out of range.
 
     Attributes:
         train: Spectra of the training split; likewise ``val`` and ``test``.
@@ -56,9 +56,6 @@ class Simulation:
         pixels: 4096, or 2048 or 1024 for means of 2 or 4 neighbouring pixels.
         mag_range: Faintness, uniform between the two i-band magnitudes (bright limit first).
         train_files: Files that the training split is spread over.
-
-    Raises:
-        UserError: A field is out of range.
     """
 
     train: int = 32768
@@ -89,51 +86,35 @@ class Simulation:
         """The number of spectra in ``split``."""
         return {"train": self.train, "val": self.val, "test": self.test}[split]
 
-    def files(self, split: str) -> list[tuple[str, int, int]]:
-        """The files of ``split``: folder name, first row, row after the last."""
-        if split != "train":
-            return [(split, 0, self.rows(split))]
-        edges = [self.train * part // self.train_files for part in range(self.train_files + 1)]
-        return [(f"train_{part}", edges[part], edges[part + 1]) for part in range(self.train_files)]
 
-
-@dataclass(frozen=True, slots=True)
-class SimulatedRows:
+class SimulatedRows(NamedTuple):
     """Consecutive simulated spectra.
 
-    Attributes:
-        flux: Noise-free flux, (rows, pixels) float64, median 0.5.
-        error: One standard deviation of each pixel's noise, (rows, pixels) float64.
-        params: The 35 columns of a real file's parameter table. ``snr`` is the 95th percentile of flux / error over the
-            pixels as written, that is after binning.
+    The flux is noise-free, with median 0.5; the error is one standard deviation of each pixel's noise; both are float64.
+    ``params`` has the 35 columns of a real file; its ``snr`` is that of the pixels as written, after binning.
     """
 
-    flux: Float[ndarray, "row pixel"]
-    error: Float[ndarray, "row pixel"]
+    flux: Pixels
+    error: Pixels
     params: pd.DataFrame
 
 
-def _draw_labels(rng: np.random.Generator) -> tuple[Float[ndarray, "row label"], ndarray]:
-    """Uniform labels of one block, all but one axis of each row snapped to the grid; and which axis that is."""
-    labels = rng.uniform(LABEL_LOW, LABEL_HIGH, size=(BLOCK_ROWS, len(LABELS)))
-    free_axis = rng.integers(len(LABELS), size=BLOCK_ROWS)
-    snapped = np.round(labels / LABEL_STEP) * LABEL_STEP + 0.0  # + 0.0 turns a negative zero positive
-    is_free = np.arange(len(LABELS)) == free_axis[:, None]
-    return np.where(is_free, labels, snapped), free_axis
-
-
-def _sum_pixels(values: Float[ndarray, "row pixel"], factor: int) -> Float[ndarray, "row bin"]:
+def _sum_pixels(values: Pixels, factor: int) -> Float[ndarray, "row bin"]:
     """Sums of ``factor`` neighbouring pixels (strided sums: a reduction over so short an axis is slow)."""
     return functools.reduce(np.add, (values[:, offset::factor] for offset in range(factor)))
 
 
-def _simulate_block(
-    simulation: Simulation, split: str, block: int
-) -> tuple[Float[ndarray, "row pixel"], Float[ndarray, "row pixel"], dict[str, ndarray]]:
-    """Flux, error and simulated parameters of one block, always whole: a product's rounding may depend on its shape."""
+def _simulate_block(simulation: Simulation, split: str, block: int) -> SimulatedRows:
+    """One block with the parameters that vary, always whole: a product's rounding may depend on its shape.
+
+    Labels are uniform, and all but one axis of each row is snapped to the grid.
+    """
     stream = SPLITS.index(split) << 56 | block
     rng = np.random.Generator(np.random.Philox(key=np.array([simulation.seed, stream], dtype=np.uint64)))
-    labels, free_axis = _draw_labels(rng)
+    labels = rng.uniform(LABEL_LOW, LABEL_HIGH, size=(BLOCK_ROWS, len(LABELS)))
+    free_axis = rng.integers(len(LABELS), size=BLOCK_ROWS)
+    snapped = np.round(labels / LABEL_STEP) * LABEL_STEP + 0.0  # + 0.0 turns a negative zero positive
+    labels = np.where(np.arange(len(LABELS)) == free_axis[:, None], labels, snapped)
     mag = rng.uniform(*simulation.mag_range, size=BLOCK_ROWS)
     brightness = 10.0 ** (-0.4 * (mag - 21.5)) * np.exp(0.1 * rng.standard_normal(BLOCK_ROWS))
 
@@ -143,13 +124,13 @@ def _simulate_block(
         flux = _sum_pixels(flux, factor) / factor
         error = np.sqrt(_sum_pixels(np.square(error, out=error), factor)) / factor
 
-    params = {name: labels[:, axis] for axis, name in enumerate(LABELS)}
-    params |= {"id": block * BLOCK_ROWS + np.arange(BLOCK_ROWS), "mag": mag}
-    return (
-        flux,
-        error,
-        params | {"snr": spectrum_snr(flux, error).astype(float), "interp_param": np.array(LABELS)[free_axis]},
+    params = pd.DataFrame(labels, columns=list(LABELS)).assign(
+        id=block * BLOCK_ROWS + np.arange(BLOCK_ROWS),
+        mag=mag,
+        snr=spectrum_snr(flux, error).astype(float),
+        interp_param=np.array(LABELS)[free_axis],
     )
+    return SimulatedRows(flux, error, params)
 
 
 def simulate_rows(simulation: Simulation, split: str, start: int, stop: int) -> SimulatedRows:
@@ -160,18 +141,17 @@ def simulate_rows(simulation: Simulation, split: str, start: int, stop: int) -> 
     """
     if not 0 <= start < stop <= simulation.rows(split):
         raise ValueError(f"rows {start} to {stop} of {split}: give a range within 0 to {simulation.rows(split)}")
-    flux, error = np.empty((2, stop - start, simulation.pixels))
-    blocks: list[dict[str, ndarray]] = []
-    for block in range(start // BLOCK_ROWS, (stop - 1) // BLOCK_ROWS + 1):
-        first = block * BLOCK_ROWS
-        inside = slice(max(start - first, 0), min(stop - first, BLOCK_ROWS))
-        rows = slice(first + inside.start - start, first + inside.stop - start)
-        block_flux, block_error, params = _simulate_block(simulation, split, block)
-        flux[rows], error[rows] = block_flux[inside], block_error[inside]
-        blocks.append({name: values[inside] for name, values in params.items()})
-    simulated = {name: np.concatenate([drawn[name] for drawn in blocks]) for name in blocks[0]}
-    columns = dict.fromkeys(COLUMNS, np.nan) | CONSTANTS | simulated
-    return SimulatedRows(flux, error, pd.DataFrame(columns, index=range(stop - start)))
+    blocks = range(start // BLOCK_ROWS, (stop - 1) // BLOCK_ROWS + 1)
+    first = blocks.start * BLOCK_ROWS
+    flux, error = np.empty((2, len(blocks) * BLOCK_ROWS, simulation.pixels))
+    drawn = []
+    for block in blocks:
+        rows = slice(block * BLOCK_ROWS - first, (block + 1) * BLOCK_ROWS - first)
+        flux[rows], error[rows], params = _simulate_block(simulation, split, block)
+        drawn.append(params)
+    table = pd.concat(drawn).reindex(columns=list(COLUMNS)).assign(**CONSTANTS)
+    wanted = slice(start - first, stop - first)
+    return SimulatedRows(flux[wanted], error[wanted], table[wanted].reset_index(drop=True))
 
 
 def wavelength_grid(pixels: int) -> tuple[Float[ndarray, " pixel"], Float[ndarray, " edge"]]:

@@ -21,6 +21,7 @@ from scaling.data.simulated.information import (
 )
 from scaling.data.simulated.rows import Simulation, simulate_rows
 from scaling.errors import UserError
+from scaling.folder import Folder
 
 PIXELS = 1024
 LOG_G = FREE_LABELS.index("log_g")
@@ -127,6 +128,14 @@ def test_the_limit_of_a_test_split_by_signal_to_noise(shards):
     assert limit.prior["log_g"] == [1.0, 5.0]
     fewer = information_limit(shards, rows=10)
     assert (fewer.rows, fewer.num_rows) == (10, 96)
+
+
+def test_a_shard_set_at_a_uri_has_the_same_limit(shards, s3_server):
+    there = Folder.at(s3_server("limit/shards"))
+    for file in shards.rglob("*"):
+        if file.is_file():
+            there.write(str(file.relative_to(shards)), file.read_bytes())
+    assert information_limit(there.uri) == information_limit(shards.as_uri()) == information_limit(shards)
 
 
 def test_noise_scales_the_plain_limit_and_never_beats_the_prior(shards):
