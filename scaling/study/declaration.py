@@ -81,7 +81,7 @@ class Data:
     """Where the spectra come from, the rungs of D, and how spectra become inputs.
 
     `access` says how trials read them: "resident" on the device, "mapped" from the node's cache, or "streamed" from the
-    shards, in an order shuffled within windows (`scaling.data.batches.stream`). "auto" chooses by size: on a GPU resident
+    shards, in an order that mixes 8 of them at a time (`scaling.data.batches.stream`). "auto" chooses by size: on a GPU resident
     where the spectra fit into the trial's share, else mapped, and streamed where a node's disk cannot hold them.
     """
 

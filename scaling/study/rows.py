@@ -65,7 +65,7 @@ class Row:
     signal to noise (of the noise-free flux, as `scaling inspect` defines it) and of the true label; empty lists without
     metrics. `test_guess_mae_dex` is the error of always answering the training mean, `test_p90_dex` the 90th percentile
     of |error|.
-    `access` says where the trial read its spectra: "resident", "mapped", or "streamed" in an order shuffled within windows.
+    `access` says where the trial read its spectra: "resident", "mapped", or "streamed" in an order that mixes 8 shards at a time.
     `budget_share` is 1 but for the branches of a "wsd" trial: results of that fraction of its budget. A trial's row of
     share 1 is its last; `device_seconds` of a branch leave out what it shares with a shorter one, so that they add up.
     `val_error_rate` and `test_error_rate` are those of a classification, whose errors in dex are NaN and whose `label`

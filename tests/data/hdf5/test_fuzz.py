@@ -13,7 +13,7 @@ from scaling.errors import UserError
 from tests.data.hdf5 import hostile
 from tests.data.hdf5.test_hostile import use
 
-SECONDS = 10
+SECONDS = 60
 CHANGES = [change for change, _ in (hostile.EDITS | hostile.FAULTY_ROWS).values()] + list(hostile.SOUND.values())
 
 
@@ -60,7 +60,7 @@ def check(path):
     assert not path.with_name("executed").exists()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_bytes_that_are_flipped_or_missing(sound, path, data):
     content, places = data.draw(st.sampled_from(sound), label="format")
@@ -74,7 +74,7 @@ def test_bytes_that_are_flipped_or_missing(sound, path, data):
     check(path)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(changes=st.lists(st.sampled_from(CHANGES), min_size=1, max_size=4))
 def test_edits_one_after_the_other(path, changes):
     hostile.write(path)
