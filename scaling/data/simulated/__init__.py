@@ -1,1 +1,6 @@
 """Simulated spectra: emulator, rows, files, and their information limit."""
+
+from scaling.data.simulated.rows import Simulation, simulate_rows, wavelength_grid
+from scaling.data.simulated.writer import write_simulation
+
+__all__ = ["Simulation", "simulate_rows", "wavelength_grid", "write_simulation"]
