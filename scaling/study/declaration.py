@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from scaling.data.batches.rules import DataRules
-from scaling.data.batches.training import Access
-from scaling.data.shards.manifest import Order
+from scaling.data.batches import Access, DataRules
+from scaling.data.shards.records import Order
 from scaling.data.simulated.writer import Simulation
 from scaling.errors import UserError
 from scaling.files import Location
@@ -34,8 +33,6 @@ __all__ = [
     "Study",
     "Whitening",
 ]
-
-URI = re.compile(r"[a-z][a-z0-9+.-]*://.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +58,9 @@ class Sources:
         """
         if not isinstance(self.train, tuple) or not self.train:
             raise UserError(f"Sources.train = {self.train!r}: give a tuple of one or more files, as (Path('a.h5'),)")
-        if not isinstance(self.shards, Path) and not (isinstance(self.shards, str) and URI.match(self.shards)):
+        if not isinstance(self.shards, Path) and not (isinstance(self.shards, str) and "://" in self.shards):
             raise UserError(
-                f"Sources.shards = {self.shards!r}: give a pathlib.Path, or a URI as a string, such as 's3://bucket/shards'"
+                f"Sources.shards = {self.shards!r}: give a pathlib.Path, or a URI such as 's3://bucket/shards'"
             )
         named = [("val", self.val), ("test", self.test), *(("train", p) for p in self.train)]
         for name, path in named:

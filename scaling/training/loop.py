@@ -176,7 +176,7 @@ class _Trainer:
             world=context.world,
             **self._whitening(),
         )
-        self.val = self._split("val")
+        self.val = EvaluationSplit.load(task.shards, task.rules, "val", self.worker)
         self.runs = task.recipe.runs(task.num_spectra)
         self.progress = _Progress()
 
@@ -289,14 +289,11 @@ class _Trainer:
             standardisation=self.standardisation,
         )
 
-    def _split(self, split: Literal["val", "test"]) -> EvaluationSplit:
-        return EvaluationSplit.load(self.task.shards, self.task.rules, split, self.worker)
-
     def _score_val(self) -> tuple[Scores | Classified, list[Scores]]:
         return score(predict(self.stepper.model, self.val, self.recipe.precision), self.val)
 
     def _score_test(self) -> tuple[Scores | Classified, list[Scores], Detail | None]:
         """Scores of the whole test split, and what its errors tell by bins."""
-        test = self._split("test")
+        test = EvaluationSplit.load(self.task.shards, self.task.rules, "test", self.worker)
         predicted = predict(self.stepper.model, test, self.recipe.precision)
         return *score(predicted, test), score_detail(predicted, test, self.task.shards)

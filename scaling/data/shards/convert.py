@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from scaling.data.shards.encode import FILLED, PlannedShard, ShardSummary, plan_shards, read_summary, tensor_array
-from scaling.data.shards.manifest import MANIFEST, SPLITS, Manifest, Order, Source, StudyOrder
+from scaling.data.shards.manifest import MANIFEST, SPLITS, Manifest
 from scaling.data.shards.order import find_drift, study_order, study_positions
 from scaling.data.shards.pipeline import map_on_ray, task_errors, write_shards
+from scaling.data.shards.records import Order, Source, StudyOrder
 from scaling.data.shards.shard import column_values
 from scaling.data.shards.sources import Sources, inspect_sources
 from scaling.data.spectra import ERROR, FLUX, ROW_ID, check_rows, edge_faults, fill_edges

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Float64
+from jaxtyping import Float64
 from numpy import ndarray
 from ray.data import Datasink
 from ray.data.block import Block, BlockAccessor
@@ -21,21 +21,19 @@ from scaling.data.shards.encode import (
     PlannedShard,
     ShardEncoder,
     ShardSummary,
+    converted,
     number_columns,
     plan_shards,
-    tensor_array,
 )
 from scaling.data.shards.manifest import (
     MANIFEST,
     SPLITS,
     STATISTICS,
-    Drift,
     Manifest,
-    Source,
-    StudyOrder,
     pixel_statistics_bytes,
     statistics_checksum,
 )
+from scaling.data.shards.records import Drift, Source, StudyOrder
 from scaling.data.shards.shard import ROW_GROUP_ROWS, column_values
 from scaling.data.shards.statistics import TrainingStatistics, repeated_spectra
 from scaling.data.spectra import ERROR, FLUX, ROW_ID, SNR_DEFINITION, check_rows, snr_percentiles
@@ -169,7 +167,7 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
             return block
         if missing := [name for name in self._schema.names if name not in block.column_names]:
             raise UserError(f"the dataset has no column {missing[0]!r}: shards have {', '.join(self._schema.names)}")
-        columns = {field.name: _converted(block[field.name], field) for field in self._schema}
+        columns = {field.name: converted(block[field.name], field) for field in self._schema}
         if FILLED in block.column_names:  # rows that `Conversion.prepare` has checked
             return pa.table(columns | {FILLED: block[FILLED]})
         rows = pa.table(columns | {FILLED: pa.array(np.zeros(len(block), np.int8))})
@@ -259,44 +257,6 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
         for file, content in ((STATISTICS, statistics), (MANIFEST, manifest.content())):
             if self.folder.read(file) != content:
                 self.folder.write(file, content)
-
-
-def _converted(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray | pa.Array:
-    """A column as the schema has it; not copied where it is so already.
-
-    Raises:
-        UserError: It cannot be converted.
-    """
-    gaps = column.null_count > 0 and not pa.types.is_string(field.type)
-    if column.type == field.type and not gaps:
-        return column
-    try:
-        if gaps:
-            raise ValueError("a value is missing; only text may be")
-        if field.name in (FLUX, ERROR):
-            return tensor_array(_spectra(column, field.type.shape[0]))
-        if field.name == ROW_ID and not pa.types.is_integer(column.type):
-            raise TypeError("no whole numbers")
-        return column.cast(field.type)
-    except (TypeError, ValueError, pa.ArrowException) as error:
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise UserError(
-            f"column {field.name!r} of the dataset is {column.type}: expected {field.type} ({reason})"
-        ) from error
-
-
-def _spectra(column: pa.ChunkedArray, pixels: int) -> Float32[ndarray, "row pixel"]:
-    """Flux or error as an array, whatever kind of tensors or lists Arrow has it as."""
-    parts = [chunk.to_numpy(zero_copy_only=False) for chunk in _flat(column).chunks]
-    values = np.concatenate([np.stack(part) if part.dtype == object else part for part in parts])
-    if values.dtype.kind not in "iuf" or values.shape != (len(column), pixels):
-        raise ValueError(f"rows of {values.dtype} of shape {values.shape[1:]}")
-    return values.astype(np.float32)
-
-
-def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Arrow's own tensors as lists."""
-    return column.cast(column.type.storage_type) if isinstance(column.type, pa.FixedShapeTensorType) else column
 
 
 def _add_up(training: list[ShardSummary]) -> TrainingStatistics:

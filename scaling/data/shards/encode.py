@@ -114,6 +114,44 @@ def tensor_array(values: Float32[ndarray, "row pixel"]) -> pa.ExtensionArray:
     return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [pixels]), storage)
 
 
+def converted(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray | pa.Array:
+    """A column as the schema has it; not copied where it is so already.
+
+    Raises:
+        UserError: It cannot be converted.
+    """
+    gaps = column.null_count > 0 and not pa.types.is_string(field.type)
+    if column.type == field.type and not gaps:
+        return column
+    try:
+        if gaps:
+            raise ValueError("a value is missing; only text may be")
+        if field.name in (FLUX, ERROR):
+            return tensor_array(_spectra(column, field.type.shape[0]))
+        if field.name == ROW_ID and not pa.types.is_integer(column.type):
+            raise TypeError("no whole numbers")
+        return column.cast(field.type)
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise UserError(
+            f"column {field.name!r} of the dataset is {column.type}: expected {field.type} ({reason})"
+        ) from error
+
+
+def _spectra(column: pa.ChunkedArray, pixels: int) -> Float32[ndarray, "row pixel"]:
+    """Flux or error as an array, whatever kind of tensors or lists Arrow has it as."""
+    parts = [chunk.to_numpy(zero_copy_only=False) for chunk in _flat(column).chunks]
+    values = np.concatenate([np.stack(part) if part.dtype == object else part for part in parts])
+    if values.dtype.kind not in "iuf" or values.shape != (len(column), pixels):
+        raise ValueError(f"rows of {values.dtype} of shape {values.shape[1:]}")
+    return values.astype(np.float32)
+
+
+def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Arrow's own tensors as lists."""
+    return column.cast(column.type.storage_type) if isinstance(column.type, pa.FixedShapeTensorType) else column
+
+
 def _param_array(column: pd.Series, kind: pa.DataType) -> pa.Array:
     """A parameter column; NaN stays NaN in numbers, as in the source, and only text has missing values."""
     if pa.types.is_string(kind):

@@ -16,7 +16,7 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from scaling.data.hdf5.reader import open_spectra
-from scaling.data.shards.manifest import Drift, Source
+from scaling.data.shards.records import Drift, Source
 from scaling.data.spectra import spectrum_snr
 
 FIRST_ROWS = 512

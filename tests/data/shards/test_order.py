@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from scaling.data.shards import order as module
-from scaling.data.shards.manifest import Drift, Source
 from scaling.data.shards.order import find_drift, octaves, study_positions
+from scaling.data.shards.records import Drift, Source
 from scaling.data.simulated.writer import Simulation, write_simulation
 
 ROWS = 12_000

@@ -1,0 +1,84 @@
+"""The records that a manifest is made of, each parsed strictly."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from scaling.parse import MaybeNaN, Strict
+
+Checksum128 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Rows = Annotated[int, Field(ge=1, le=2**48)]
+Order = Literal["auto", "source", "shuffled"]
+
+
+class Shard(Strict):
+    """A Parquet file: its path relative to the shard set, its rows, and the checksum of their values."""
+
+    file: Annotated[str, Field(max_length=200, pattern=r"^(train|val|test)/[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet$")]
+    rows: Rows
+    checksum: Checksum128
+
+
+class Source(Strict):
+    """A file that was converted: absolute path as given, spectra, bytes, and ``SpectraFile.fingerprint``."""
+
+    path: str
+    rows: Rows
+    size: Annotated[int, Field(ge=0)]
+    fingerprint: str
+
+
+class LabelStatistics(Strict):
+    """A numeric column over the training split, in its own units; ``std`` is the population's.
+
+    ``nan`` counts the values that are not finite; the rest is over the finite ones, and NaN where there are none.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=True)
+    mean: MaybeNaN
+    std: MaybeNaN
+    min: MaybeNaN
+    max: MaybeNaN
+    nan: Annotated[int, Field(ge=0)]
+
+
+class Drift(Strict):
+    """The most suspicious of all comparisons of a range of rows with the others (see ``order.find_drift``).
+
+    Attributes:
+        passed: Whether the order may be used as it is.
+        column: The parameter column; empty where nothing could be compared.
+        first_row: Where the range begins.
+        last_row: Where the next one begins.
+        distance: The greatest difference of the two cumulative distributions, 0 to 1.
+        p: Its probability in a fair order, multiplied by the number of comparisons.
+        columns: Columns compared.
+        comparisons: Columns times octaves.
+    """
+
+    passed: bool
+    column: str
+    first_row: int
+    last_row: int
+    distance: float
+    p: float
+    columns: int
+    comparisons: int
+
+    def __str__(self) -> str:
+        if not self.comparisons:
+            return "not tested (too few rows, or no column that varies)"
+        where = f"{self.column} in rows {self.first_row} to {self.last_row - 1}"
+        found = "no drift found, the nearest to one is" if self.passed else "drifts:"
+        return f"{found} {where} (distance {self.distance:.3f}, p {self.p:.2g})"
+
+
+class StudyOrder(Strict):
+    """The study order of the training split: that of the source files, or a permutation; what was asked, and why."""
+
+    kind: Literal["source", "shuffled"]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None
+    asked: Order
+    drift: Drift
