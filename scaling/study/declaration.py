@@ -59,9 +59,7 @@ class Sources:
         if not isinstance(self.train, tuple) or not self.train:
             raise UserError(f"Sources.train = {self.train!r}: give a tuple of one or more files, as (Path('a.h5'),)")
         if not isinstance(self.shards, Path) and not (isinstance(self.shards, str) and "://" in self.shards):
-            raise UserError(
-                f"Sources.shards = {self.shards!r}: give a pathlib.Path, or a URI such as 's3://bucket/shards'"
-            )
+            raise UserError(f"Sources.shards = {self.shards!r}: give a Path, or a URI as a string, as 's3://bucket/x'")
         named = [("val", self.val), ("test", self.test), *(("train", p) for p in self.train)]
         for name, path in named:
             if not isinstance(path, Path):
