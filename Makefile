@@ -27,7 +27,7 @@ quick: .venv/installed  ## The tests that start no Ray cluster
 	$(BIN)/pytest -m "not gpu and not ray and not slow"
 
 bench: .venv/installed  ## Ratios against the limits (about 11 minutes on 2 cores; more rows by hand, see README)
-	for name in encodings conversion cache_memory batches hosts training; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in encodings conversion cache_memory object_store batches hosts training; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.fits --starts 450 --refits 400
 
 lint: .venv/installed  ## What pre-commit runs
