@@ -57,7 +57,6 @@ def prepare_data(study: Study, store: Store, progress: Callable[[str], None]) ->
         train=files["train"],
         val=files["val"],
         test=files["test"],
-        say=progress,
         **order,
     )
     for problem in manifest.problems:

@@ -84,9 +84,16 @@ import sys, time
 from pathlib import Path
 import ray
 from scaling.data.shards import convert as module, pipeline
+from scaling.data.shards.datasink import ShardDatasink
+
+class SlowSink(ShardDatasink):
+    def _put(self, encoder):
+        time.sleep(0.5)
+        return super()._put(encoder)
 
 def slowly(datasource, prepare, sink, num_tasks):
-    return pipeline.write_shards(datasource, lambda block: (time.sleep(0.2), prepare(block))[1], sink, num_tasks)
+    sink.__class__ = SlowSink
+    return pipeline.write_shards(datasource, prepare, sink, num_tasks)
 
 module.write_shards = slowly
 address, dest, *files = sys.argv[1:]
