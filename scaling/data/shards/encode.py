@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from jaxtyping import Float32, Int64, UInt64
+from jaxtyping import Float32, UInt64
 from numpy import ndarray
 
 from scaling.data.shards.manifest import SPLITS, Shard
@@ -79,18 +79,6 @@ class ShardSummary:
 def number_columns(schema: pa.Schema) -> list[str]:
     """The parameter columns that are numbers."""
     return [field.name for field in schema if not (field.name in (ROW_ID, FLUX, ERROR) or field.type == pa.string())]
-
-
-def spectra_table(
-    row_ids: Int64[ndarray, " row"],
-    flux: Float32[ndarray, "row pixel"],
-    error: Float32[ndarray, "row pixel"],
-    params: pa.Table,
-    schema: pa.Schema,
-) -> pa.Table:
-    """Rows as a shard has them; nothing is copied."""
-    columns = {ROW_ID: pa.array(row_ids), FLUX: tensor_array(flux), ERROR: tensor_array(error)}
-    return pa.table({name: columns[name] if name in columns else params[name] for name in schema.names}, schema=schema)
 
 
 def params_table(params: pd.DataFrame, schema: pa.Schema, path: object) -> pa.Table:

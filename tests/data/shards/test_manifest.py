@@ -333,7 +333,7 @@ def test_a_key_that_is_there_twice_is_not_another_meaning(dest, original):
 
 @pytest.mark.parametrize("place", [MANIFEST, STATISTICS, FIRST, CONVERSION])
 def test_a_fifo_or_a_folder_in_place_of_a_file_is_not_waited_for(place, dest, original, sources, monkeypatch):
-    """Each call would wait for ever on a FIFO that nobody writes to."""
+    """Each call would block on a FIFO that nobody writes to."""
     without_ray(monkeypatch)
     shard = Manifest.load(dest).shards("train")[0]
     for make in (os.mkfifo, os.mkdir):
