@@ -9,7 +9,7 @@ import os
 import posixpath
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
@@ -115,8 +115,11 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def write(self, path: str, content: bytes | memoryview | pa.Buffer) -> None:
-        """Write a file whole: locally under a temporary name that is renamed, elsewhere as the store publishes it.
+    @contextlib.contextmanager
+    def writing(self, path: str) -> Iterator[pa.NativeFile]:
+        """A stream whose content becomes a file when the block ends well, and is dropped when it does not.
+
+        It is written to a local disk as it comes, under a temporary name, and to an object store from memory, at the end.
 
         Raises:
             FullError: There is no room; the file is as it was.
@@ -125,17 +128,24 @@ class Folder:
             if self.local:
                 target = self.local / path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with published(target) as temporary:
-                    temporary.write_bytes(content)
+                with published(target) as temporary, pa.OSFile(str(temporary), "wb") as stream:
+                    yield stream
             else:
-                self._call(lambda filesystem, target: _put(filesystem, target, content), path)
+                content = pa.BufferOutputStream()
+                yield content
+                self._call(lambda filesystem, target: _put(filesystem, target, content.getvalue()), path)
         except OSError as error:
             if not is_full(error):
                 raise
             raise FullError(
-                f"{self.uri}: no room: {len(content):,} bytes of {path} could not be written; make room there and run the "
-                "same command again: it continues from what is there"
+                f"{self.uri}: no room: {path} could not be written; make room there and run the same command again: it "
+                "continues from what is there"
             ) from error
+
+    def write(self, path: str, content: bytes | memoryview | pa.Buffer) -> None:
+        """Write a file whole; see `writing`."""
+        with self.writing(path) as stream:
+            stream.write(content)
 
     def rename(self, path: str, new: str) -> None:
         """Give a file another name, in place of what had it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -118,20 +119,24 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
         """
         writing: list[Future[ShardSummary]] = []
         encoder: ShardEncoder | None = None
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as unfinished:
             for group in self._row_groups(blocks):
-                encoder = encoder or ShardEncoder(self._shard_at(int(group[ROW_ID][0].as_py())), self._schema)
+                if encoder is None:
+                    shard = self._shard_at(int(group[ROW_ID][0].as_py()))
+                    stream = unfinished.enter_context(self.folder.writing(shard.file))
+                    encoder = unfinished.enter_context(ShardEncoder(shard, self._schema, stream))
                 encoder.add(self._as_stored(group, encoder), int(column_values(group, FILLED).sum()))
                 if encoder.rows == encoder.planned.rows:
                     if writing:
                         writing[-1].result()
-                    writing.append(pool.submit(self._put, encoder))  # to the disk while the next one is encoded
+                    # To the disk while the next one is encoded.
+                    writing.append(pool.submit(self._put, encoder, unfinished.pop_all()))
                     encoder = None
-        if encoder is not None:
-            raise UserError(
-                f"{encoder.planned.file}: a write task ends after {encoder.rows} of its {encoder.planned.rows} rows: "
-                "give the dataset whole shards a task"
-            )
+            if encoder is not None:
+                raise UserError(
+                    f"{encoder.planned.file}: a write task ends after {encoder.rows} of its {encoder.planned.rows} rows: "
+                    "give the dataset whole shards a task"
+                )
         return [summary.result() for summary in writing]
 
     def _shard_at(self, row: int) -> PlannedShard:
@@ -188,16 +193,16 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
         columns[ROW_ID] = pa.array(row_ids - shard.start + shard.first_row)
         return pa.table([columns[name] for name in self._schema.names], schema=self._schema)
 
-    def _put(self, encoder: ShardEncoder) -> ShardSummary:
-        content, summary = encoder.finish()
-        file = encoder.planned.file
-        if self._expected.get(file, summary.shard.checksum) != summary.shard.checksum:
-            origin = ", ".join(source.path for source in self._sources[file.partition("/")[0]]) or "its sources"
-            raise UserError(
-                f"{self.folder.locate(file)}: {origin} no longer hold what this shard was made from: "
-                "restore the original files, or convert into another folder"
-            )
-        self.folder.write(file, content)
+    def _put(self, encoder: ShardEncoder, unfinished: contextlib.ExitStack) -> ShardSummary:
+        """Publish a shard, unless it is not the one that is expected."""
+        with unfinished:
+            summary, file = encoder.finish(), encoder.planned.file
+            if self._expected.get(file, summary.shard.checksum) != summary.shard.checksum:
+                origin = ", ".join(source.path for source in self._sources[file.partition("/")[0]]) or "its sources"
+                raise UserError(
+                    f"{self.folder.locate(file)}: {origin} no longer hold what this shard was made from: "
+                    "restore the original files, or convert into another folder"
+                )
         return summary
 
     def on_write_complete(self, write_result: WriteResult[list[ShardSummary]]) -> None:

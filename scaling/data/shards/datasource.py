@@ -23,8 +23,8 @@ from scaling.errors import UserError
 
 UNIT_ROWS = 4096
 """Rows that one task reads, where the caller names no units; or, if they are more, those of a compressed chunk."""
-TASK_BYTES = 5 * 2**27
-"""What a task's rows take, about: Ray Data holds them all until the task ends, if it writes. Four shards of 4096 by 4096."""
+TASK_BYTES = 5 * 2**26
+"""What a task's rows take, about, which Ray Data holds until the task ends if it writes: two shards of 4096 by 4096."""
 
 
 class SpectraDatasource(Datasource):

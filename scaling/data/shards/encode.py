@@ -210,13 +210,22 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
 
 
 class ShardEncoder:
-    """Encodes the rows of one shard in memory, a row group at a time, and summarises them."""
+    """Encodes the rows of one shard into a stream, a row group at a time, and summarises them. A context manager."""
 
-    def __init__(self, planned: PlannedShard, schema: pa.Schema) -> None:
+    def __init__(self, planned: PlannedShard, schema: pa.Schema, stream: pa.NativeFile) -> None:
         self.planned, self.rows = planned, 0
         self._summariser, self._filled = Summariser(planned, schema), 0
-        self._content = pa.BufferOutputStream()
-        self._writer = pq.ParquetWriter(self._content, schema, **parquet_options(schema))
+        self._writer = pq.ParquetWriter(stream, schema, **parquet_options(schema))
+
+    def __enter__(self) -> ShardEncoder:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._writer.close()
+        finally:
+            self._writer.is_open = False  # or its destructor would write into the closed stream
 
     def add(self, table: pa.Table, filled_edges: int) -> None:
         """Add a row group: 512 rows, fewer in the shard's last."""
@@ -225,10 +234,9 @@ class ShardEncoder:
         self.rows += len(table)
         self._filled += filled_edges
 
-    def finish(self) -> tuple[pa.Buffer, ShardSummary]:
-        """The file's content, and the summary."""
+    def finish(self) -> ShardSummary:
+        """The summary, which the file's footer repeats in part."""
         summary = self._summariser.summary(self._filled)
         footer = {CHECKSUM: summary.shard.checksum.encode(), FILLED.encode(): str(self._filled).encode()}
         self._writer.add_key_value_metadata(footer)
-        self._writer.close()
-        return self._content.getvalue(), summary
+        return summary

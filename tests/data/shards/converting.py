@@ -27,9 +27,9 @@ def without_ray(patch):
     """Patch conversions to run in this process; returns the list of the shards that are written from now on."""
     written, put = [], ShardDatasink._put
 
-    def noted(sink, encoder):
+    def noted(sink, encoder, unfinished):
         written.append(encoder.planned.file)
-        return put(sink, encoder)
+        return put(sink, encoder, unfinished)
 
     patch.setattr(convert_module, "write_shards", write_here)
     patch.setattr(convert_module, "map_on_ray", lambda function, items: [function(item) for item in items])

@@ -56,8 +56,8 @@ def test_killed_workers_cost_nothing(order, sources, undisturbed, ray_cluster, t
             os.kill(os.getpid(), signal.SIGKILL)
 
     class KillingSink(ShardDatasink):
-        def _put(self, encoder):
-            summary = super()._put(encoder)
+        def _put(self, encoder, unfinished):
+            summary = super()._put(encoder, unfinished)
             if encoder.planned.file == "train/part-00007.parquet":
                 kill_once("put")
             return summary
@@ -87,9 +87,9 @@ from scaling.data.shards import convert as module, pipeline
 from scaling.data.shards.datasink import ShardDatasink
 
 class SlowSink(ShardDatasink):
-    def _put(self, encoder):
+    def _put(self, encoder, unfinished):
         time.sleep(0.5)
-        return super()._put(encoder)
+        return super()._put(encoder, unfinished)
 
 def slowly(datasource, prepare, sink, num_tasks):
     sink.__class__ = SlowSink

@@ -246,8 +246,8 @@ def test_a_write_task_that_is_killed_and_run_again_leaves_each_file_once(plain, 
     marker, dest = tmp_path / "killed", tmp_path / "shards"
 
     class Killed(ShardDatasink):
-        def _put(self, encoder):
-            summary = super()._put(encoder)
+        def _put(self, encoder, unfinished):
+            summary = super()._put(encoder, unfinished)
             if encoder.planned.file == "train/part-00001.parquet" and not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)

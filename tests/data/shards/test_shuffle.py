@@ -81,10 +81,11 @@ def test_only_the_seed_decides(tasks, killed_after, shuffled, sources, tmp_path_
     def interrupted(datasource, prepare, sink, _):
         put = sink._put
 
-        def put_or_die(encoder):
+        def put_or_die(encoder, unfinished):
             if len(runs) == 1 and len(written) - before == killed_after:
-                raise KilledError
-            return put(encoder)
+                with unfinished:
+                    raise KilledError
+            return put(encoder, unfinished)
 
         runs.append(1)
         sink._put, before = put_or_die, len(written)
