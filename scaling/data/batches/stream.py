@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float32, Float64, Int64
 from numpy import ndarray
@@ -196,13 +197,12 @@ class SpectrumStream:
 def _decode_shard(order: StreamOrder, visit: Visit, columns: tuple[str, ...], noise: FixedNoise | None) -> Decoded:
     """Decode a shard: whole, whatever the prefix takes of it, since only so is its checksum compared."""
     manifest, shard = order.manifest, order.manifest.shards("train")[visit.shard]
-    spectra = np.empty((visit.rows, channels(noise), manifest.pixels), np.float32)
-    labels, at = np.empty((visit.rows, len(columns))), 0
+    spectra, tables, at = np.empty((visit.rows, channels(noise), manifest.pixels), np.float32), [], 0
     for block, params in shard_spectra(manifest, "train", visit.shard, noise):
         here = min(len(block), visit.rows - at)
         spectra[at : at + here] = block[:here]
-        where = f"{manifest.folder.locate(shard.file)}, rows from {at}"
-        # Of all columns' rows, only these are made into Python objects: threads that do so hold up the one that trains.
-        labels[at : at + here] = read_labels(params.select(columns).slice(0, here).to_pandas(), columns, where)
+        tables.append(params.select(columns).slice(0, here))
         at += here
+    # Converted once a shard: a thread that makes Python objects holds up the one that trains.
+    labels = read_labels(pa.concat_tables(tables).to_pandas(), columns, manifest.folder.locate(shard.file))
     return Decoded(torch.from_numpy(spectra), labels, order.shuffle(visit))
