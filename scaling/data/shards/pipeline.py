@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+OPERATOR_PROGRESS = re.compile(r"(?!Total ).+: [\d,]+/[\d,?]+")
 BLOCK_BYTES = 2**24
 """A row group of 4096 pixels: blocks go through the pipeline as they are read, and are not joined."""
 
@@ -93,7 +95,11 @@ def ray_data() -> Iterator[None]:
 
 
 def _is_progress(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR and "execution failed" not in record.getMessage()
+    """Whether a line says when a pipeline ends or, where no terminal shows bars, how far each of its operators is."""
+    message = record.getMessage()
+    if record.levelno >= logging.ERROR or "execution failed" in message:
+        return False
+    return record.module != "logging_progress" or OPERATOR_PROGRESS.fullmatch(message) is not None
 
 
 def write_shards(

@@ -29,3 +29,10 @@ def write_file(path, rows, pixels=16, seed=0, **layout):
             file.create_dataset(name, data=values, **layout)
     params.to_hdf(path, key="dataset/params", format="table")
     return {"flux": flux.astype(np.float32), "error": error.astype(np.float32), **params.to_dict("series")}
+
+
+def write_splits(root, **rows):
+    """Write a file of 8 pixels for each of ``train``, ``val`` and ``test``; their paths by split, as ``convert`` takes them."""
+    for seed, (split, count) in enumerate(rows.items()):
+        write_file(root / f"{split}.h5", count, 8, seed)
+    return {split: [root / f"{split}.h5"] for split in rows}

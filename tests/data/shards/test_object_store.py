@@ -21,10 +21,7 @@ FILES = sorted([*FILES, "test/part-00000.parquet", "val/part-00000.parquet"])
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    root = tmp_path_factory.mktemp("files")
-    for seed, (split, rows) in enumerate((("train", 2000), ("val", 100), ("test", 50))):
-        small_files.write_file(root / f"{split}.h5", rows, 8, seed)
-    return {split: [root / f"{split}.h5"] for split in ("train", "val", "test")}
+    return small_files.write_splits(tmp_path_factory.mktemp("files"), train=2000, val=100, test=50)
 
 
 @pytest.fixture(scope="module")
