@@ -55,7 +55,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         ray.init(
             address=address or ("auto" if job else "local"),
             runtime_env={
-                "env_vars": ENVIRONMENT | {name: os.environ[name] for name in PASSED_ON if name in os.environ},
+                "env_vars": {name: os.environ[name] for name in (*ENVIRONMENT, *PASSED_ON) if name in os.environ},
                 "worker_process_setup_hook": _name_cluster,
             },
             log_to_driver=False,

@@ -69,3 +69,10 @@ def damage(path, at=0.5):
     content = bytearray(path.read_bytes())
     content[int(len(content) * at)] ^= 0xFF
     path.write_bytes(content)
+
+
+def one_line(error):
+    """What an error says, which must be short."""
+    assert "\n" not in str(error)
+    assert len(str(error)) < 700
+    return str(error)
