@@ -131,9 +131,10 @@ class Folder:
                 with published(target) as temporary, pa.OSFile(str(temporary), "wb") as stream:
                     yield stream
             else:
-                content = pa.BufferOutputStream()
-                yield content
-                self._call(lambda filesystem, target: _put(filesystem, target, content.getvalue()), path)
+                stream = pa.BufferOutputStream()
+                yield stream
+                content = stream.getvalue()
+                self._call(lambda filesystem, target: _put(filesystem, target, content), path)
         except OSError as error:
             if not is_full(error):
                 raise
