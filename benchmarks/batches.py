@@ -4,7 +4,7 @@
 
 mapped, resident   samples/s of the batches ÷ the same arithmetic on an in-memory tensor indexed by the same rows
 streamed           samples/s of training on streamed batches ÷ on resident ones, which the model alone bounds
-                   (the demo's largest model and batch, one trial with one thread, shards decoded by two)
+                   (the demo's largest model and batch, one trial with one thread in a Ray worker, shards decoded by another)
 mapped ÷ h5py      samples/s of mapped batches ÷ rows read at random by h5py from float64 chunks of 4096 spectra through a
                    torch DataLoader, as the original study does; flux, error and fresh noise; one process each; with fixed
                    noise, too, where the map holds noisy flux alone. Cold: no page of the files in memory (posix_fadvise), so
@@ -161,14 +161,14 @@ def forget(folder: Path, state: str) -> None:
 
 def training(place: Workplace, rounds: int) -> dict[str, list[float]]:
     """The demo's largest model on streamed and on resident batches, alternately: after the first tenth, and in all."""
+    import ray
+
     simulation = dataclasses.replace(STUDY.data.source, val=64, test=64)
     shards, _ = place.make("demo", simulation)
     recipe = dataclasses.replace(STUDY.recipe, budget=Budget(samples=6 * simulation.train), evaluations=10)
     found: dict[str, list[float]] = {}
-    torch.set_num_threads(1)
     for _ in range(rounds):
         for access in ("resident", "streamed"):
-            reports: list[dict[str, float]] = []
             task = Task(
                 shards=shards,
                 cache_root=place.cache,
@@ -180,10 +180,7 @@ def training(place: Workplace, rounds: int) -> dict[str, list[float]]:
                 seed=0,
                 access=access,
             )
-            context = Context(
-                rank=0, world=1, device=CPU, report=lambda metrics, _, to=reports: to.append(metrics), load=lambda: None
-            )
-            train(task, context)
+            reports = ray.get(ray.remote(num_cpus=1)(reports_of).remote(task))  # in a worker, as trials are
             first, last = reports[0], reports[-1]
             seconds = last["train_seconds"] - first["train_seconds"]
             samples = (last["step"] - first["step"]) * recipe.batch_size
@@ -191,6 +188,14 @@ def training(place: Workplace, rounds: int) -> dict[str, list[float]]:
             whole = last["step"] * recipe.batch_size / last["train_seconds"]
             found.setdefault(f"{access}, training with its start", []).append(whole)
     return found
+
+
+def reports_of(task: Task) -> list[dict[str, float]]:
+    """Train with one thread; what was reported."""
+    torch.set_num_threads(1)
+    reports: list[dict[str, float]] = []
+    train(task, Context(rank=0, world=1, device=CPU, report=lambda now, _: reports.append(now), load=lambda: None))
+    return reports
 
 
 def main() -> None:
@@ -208,7 +213,7 @@ def main() -> None:
     ):
         place = Workplace(Path(folder), options.rows)
         rates = gathering(place, options.rounds) | cold_reading(place, min(3, options.rounds))
-        rates |= training(place, min(3, options.rounds))
+        rates |= training(place, options.rounds)
     middle = {name: statistics.median(values) for name, values in rates.items()}
     for name, value in middle.items():
         spread = f"{min(rates[name]):,.0f} to {max(rates[name]):,.0f}"

@@ -23,6 +23,8 @@ ENVIRONMENT = {
     # memory fresh from the kernel costs a quarter of the steps of a small model on a CPU, and a fifth of a conversion.
     "MALLOC_MMAP_THRESHOLD_": str(2**29),
     "MALLOC_TRIM_THRESHOLD_": str(2**29),
+    # Arrow's allocator keeps it for 10 s: a stream's decoder would give it back, and interrupt the trainer, all the time.
+    "MIMALLOC_PURGE_DELAY": "10000",
 }
 
 PASSED_ON = ("SCALING_CACHE", "SCALING_CACHE_LIMIT")
