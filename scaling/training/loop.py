@@ -252,7 +252,7 @@ class _Trainer:
             self.stepper.restore(state)
 
     def _return_to_fork(self) -> None:
-        """Back to where the finished run began to decay, for the next longer one to go on from."""
+        """Back to where the finished run began to decay, from which the next longer one resumes."""
         fork, run = self.progress.fork, self.progress.run + 1
         self.stepper.restore(fork)
         seconds = fork["seconds"]

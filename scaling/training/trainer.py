@@ -23,7 +23,7 @@ class Job:
     again, by a trial that was resumed. `identity` and `setting` together are everything that determines the result, as
     `Recorder` compares them with a saved state's. `micro_batch` and `compiled` are those of `Stepper`.
 
-    With `min_workers`, a lost worker that is not replaced is done without: Ray Train goes on from the last state with
+    With `min_workers`, a lost worker that is not replaced is done without: Ray Train resumes from the last state with
     those there is room for, and looks for more once a minute. Tried by hand with two nodes on one machine: 65 and 95 s
     after one was removed the other went on alone (Ray waits 60 s for the lost one); 60 s after it was back, both did.
     """

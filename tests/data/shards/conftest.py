@@ -4,9 +4,8 @@ import shutil
 
 import pytest
 
-from scaling.data.shards.convert import convert
 from tests.data.shards import small_files
-from tests.data.shards.converting import without_ray
+from tests.data.shards.converting import convert_here
 
 
 @pytest.fixture(scope="module")
@@ -17,11 +16,7 @@ def sources(tmp_path_factory):
 @pytest.fixture(scope="module")
 def original(sources, tmp_path_factory):
     """A shard set that no test changes."""
-    dest = tmp_path_factory.mktemp("original") / "shards"
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
-        convert(dest, **sources, rows_per_shard=16)
-    return dest
+    return convert_here(tmp_path_factory.mktemp("original") / "shards", sources, rows_per_shard=16)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import pytest
 from ray.data.datasource import WriteResult
 
 from scaling.data.hdf5.reader import open_spectra
@@ -36,6 +37,14 @@ def without_ray(patch):
     patch.setattr(convert_module, "_cpus", lambda: 2)
     patch.setattr(ShardDatasink, "_put", noted)
     return written
+
+
+def convert_here(dest, sources, **settings):
+    """Convert in this process, where no test watches; returns the folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        convert_module.convert(dest, **sources, **settings)
+    return dest
 
 
 def read_sources(paths):

@@ -19,7 +19,7 @@ from scaling.data.shards.manifest import MANIFEST
 from scaling.data.shards.verify import verify
 from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.errors import UserError
-from tests.data.shards.converting import contents, mtimes, without_ray
+from tests.data.shards.converting import contents, convert_here, mtimes, without_ray
 
 ROWS_PER_SHARD = 128
 
@@ -32,14 +32,12 @@ def sources(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(sources, tmp_path_factory):
     """What comes out where nothing goes wrong, by order."""
-    found = {}
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
-        for order in ("source", "shuffled"):
-            dest = tmp_path_factory.mktemp(order) / "shards"
-            convert(dest, **sources, rows_per_shard=ROWS_PER_SHARD, order=order)
-            found[order] = contents(dest)
-    return found
+    return {
+        order: contents(
+            convert_here(tmp_path_factory.mktemp(order) / "shards", sources, rows_per_shard=ROWS_PER_SHARD, order=order)
+        )
+        for order in ("source", "shuffled")
+    }
 
 
 @pytest.mark.ray

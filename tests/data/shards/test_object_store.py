@@ -12,7 +12,7 @@ from scaling.errors import UserError
 from scaling.folder import Folder
 from tests import s3
 from tests.data.shards import small_files
-from tests.data.shards.converting import contents, without_ray
+from tests.data.shards.converting import contents, convert_here, without_ray
 
 SETTINGS = {"rows_per_shard": 600, "order": "shuffled"}
 FILES = sorted([CONVERSION, MANIFEST, STATISTICS, *(f"train/part-0000{at}.parquet" for at in range(4))])
@@ -27,11 +27,7 @@ def sources(tmp_path_factory):
 @pytest.fixture(scope="module")
 def local(sources, tmp_path_factory):
     """The bytes of the same conversion into a folder."""
-    dest = tmp_path_factory.mktemp("local") / "shards"
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
-        convert(dest, **sources, **SETTINGS)
-    return contents(dest)
+    return contents(convert_here(tmp_path_factory.mktemp("local") / "shards", sources, **SETTINGS))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from scaling.data.shards.manifest import MANIFEST, Manifest
 from scaling.data.shards.order import study_positions
 from scaling.data.shards.verify import describe_shards, verify
 from scaling.data.simulated.writer import Simulation, write_simulation
-from tests.data.shards.converting import contents, read_sources, read_split, without_ray, write_here
+from tests.data.shards.converting import contents, convert_here, read_sources, read_split, without_ray, write_here
 
 ROWS = 300
 SETTINGS = {"rows_per_shard": 64, "order": "shuffled", "order_seed": 7}
@@ -32,11 +32,7 @@ def sources(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shuffled(sources, tmp_path_factory):
-    dest = tmp_path_factory.mktemp("shuffled") / "shards"
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
-        convert(dest, **sources, **SETTINGS)
-    return dest
+    return convert_here(tmp_path_factory.mktemp("shuffled") / "shards", sources, **SETTINGS)
 
 
 @pytest.fixture

@@ -5,13 +5,12 @@ import pandas as pd
 import pytest
 
 from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY
-from scaling.data.shards.convert import convert
 from scaling.data.shards.manifest import Manifest
 from scaling.data.shards.order import study_positions
 from scaling.data.shards.verify import verify
 from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.errors import UserError
-from tests.data.shards.converting import damage, without_ray
+from tests.data.shards.converting import convert_here, damage
 
 ROWS = 1200
 
@@ -21,9 +20,7 @@ def converted(request, tmp_path_factory):
     """A folder with sources and the shards made from them."""
     root = tmp_path_factory.mktemp("verify")
     paths = write_simulation(root / "hdf5", Simulation(train=ROWS, val=20, test=20, pixels=1024, train_files=2))
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
-        convert(root / "shards", **paths, rows_per_shard=700, order=request.param)
+    convert_here(root / "shards", paths, rows_per_shard=700, order=request.param)
     return root
 
 
