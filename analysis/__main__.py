@@ -26,7 +26,7 @@ from analysis.tell import tell
 from analysis.trials import best_trials, is_row_table, law_cells, points_from_cells
 from scaling.errors import UserError
 from scaling.files import FINAL, check_output, write_json_output
-from scaling.study.rows import measure_of, read_table
+from scaling.results import measure_of, read_table
 
 _FEWEST_REFITS, _MOST_REFITS = 20, 100_000
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.trials import CELL, best_trials, require_columns
-from scaling.study.rows import measure_of
+from scaling.results import measure_of
 
 _TRIAL = ["study", "trial"]
 

@@ -11,7 +11,7 @@ from analysis import words
 from analysis.findings import Findings
 from analysis.laws import LAWS
 from analysis.trials import error_sem
-from scaling.study.rows import measure_of
+from scaling.results import measure_of
 
 NOT_RECORDED = "not recorded"
 

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pandas as pd
 
-from scaling.study.rows import Row, to_table
+from scaling.results import Row, to_table
 
 SIZES = (3_000, 12_000, 48_000, 192_000, 768_000)
 DATA = (1_024, 2_048, 4_096, 8_192, 16_384, 32_768)
@@ -32,7 +32,7 @@ def example_rows(*, seed: int = 0) -> pd.DataFrame:
         seed: of the scatter.
 
     Returns:
-        A table of `scaling.study.rows.Row`: 5 sizes × 6 numbers of spectra × 2 seeds × 4 learning rates.
+        A table of `scaling.results.Row`: 5 sizes × 6 numbers of spectra × 2 seeds × 4 learning rates.
     """
     rng = np.random.default_rng(seed)
     rows = []

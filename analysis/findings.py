@@ -18,7 +18,7 @@ from analysis.rates import RateLaw, learning_rate_law
 from analysis.table import Points
 from analysis.trials import CellTable, best_trials, largest_cell, law_cells, points_from_cells
 from scaling.errors import UserError
-from scaling.study.rows import measure_of
+from scaling.results import measure_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0) -> Finding
     """Fit without the held-out cells, score the forecast of those, fit again to all, and answer.
 
     Args:
-        rows: a table of `scaling.study.rows.Row`.
+        rows: a table of `scaling.results.Row`.
         bootstrap: refits a form.
         seed: of the bootstrap.
 

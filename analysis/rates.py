@@ -12,7 +12,7 @@ from analysis.laws import Array
 from analysis.parabola import bracketed_optimum
 from analysis.profile import Interval
 from analysis.trials import CELL
-from scaling.study.rows import measure_of
+from scaling.results import measure_of
 
 _FEWEST = 3  # learning rates that a parabola needs
 
@@ -45,7 +45,7 @@ def learning_rate_law(rows: pd.DataFrame, *, level: float = 0.9) -> RateLaw | No
     An optimum counts only if it lies between learning rates that were tried. The power law is fitted by least squares.
 
     Args:
-        rows: a results table of one family (`scaling.study.rows.Row`).
+        rows: a results table of one family (`scaling.results.Row`).
         level: coverage of the intervals.
 
     Returns:

@@ -23,7 +23,7 @@ from analysis.findings import Findings, find
 from analysis.snr import Limit, mae_by_snr
 from scaling.errors import UserError
 from scaling.files import JSON_STARTS, Location, check_output, json_bytes, output
-from scaling.study.rows import measure_of
+from scaling.results import measure_of
 
 Picture = dict[str, Any]
 PAGE, PAGE_STARTS = "index.html", re.compile(rb"\s*<!doctype", re.IGNORECASE)
@@ -46,7 +46,7 @@ def write_report(
     """Fit the law and write `out`/index.html (self-contained), figures/, fit.json and cells.csv.
 
     Args:
-        rows: a table of `scaling.study.rows.Row`.
+        rows: a table of `scaling.results.Row`.
         out: the folder; created if missing.
         bootstrap: refits a form.
         seed: of the bootstrap.

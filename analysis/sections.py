@@ -11,7 +11,7 @@ from analysis.compare import Comparison
 from analysis.figures.style import GREEK, label_name
 from analysis.findings import Answers, Findings
 from analysis.laws import LAWS
-from scaling.study.rows import measure_of
+from scaling.results import measure_of
 
 
 def run_facts(findings: Findings) -> dict[str, Any]:

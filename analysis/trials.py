@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.table import Points, points_from_columns
+from scaling import results as rows_contract
 from scaling.errors import UserError
-from scaling.study import rows as rows_contract
-from scaling.study.rows import ERROR_RATE, Measure, measure_of
+from scaling.results import ERROR_RATE, Measure, measure_of
 
 CELL = ["study", "family", "rung", "num_params", "num_spectra", "seed", "budget_share"]
 """The columns that identify a cell; results of a share of the budget are cells of their own (`analysis.branches`)."""
@@ -58,13 +58,13 @@ def require_columns(rows: pd.DataFrame) -> None:
 def best_trials(rows: pd.DataFrame) -> CellTable:
     """Choose the trial with the smallest validation error in each cell (study, family, rung, N, D, seed, share of the budget).
 
-    Errors are MAEs, or error rates where the study classifies (`scaling.study.rows.measure_of`).
+    Errors are MAEs, or error rates where the study classifies (`scaling.results.measure_of`).
 
     Another learning rate of the same cell is not an exclusion: it lost the selection it was made for. A trial that
     diverged, failed or left no metric is one.
 
     Args:
-        rows: a table of `scaling.study.rows.Row`, of one study or of several with the same rules.
+        rows: a table of `scaling.results.Row`, of one study or of several with the same rules.
 
     Raises:
         UserError: if columns are missing, or finished rows differ in `eval_pin`, `label`, `noise` or `budget`, which

@@ -14,7 +14,7 @@ from analysis.compare import Comparison
 from analysis.figures.style import GREEK, label_name, short
 from analysis.findings import Answers, Findings
 from analysis.profile import Interval
-from scaling.study.rows import measure_of
+from scaling.results import measure_of
 
 
 def question(rows: pd.DataFrame) -> str:

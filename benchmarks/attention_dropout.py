@@ -22,7 +22,7 @@ from experiments.demo import STUDY
 from scaling.data.shards.convert import convert
 from scaling.data.simulated.writer import write_simulation
 from scaling.model.ladder import Ladder
-from scaling.study.cluster import ray_cluster
+from scaling.sweep.cluster import ray_cluster
 from scaling.training.loop import Context, Task, train
 from scaling.training.recipe import Budget
 

@@ -35,7 +35,7 @@ from scaling.data.batches import DataRules, Worker, training_batches
 from scaling.data.hdf5.reader import open_spectra
 from scaling.data.shards.convert import convert
 from scaling.data.simulated.writer import Simulation, write_simulation
-from scaling.study.cluster import ray_cluster
+from scaling.sweep.cluster import ray_cluster
 from scaling.training.loop import Context, Task, train
 from scaling.training.recipe import Budget
 

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 from experiments.demo import STUDY
-from scaling.study.cluster import ray_cluster
 from scaling.study.declaration import Cell
 from scaling.study.prepare import is_prepared, prepare_data, shards_path
 from scaling.study.store import Store
+from scaling.sweep.cluster import ray_cluster
 from scaling.training.loop import Context, Outcome, Task, train
 from scaling.training.recipe import Budget, Recipe
 

@@ -26,7 +26,7 @@ from scaling.data.batches.cachebuild import MAX_THREADS
 from scaling.data.shards.convert import convert
 from scaling.data.shards.manifest import Manifest
 from scaling.data.simulated.writer import Simulation, write_simulation
-from scaling.study.cluster import ray_cluster
+from scaling.sweep.cluster import ray_cluster
 
 THREADS = min(MAX_THREADS, len(os.sched_getaffinity(0)))
 NOISE = FixedNoise(seed=0, level=1.0)

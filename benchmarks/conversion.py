@@ -38,7 +38,7 @@ from scaling.data.shards.read import read_units
 from scaling.data.shards.shard import ROW_GROUP_ROWS
 from scaling.data.shards.sources import inspect_sources
 from scaling.data.simulated.writer import Simulation, write_simulation
-from scaling.study.cluster import ray_cluster
+from scaling.sweep.cluster import ray_cluster
 
 SHARD_ROWS = 4096
 

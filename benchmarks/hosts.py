@@ -28,7 +28,7 @@ from scaling.data.shards.convert import convert
 from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.model.ladder import Ladder
 from scaling.model.specvit import ModelConfig, SpecViT
-from scaling.study.cluster import ray_cluster
+from scaling.sweep.cluster import ray_cluster
 from scaling.training.evaluate import autocast
 from scaling.training.recipe import Budget, Precision, Recipe
 from scaling.training.step import Stepper

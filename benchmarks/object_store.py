@@ -20,7 +20,7 @@ from scaling.data.batches import map_split
 from scaling.data.shards.convert import convert
 from scaling.data.simulated import Simulation, write_simulation
 from scaling.folder import Folder
-from scaling.study.cluster import ray_cluster
+from scaling.sweep.cluster import ray_cluster
 from tests import s3
 
 

@@ -14,7 +14,7 @@ from scaling.data.simulated.writer import Simulation, write_simulation
 PROGRAM = """
 import shutil, sys, time
 from pathlib import Path
-from scaling.study.cluster import ray_cluster
+from scaling.sweep.cluster import ray_cluster
 try:
     from scaling.data.shards.convert import convert
 except ImportError:

@@ -99,7 +99,7 @@ def ray_cluster():
     """A cluster of two CPUs on this machine, shared by the tests that need one."""
     import ray
 
-    from scaling.study.cluster import ray_cluster
+    from scaling.sweep.cluster import ray_cluster
 
     with ray_cluster(None):
         yield ray.cluster_resources()

@@ -14,7 +14,7 @@ import h5py
 import pytest
 
 from scaling.__main__ import main
-from scaling.study.rows import read_table
+from scaling.results import read_table
 from scaling.study.store import Store, StudyFolder
 from tests.study.example import example_row
 
@@ -233,7 +233,7 @@ def test_no_json_is_written_in_place_of_an_input(capsys, tmp_path, study_file, s
 
 
 def test_a_json_that_cannot_be_written_is_refused_before_anything_is_done(capsys, tmp_path, shards, monkeypatch):
-    monkeypatch.setattr("scaling.study.inspect.inspect", lambda paths: pytest.fail("too late"))
+    monkeypatch.setattr("scaling.inspect.inspect", lambda paths: pytest.fail("too late"))
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "table.csv").write_text("N,D,loss\n")
     for out, words in (
@@ -277,7 +277,7 @@ def test_an_error_of_the_system_is_one_line(capsys, monkeypatch, error):
     def fail(paths):
         raise error
 
-    monkeypatch.setattr("scaling.study.inspect.inspect", fail)
+    monkeypatch.setattr("scaling.inspect.inspect", fail)
     assert f"a.h5: {error.strerror}" in mistake(capsys, "inspect", "a.h5")
 
 
@@ -285,7 +285,7 @@ def test_a_failure_that_is_nobodys_mistake_is_one_line_too(capsys, monkeypatch):
     def fail(paths):
         raise OSError("When reading: AWS Error NETWORK_CONNECTION\n twice")
 
-    monkeypatch.setattr("scaling.study.inspect.inspect", fail)
+    monkeypatch.setattr("scaling.inspect.inspect", fail)
     assert main(["inspect", "s3://bucket/x"]) == 1
     assert capsys.readouterr().err == (
         "scaling: When reading: AWS Error NETWORK_CONNECTION twice; run the same command again\n"

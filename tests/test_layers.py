@@ -1,4 +1,4 @@
-"""Imports point one way: data, model ← training ← study ← __main__; analysis knows rows and nothing of Ray or torch."""
+"""Imports point one way: data, model ← training ← study ← sweep, inference ← commands; analysis knows rows and nothing of Ray or torch."""
 
 import ast
 from pathlib import Path
@@ -6,15 +6,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+STUDY, SWEEP, INFERENCE = "scaling.study", "scaling.sweep", "scaling.inference"
+ABOVE_STUDY = [SWEEP, INFERENCE, "scaling.inspect", "scaling.commands", "scaling.__main__", "experiments"]
 FORBIDDEN = {
-    "scaling/data": ["scaling.model", "scaling.training", "scaling.study", "analysis", "experiments"],
-    "scaling/model": ["ray", "scaling.data", "scaling.training", "scaling.study", "analysis", "experiments"],
-    "scaling/training": ["scaling.study", "analysis", "experiments", "optuna"],
-    "scaling/study": ["experiments", "scaling.commands", "scaling.__main__"],
+    "scaling/data": ["scaling.model", "scaling.training", STUDY, "analysis", *ABOVE_STUDY],
+    "scaling/model": ["ray", "scaling.data", "scaling.training", STUDY, "analysis", *ABOVE_STUDY],
+    "scaling/training": [STUDY, "analysis", "optuna", *ABOVE_STUDY],
+    "scaling/study": ["ray", "optuna", "analysis", *ABOVE_STUDY],
+    "scaling/sweep": [INFERENCE, "scaling.inspect", "scaling.commands", "scaling.__main__", "experiments"],
+    "scaling/inference": [SWEEP, "ray", "optuna", "analysis", "scaling.commands", "scaling.__main__", "experiments"],
     "analysis": ["ray", "torch", "optuna", "scaling.data", "scaling.model", "scaling.training", "experiments"],
     "experiments": ["ray", "torch", "analysis", "scaling.data", "scaling.training"],
 }
-ANALYSIS_MAY_USE = {"scaling.study.rows", "scaling.errors", "scaling.files"}
+ANALYSIS_MAY_USE = {"scaling.results", "scaling.errors", "scaling.files"}
 
 
 def imported(path: Path) -> set[str]:
@@ -52,8 +56,7 @@ def test_what_the_analysis_imports_of_the_harness_is_light():
         "scaling/__init__.py",
         "scaling/errors.py",
         "scaling/files.py",
-        "scaling/study/__init__.py",
-        "scaling/study/rows.py",
+        "scaling/results.py",
     )
     for name in light:
         assert not {n.split(".")[0] for n in imported(ROOT / name)} & {"ray", "torch", "optuna", "transformers"}

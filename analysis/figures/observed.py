@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from analysis.figures.style import DATA, SIZE, error_label
 from analysis.laws import Array
 from analysis.table import Points
-from scaling.study.rows import measure_of
+from scaling.results import measure_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from analysis.figures.style import (
     styled,
 )
 from analysis.parabola import bracketed_optimum
-from scaling.study.rows import measure_of
+from scaling.results import measure_of
 
 _CELL = ["num_params", "num_spectra", "seed"]
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from numpy.typing import ArrayLike
 
 from scaling.files import output
-from scaling.study.rows import measure_of
+from scaling.results import measure_of
 
 COLUMN = 8.5 / 2.54
 """Width of one column of a journal, in inches."""

@@ -63,8 +63,8 @@ def add_commands(command: AddCommand) -> None:
 
 def _simulate(options: argparse.Namespace) -> int:
     from scaling.data.simulated.writer import Simulation, pending_files, write_simulation
-    from scaling.study.cluster import ray_cluster
     from scaling.study.prepare import milestones
+    from scaling.sweep.cluster import ray_cluster
 
     simulation = Simulation(
         train=options.train,
@@ -86,7 +86,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from scaling.study.inspect import inspect
+    from scaling.inspect import inspect
 
     found = inspect(options.paths)
     print(found.text)
@@ -97,7 +97,7 @@ def _inspect(options: argparse.Namespace) -> int:
 def _shard(options: argparse.Namespace) -> int:
     from scaling.data.shards.convert import convert
     from scaling.data.shards.verify import describe_order, verify
-    from scaling.study.cluster import ray_cluster
+    from scaling.sweep.cluster import ray_cluster
 
     with ray_cluster(options.address):
         manifest = convert(

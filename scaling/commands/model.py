@@ -15,7 +15,7 @@ from scaling.files import MODEL_STARTS, PARQUET_STARTS, check_output, location, 
 if TYPE_CHECKING:
     import torch
 
-    from scaling.study.trained import Original
+    from scaling.inference.trained import Original
 
 
 def add_commands(command: AddCommand) -> None:
@@ -83,7 +83,7 @@ def _original(parser: argparse.ArgumentParser) -> None:
 
 def _given(options: argparse.Namespace, pixels: int | None = None) -> Original:
     """What is given of a checkpoint of the original; `pixels` are those of the spectra it is used on."""
-    from scaling.study.trained import MODEL_FILE, Original
+    from scaling.inference.trained import MODEL_FILE, Original
 
     named = {"label": options.label} if options.label else {}
     return Original(
@@ -100,9 +100,9 @@ def _given(options: argparse.Namespace, pixels: int | None = None) -> Original:
 def _evaluate(options: argparse.Namespace) -> int:
     from scaling.data.batches.cache import default_cache_root
     from scaling.data.shards.manifest import Manifest
-    from scaling.study.evaluate import check_anchor, evaluate, rules_of_study, write_anchor
+    from scaling.inference.evaluate import check_anchor, evaluate, rules_of_study, write_anchor
+    from scaling.inference.trained import MODEL_FILE, open_model
     from scaling.study.store import Store, StudyFolder
-    from scaling.study.trained import MODEL_FILE, open_model
 
     if bool(options.anchor) != bool(options.store) or (options.anchor and options.split != "test"):
         raise UserError("--anchor STUDY and --store URI go together, on the test split; give both, or neither")
@@ -139,8 +139,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     from scaling.data.hdf5.reader import open_spectra
-    from scaling.study.predict import Inputs, predict_file
-    from scaling.study.trained import open_model
+    from scaling.inference.predict import Inputs, predict_file
+    from scaling.inference.trained import open_model
 
     check_output(options.out, inputs(options), PARQUET_STARTS)
     with open_spectra(options.spectra) as file:
@@ -168,7 +168,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from scaling.study.trained import MODEL_FILE, export_model
+    from scaling.inference.trained import MODEL_FILE, export_model
 
     if options.out.suffix != MODEL_FILE:
         raise UserError(f"{options.out}: a model file's name ends in {MODEL_FILE}")

@@ -47,7 +47,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from scaling.data.batches.cache import CACHE_LIMIT, default_cache_root
-    from scaling.study.run import run_study
+    from scaling.sweep.run import run_study
 
     study = load_study(options.study)
     cache = options.cache or default_cache_root()
@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from scaling.study.inspect import study_status
+    from scaling.inspect import study_status
 
     study, folder = study_folder(options)
     text, found = study_status(folder, study)
@@ -71,7 +71,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _collect(options: argparse.Namespace) -> int:
-    from scaling.study.run import collect
+    from scaling.sweep.run import collect
 
     study, folder = study_folder(options)
     print(f"{len(collect(study, folder))} rows in {folder.store.locate(folder.table_path)}")
@@ -79,7 +79,7 @@ def _collect(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from scaling.study.run import write_study_report
+    from scaling.sweep.run import write_study_report
 
     print(write_study_report(*study_folder(options)))
     return 0

@@ -1,7 +1,7 @@
 """Spectra, from file to batch.
 
 `SpectraDatasource` and `ShardDatasink` are for Ray Data. They import Ray, so they are loaded when they are first asked for:
-the settings of `scaling.study.cluster.ray_cluster` must be in the environment before Ray is imported.
+the settings of `scaling.sweep.cluster.ray_cluster` must be in the environment before Ray is imported.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What is declared, run and recorded."""
+"""What is declared: the study, its plan, its data and its store."""

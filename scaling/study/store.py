@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from scaling.errors import UserError
 from scaling.files import user_cache
 from scaling.folder import Folder
-from scaling.study.rows import ERROR_RATE, MAE, Row, to_table
+from scaling.results import ERROR_RATE, MAE, Row, to_table
 
 FULL = "no room: "
 """How an error that a trial leaves in words begins where the disk was full: its searcher is another process."""

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis.table import Points
-from scaling.study.rows import Row, to_table
+from scaling.results import Row, to_table
 
 STUDY_FIGURES = {
     "error_against_data",

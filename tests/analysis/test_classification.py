@@ -10,7 +10,7 @@ from analysis.figures import error_label, learning_rates
 from analysis.rates import learning_rate_law
 from analysis.report import write_report
 from analysis.trials import best_trials
-from scaling.study.rows import ERROR_RATE, MAE, measure_of
+from scaling.results import ERROR_RATE, MAE, measure_of
 from tests.analysis.conftest import FIXED_NOISE_FIXED_SAMPLES, frame, study_rows
 
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COMMANDS = [f"scaling.{name}" for name in ("__main__", "commands.data", "commands.model", "commands.study")]
 DATA = [f"scaling.data.shards.{name}" for name in ("convert", "verify", "manifest", "shard", "read", "pipeline")]
-STUDIES = ["scaling.study.run", "scaling.study.sweep", "scaling.study.cluster"]
+STUDIES = ["scaling.sweep.run", "scaling.sweep.sweep", "scaling.sweep.cluster"]
 
 
 def imports(module):

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from scaling.results import Row
 from scaling.study.declaration import Budget, Data, DataRules, Ladder, Recipe, Search, Simulation, Study
-from scaling.study.rows import Row
 
 
 def example_study(**changes: Any) -> Study:

@@ -18,13 +18,13 @@ from scaling.data.shards.manifest import MANIFEST, SPLITS, Manifest
 from scaling.data.shards.shard import is_as_listed
 from scaling.errors import UserError
 from scaling.files import FullError, Location
+from scaling.results import Row
 from scaling.study.declaration import Cell, Study
-from scaling.study.nodes import check_placements, choose_access, survey
 from scaling.study.prepare import check_sources
-from scaling.study.progress import Progress
-from scaling.study.rows import Row
 from scaling.study.store import FULL, StudyFolder
-from scaling.study.trial import Trial, code_commit, describe_exception
+from scaling.sweep.nodes import check_placements, choose_access, survey
+from scaling.sweep.progress import Progress
+from scaling.sweep.trial import Trial, code_commit, describe_exception
 from scaling.training.recorder import other_configuration, state_head
 
 DRIVER_MEMORY = 256 * 2**20
@@ -146,7 +146,7 @@ def run_sweep(sweep: Sweep, progress: Callable[[str], None]) -> list[Row]:
     import ray
     from ray import tune
 
-    from scaling.study.search import CellSearch
+    from scaling.sweep.search import CellSearch
 
     nodes = survey(sweep.shards, sweep.cache_root)
     check_placements(sweep.study, nodes)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from scaling.errors import UserError
+from scaling.inference.lightning import read_lightning
 from scaling.model.ladder import count_parameters
-from scaling.model.lightning import read_lightning
 from scaling.model.specvit import ModelConfig
 
 WIDTH, DEPTH, HEADS, PATCH, MLP, PIXELS = 64, 3, 2, 16, 160, 256

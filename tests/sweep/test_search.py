@@ -4,8 +4,8 @@ import pytest
 
 from scaling.files import FullError
 from scaling.study.declaration import Cell, Placement, Search
-from scaling.study.search import MAX_LOST, CellSearch, open_rounds, suggest_lr
 from scaling.study.store import FULL, Store, StudyFolder
+from scaling.sweep.search import MAX_LOST, CellSearch, open_rounds, suggest_lr
 from tests.study.example import example_row, example_study
 
 SEARCH = Search(trials=6, factors=(0.5, 1.0), span=4.0, round_size=2)

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from scaling.data.hdf5.reader import open_spectra
-from scaling.study import predict
-from tests.study.models import RULES, mistake, own_spectra, predicted, run, trained
+from scaling.inference import predict
+from tests.inference.models import RULES, mistake, own_spectra, predicted, run, trained
 
 
 def test_predictions_with_the_evaluation_noise_have_the_error_of_the_row(shards, one, tmp_path, capsys):
@@ -143,7 +143,7 @@ def test_a_killed_prediction_leaves_nothing(shards, one, tmp_path):
     code = """
         import os, signal, sys
         from scaling.__main__ import main
-        from scaling.study import predict
+        from scaling.inference import predict
 
         answers, predict.TABLE_ROWS = predict._answers, 64
         calls = []

@@ -12,11 +12,11 @@ from analysis.trials import best_trials, error_sem, points_from_cells
 from scaling.data.batches.evaluation import evaluation_pin
 from scaling.errors import UserError
 from scaling.model.checkpoint import load_model
+from scaling.results import Row, to_table
 from scaling.study.declaration import Budget, Cell, Data, DataRules, Ladder, Simulation, Whitening
 from scaling.study.plan import make_plan
-from scaling.study.rows import Row, to_table
 from scaling.study.store import Store, StudyFolder
-from scaling.study.sweep import Sweep
+from scaling.sweep.sweep import Sweep
 from tests.study.example import example_study
 
 CELL = Cell(width=8, num_spectra=128, seed=1)

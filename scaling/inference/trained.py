@@ -17,9 +17,9 @@ from scaling.data.hdf5.reader import WAVE_TOLERANCE
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
 from scaling.files import Location
+from scaling.inference.lightning import read_lightning
 from scaling.model.checkpoint import load_model, model_bytes
 from scaling.model.ladder import count_parameters
-from scaling.model.lightning import read_lightning
 from scaling.model.specvit import SpecViT
 from scaling.study.declaration import stable
 from scaling.training.recipe import Precision

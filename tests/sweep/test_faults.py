@@ -21,9 +21,9 @@ from scaling.commands.common import load_study
 from scaling.data.shards.encode import parquet_options
 from scaling.data.shards.shard import CHECKSUM
 from scaling.errors import UserError
-from scaling.study.search import suggest_lr
 from scaling.study.store import Store, StudyFolder
-from scaling.study.sweep import Sweep
+from scaling.sweep.search import suggest_lr
+from scaling.sweep.sweep import Sweep
 from scaling.training.loop import Context, train
 from tests.study.example import example_row
 

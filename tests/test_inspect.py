@@ -9,7 +9,7 @@ import pytest
 
 from scaling.__main__ import main
 from scaling.data.hdf5.reader import FLUX_ARRAY
-from scaling.study.inspect import inspect
+from scaling.inspect import inspect
 from scaling.study.store import Store, StudyFolder
 from tests.study.example import example_row
 
@@ -98,7 +98,7 @@ def test_a_study_is_found_by_its_uri(store):
 
 
 def test_options_of_a_uri_stay_at_its_end():
-    from scaling.study.inspect import _parent
+    from scaling.inspect import _parent
 
     parent, name = _parent(Store("s3://bucket/results/mine?region=eu-west-1"))
     assert (parent.uri, name) == ("s3://bucket/results?region=eu-west-1", "mine")

@@ -11,7 +11,7 @@ from scaling.__main__ import main
 from scaling.data.batches.evaluation import evaluation_pin
 from scaling.study.declaration import Cell, Data, DataRules, Sources
 from scaling.study.store import Store, StudyFolder
-from scaling.study.trial import Trial
+from scaling.sweep.trial import Trial
 from tests.study.example import example_study
 
 RULES = {

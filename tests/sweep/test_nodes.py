@@ -5,7 +5,7 @@ import pytest
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
 from scaling.study.declaration import Data, DataRules, Placement, Sources
-from scaling.study.nodes import Node, check_placements, choose_access, survey
+from scaling.sweep.nodes import Node, check_placements, choose_access, survey
 from tests.study.example import example_study
 
 ROOM = 10**12

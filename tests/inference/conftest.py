@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.model.test_lightning import original_weights, save
-from tests.study.models import RULES, trained
+from tests.inference.models import RULES, trained
+from tests.inference.test_lightning import original_weights, save
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ import filelock
 
 from scaling.errors import UserError
 from scaling.files import json_bytes
-from scaling.study.cluster import ray_cluster
+from scaling.results import Row, to_table
 from scaling.study.declaration import Study, stable
 from scaling.study.prepare import is_prepared, keep_limit, prepare_data, shards_path
-from scaling.study.rows import Row, to_table
 from scaling.study.store import Store, StudyFolder
-from scaling.study.sweep import Sweep, run_sweep
+from scaling.sweep.cluster import ray_cluster
+from scaling.sweep.sweep import Sweep, run_sweep
 
 
 def run_study(

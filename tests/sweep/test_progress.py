@@ -1,7 +1,7 @@
 import pytest
 
 from scaling.study.declaration import Placement
-from scaling.study.progress import Progress, duration
+from scaling.sweep.progress import Progress, duration
 from tests.study.example import example_row, example_study
 
 

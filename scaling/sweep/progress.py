@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 from scaling.model.ladder import train_flops
+from scaling.results import Row
 from scaling.study.declaration import Cell, Study
-from scaling.study.rows import Row
 
 
 class Progress:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scaling.errors import UserError
-from scaling.study.rows import Row, read_table, schema, to_table
+from scaling.results import Row, read_table, schema, to_table
 from tests.study.example import example_row
 
 

@@ -14,10 +14,10 @@ from scaling.data.batches import DataRules, EvaluationSplit, Worker, evaluation_
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
 from scaling.files import Location, json_bytes, plain
-from scaling.study.columns import detail_columns, score_columns
+from scaling.inference.trained import TrainedModel
 from scaling.study.declaration import Study
 from scaling.study.store import StudyFolder
-from scaling.study.trained import TrainedModel
+from scaling.training.columns import detail_columns, score_columns
 from scaling.training.evaluate import predict, score, score_detail
 
 Split = Literal["val", "test"]

@@ -22,10 +22,10 @@ from scaling.data.shards.manifest import Manifest
 from scaling.files import Location
 from scaling.model import ladder
 from scaling.model.checkpoint import model_bytes
-from scaling.study.columns import detail_columns, score_columns
+from scaling.results import Row
 from scaling.study.declaration import Cell, Study, stable
-from scaling.study.rows import Row
 from scaling.study.store import StudyFolder, TrialFolder
+from scaling.training.columns import detail_columns, score_columns
 from scaling.training.device import Device
 from scaling.training.loop import Outcome, Task
 from scaling.training.metrics import Classified, Detail, Scores

@@ -14,8 +14,8 @@ from scaling.files import Location, location
 from scaling.folder import Folder
 from scaling.study.declaration import Study
 from scaling.study.plan import human
-from scaling.study.progress import Progress
 from scaling.study.store import Store, StudyFolder
+from scaling.sweep.progress import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ def _inspect_files(files: list[Path]) -> Finding:
 
 
 def _inspect_model(path: Path) -> Finding:
-    from scaling.study.trained import open_model
+    from scaling.inference.trained import open_model
 
     model = open_model(path)
     data = {"path": str(path), "num_params": model.num_params, "config": dataclasses.asdict(model.model.config)}

@@ -20,7 +20,7 @@ from scaling.data.hdf5.reader import BLOCK_ROWS, TABLE_ROWS, SpectraFile
 from scaling.data.spectra import bad_rows
 from scaling.errors import UserError
 from scaling.files import PARQUET_STARTS, Location, output
-from scaling.study.trained import TrainedModel
+from scaling.inference.trained import TrainedModel
 from scaling.training.evaluate import autocast
 
 NOISY = "dataset/arrays/noisy/value"

@@ -8,11 +8,11 @@ import torch
 
 from scaling.data.hdf5.reader import open_spectra
 from scaling.data.shards.manifest import Manifest
+from scaling.inference.lightning import read_lightning
+from scaling.inference.trained import open_model
 from scaling.model.checkpoint import load_model, model_bytes
-from scaling.model.lightning import read_lightning
-from scaling.study.trained import open_model
-from tests.model.test_lightning import PIXELS, original_weights, save
-from tests.study.models import RULES, mistake, own_spectra, predicted, run, trained
+from tests.inference.models import RULES, mistake, own_spectra, predicted, run, trained
+from tests.inference.test_lightning import PIXELS, original_weights, save
 
 
 @pytest.mark.parametrize("case", RULES)
@@ -152,7 +152,7 @@ def study_file(shards, tmp_path):
     """The study of the fixture `one` as a module that the command line loads."""
     path = tmp_path / "example.py"
     path.write_text(
-        f"from tests.study.models import RULES, study_of\nSTUDY = study_of({str(shards)!r}, RULES['one label'])\n"
+        f"from tests.inference.models import RULES, study_of\nSTUDY = study_of({str(shards)!r}, RULES['one label'])\n"
     )
     return path
 
@@ -197,7 +197,7 @@ def test_an_anchor_is_scored_under_the_noise_of_its_study(shards, cache_root, on
     _, model, _ = one
     study, _, row = trained(shards, cache_root, tmp_path, RULES["bf16, other noise"])
     (tmp_path / "other.py").write_text(
-        f"from tests.study.models import RULES, study_of\nSTUDY = study_of({str(shards)!r}, RULES['bf16, other noise'])\n"
+        f"from tests.inference.models import RULES, study_of\nSTUDY = study_of({str(shards)!r}, RULES['bf16, other noise'])\n"
     )
     run("evaluate", model, shards, "--cache", cache_root, "--anchor", tmp_path / "other.py", "--store", tmp_path)
     kept = json.loads((tmp_path / study.name / "anchors" / "model.json").read_text())

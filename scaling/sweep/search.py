@@ -24,10 +24,10 @@ from ray.tune.search import Searcher
 from scaling.data.seeds import stable_seed
 from scaling.files import FullError
 from scaling.model.ladder import forward_flops
+from scaling.results import Row
 from scaling.study.declaration import Cell, Placement, Search, Study
-from scaling.study.rows import Row
 from scaling.study.store import FULL
-from scaling.study.trial import Trial
+from scaling.sweep.trial import Trial
 
 MAX_LOST = 2
 """How often a trial whose processes ended without a word is handed out again."""

@@ -1,0 +1,1 @@
+"""What runs: learning rates, nodes, admission, trials and their rows, progress."""
