@@ -53,11 +53,11 @@ def _run(options: argparse.Namespace) -> int:
     cache = options.cache or default_cache_root()
     if options.cache_limit is not None:
         os.environ[CACHE_LIMIT] = str(options.cache_limit)  # the workers read it too
-    rows = run_study(study, options.store, address=options.address, cache=cache, retry=options.retry_failed, say=say)
+    rows = run_study(study, options.store, address=options.address, cache=cache, retry=options.retry_failed, say=say, callbacks=[])
     bad = [row for row in rows if row.status == "failed"]
     for row in bad:
         print(f"scaling: trial {row.trial} failed: {row.error}", file=sys.stderr)
-    return 1 if bad or len(rows) < len(study.cells()) * study.search.trials else 0
+    return 1 if bad else 0
 
 
 def _status(options: argparse.Namespace) -> int:

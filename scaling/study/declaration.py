@@ -97,19 +97,21 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """The search for the learning rate in each cell.
+    """The search for the learning rate of each cell; at most `trials` are trained (`scaling.sweep.rates`).
 
-    Around the centre `reference_lr`·256/width (at most `max_lr`) the `factors` are tried first, side by side; further
-    trials, up to `trials`, are suggested by Optuna's TPE within a factor `span` of the centre, `round_size` at a time.
-    A round is asked only when the one before is complete, so the suggestions do not depend on timing.
+    The first is predicted: `reference_lr`·256/width (at most `max_lr`), corrected by a law fitted to the best rates of a few cheap
+    cells. The next two are a `factor` below and above it; one more follows where the best lies at the edge, then the lowest
+    point of a parabola as long as it promises more than `seed_noise`, the relative scatter of the error between seeds.
+
+    With `prune`, a trial is stopped that is hopeless beside the cell's best (`scaling.sweep.pruning`).
     """
 
-    trials: int
-    factors: tuple[float, ...] = (1.0,)
+    trials: int = 5
+    factor: float = 2.0
     reference_lr: float = 3e-4
     max_lr: float = 1e-2
-    span: float = 4.0
-    round_size: int = 2
+    seed_noise: float = 0.01
+    prune: bool = True
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -117,20 +119,17 @@ class Search:
         Raises:
             UserError: naming the field, its value and the remedy.
         """
-        if self.trials < 1 or self.round_size < 1:
-            raise UserError(f"Search(trials={self.trials}, round_size={self.round_size}): both must be at least 1")
+        if self.trials < 1:
+            raise UserError(f"Search.trials = {self.trials}: must be at least 1")
         if not (self.reference_lr > 0 and self.max_lr > 0):
             raise UserError(f"Search(reference_lr={self.reference_lr}, max_lr={self.max_lr}): both must be positive")
-        if not self.span > 1:
-            raise UserError(f"Search.span = {self.span}: must be more than 1")
-        outside = [factor for factor in self.factors if not 1 / self.span <= factor <= self.span]
-        if not self.factors or outside:
-            raise UserError(
-                f"Search.factors = {self.factors}: give at least one, all within [1/span, span] (span {self.span})"
-            )
+        if not 1 < self.factor <= 100:
+            raise UserError(f"Search.factor = {self.factor}: must be more than 1, and at most 100")
+        if not 0 <= self.seed_noise < 1:
+            raise UserError(f"Search.seed_noise = {self.seed_noise}: must be in [0, 1)")
 
     def centre(self, width: int) -> float:
-        """The learning rate the search of a rung is centred on: inversely proportional to the width."""
+        """The learning rate that is expected to be best before anything is measured: inversely proportional to the width."""
         return min(self.max_lr, self.reference_lr * 256 / width)
 
 
@@ -172,6 +171,12 @@ class Placement:
         """ "ray_train" for whole devices and several workers, "process" for trials that share a device."""
         return "ray_train" if self.workers > 1 or self.gpus >= 1 else "process"
 
+    def describe(self) -> str:
+        """What a trial occupies, as "2 × 1 GPU and 6 CPU"."""
+        gpus = f"{self.gpus:g} GPU and " if self.gpus else ""
+        fewest = f"{self.min_workers} to " if self.min_workers else ""
+        return f"{fewest}{self.workers} × {gpus}{self.cpus:g} CPU"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
@@ -195,6 +200,8 @@ class Cell:
 class Study:
     """A declared set of cells: widths × numbers of spectra × seeds, with the rules they share.
 
+    The first seed's cells are searched for their best learning rate. Further seeds are trained at it, in every cell, or with
+    `repeat_every` in every n-th along either axis: their scatter is the noise that a law's misfit is tested against.
     With `hold_out_edge`, the cells of the largest width and of the largest number of spectra are kept out of the fit,
     and the law's forecast of them is scored. `placements` say where trials run; they change results by rounding only,
     except that with dropout each worker draws masks of its own.
@@ -208,6 +215,7 @@ class Study:
     recipe: Recipe
     search: Search
     seeds: tuple[int, ...] = (42,)
+    repeat_every: int = 1
     hold_out_edge: bool = True
     placements: tuple[Placement, ...] = (Placement(),)
 
@@ -226,6 +234,8 @@ class Study:
         ):
             if not values or len(set(values)) != len(values) or tuple(sorted(values)) != tuple(values):
                 raise UserError(f"Study.{name} = {values}: give at least one value, in rising order, none twice")
+        if self.repeat_every < 1:
+            raise UserError(f"Study.repeat_every = {self.repeat_every}: must be at least 1, for further seeds in every cell")
         if self.widths[0] < 1 or self.data.num_spectra[0] < 1:
             raise UserError(f"Study {self.name}: widths and numbers of spectra must be positive")
         if not self.placements or (self.placements[0].from_width, self.placements[0].from_spectra) != (0, 0):
@@ -252,9 +262,9 @@ class Study:
         """All cells, in a fixed order."""
         return tuple(
             Cell(width=width, num_spectra=num_spectra, seed=seed)
-            for width in self.widths
-            for num_spectra in self.data.num_spectra
-            for seed in self.seeds
+            for i, width in enumerate(self.widths)
+            for j, num_spectra in enumerate(self.data.num_spectra)
+            for seed in (self.seeds if (i + j) % self.repeat_every == 0 else self.seeds[:1])
         )
 
     def model(self, width: int) -> ModelConfig:
@@ -274,12 +284,12 @@ class Study:
     def fingerprint(self, cell: Cell, data_digest: str) -> str:
         """Hash of everything declared that determines the results of a cell, with the digest of its spectra.
 
-        Not part of it: the number of trials, placements, other cells and the title; they may change between runs.
+        Not part of it: the search (a row says its learning rate), placements, other cells and the title; they may change
+        between runs.
         """
-        search = {k: v for k, v in stable(self.search).items() if k != "trials"}
         declared = (cell, self.data.rules, self.model(cell.width), self.ladder.whitening, self.recipe)
         parts = [stable(part) for part in declared]
-        return hashlib.sha256(json.dumps([*parts, search, data_digest], sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([*parts, data_digest], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def stable(value: Any) -> Any:

@@ -7,6 +7,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -17,11 +18,19 @@ from scaling.study.declaration import Study, stable
 from scaling.study.prepare import is_prepared, keep_limit, prepare_data, shards_path
 from scaling.study.store import Store, StudyFolder
 from scaling.sweep.cluster import ray_cluster
+from scaling.sweep.rates import Rates, bracketed
 from scaling.sweep.sweep import Sweep, run_sweep
 
 
 def run_study(
-    study: Study, store_uri: str, *, address: str | None, cache: Path, retry: bool, say: Callable[[str], None]
+    study: Study,
+    store_uri: str,
+    *,
+    address: str | None,
+    cache: Path,
+    retry: bool,
+    say: Callable[[str], None],
+    callbacks: list[Any],
 ) -> list[Row]:
     """Do everything of a study that is not done; returns its rows.
 
@@ -32,6 +41,7 @@ def run_study(
         cache: folder for the nodes' memory maps.
         retry: forget the rows of failed trials first, so that they are tried again.
         say: told what happens, a line at a time.
+        callbacks: Tune's, to log trials elsewhere.
 
     Raises:
         UserError: for anything the user has to correct first, before a trial is started.
@@ -43,17 +53,15 @@ def run_study(
         if retry:
             _forget_failed(folder)
         sweep = Sweep.prepare(study, folder, shards_path(study, store), cache) if is_prepared(study, store) else None
-        if sweep is None or sweep.remaining():
+        if sweep is None or sweep.rates().remaining():
             say(f"study {study.name}: connecting to Ray")
             with ray_cluster(address):
                 sweep = sweep or Sweep.prepare(study, folder, prepare_data(study, store, say), cache)
                 sweep.check()  # a declaration that disagrees with the store is refused before it replaces study.json
                 folder.write_declaration(json_bytes(stable(study)))
-                say(f"sweep: {sweep.remaining()} trials to run")
-                run_sweep(sweep, say)
-                if left := sweep.remaining():
-                    say(f"stopped with {left} trials left; the same command continues")
-                    return sweep.rows()
+                left = sweep.rates().remaining()
+                say(f"sweep: {len(left)} of {len(study.cells())} cells to do, about {sum(count for _, count in left)} trials")
+                run_sweep(sweep, say, callbacks, may_grow=address is not None)
         else:
             say(f"study {study.name}: all {len(sweep.rows())} trials have their rows")
         page = write_study_report(study, folder)
@@ -64,17 +72,18 @@ def run_study(
 def collect(study: Study, folder: StudyFolder) -> list[Row]:
     """Gather the rows of the study's cells into `results.parquet`, and return them.
 
-    Which cells are held out follows from the whole grid: it is taken from the declaration as it is now, so that a study
-    that has grown since holds out its new edge and not its old one.
+    Which cells are held out, and which have their best learning rate between worse ones, follows from the whole grid and all
+    rows as they are now: a study that has grown since holds out its new edge and not its old one.
 
     Raises:
         UserError: There are no rows.
     """
-    cells = {cell.key: cell for cell in study.cells()}
+    rates = Rates(study, folder.rows())
+    bracket = {cell: bracketed(rates.rows[rates.first(cell)]) for cell in rates.rows}
     rows = [
-        dataclasses.replace(row, held_out=study.held_out(cells[row.cell]))
+        dataclasses.replace(row, held_out=study.held_out(cell), lr_bracketed=bracket[cell])
         for row in folder.rows_with_branches()
-        if row.cell in cells
+        if (cell := rates.cells.get(row.cell))
     ]
     if not rows:  # a mistyped store is not made
         raise UserError(f"{folder.store.locate(folder.name)}: no rows yet; run the study first, or correct --store")

@@ -1,180 +1,277 @@
-"""The searcher: one `optuna.Study` a cell, all cells in one Tune run. The rows in the store are the truth.
+"""The searcher: hands Tune the trials that are due, each with its nodes. The rows in the store are the truth.
 
-Trial k of a cell is a pure function of the declaration and of the results of earlier rounds, so a study that was
-killed and continued suggests exactly what an undisturbed one does. Optuna's journal is a live view for dashboards
-and can be rebuilt from the rows at any time.
+Which trials are due, and at which learning rate, is `rates`; where they run is `admission`; this keeps the two together while
+trials come and go. Optuna's journal and Tune's own folder are views of it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import heapq
+import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from ray.tune import Callback
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from scaling.data.seeds import stable_seed
+from scaling.errors import UserError
 from scaling.files import FullError
 from scaling.model.ladder import forward_flops
 from scaling.results import Row
-from scaling.study.declaration import Cell, Placement, Search, Study
-from scaling.study.store import FULL
+from scaling.study.declaration import Cell, Placement, Study
+from scaling.sweep.admission import Admission, fits_ever
+from scaling.sweep.journal import Journal
+from scaling.sweep.limits import (
+    ALIKE,
+    ATTEMPTS,
+    BEGIN_SECONDS,
+    BUSY_SECONDS,
+    SAY_WAITING_SECONDS,
+    SETTLE_SECONDS,
+    WAIT_SECONDS,
+)
+from scaling.sweep.nodes import Nodes
+from scaling.sweep.progress import Progress
+from scaling.sweep.rates import Rates
 from scaling.sweep.trial import Trial
 
-MAX_LOST = 2
-"""How often a trial whose processes ended without a word is handed out again."""
-
-History = list[tuple[float, float]]
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+Result = dict[str, Any]
 
 
-def suggest_lr(search: Search, cell: Cell, number: int, history: History) -> float:
-    """The learning rate of a cell's trial `number`, given the (learning rate, validation error) of all earlier rounds.
+@dataclass(slots=True)
+class Attempt:
+    """One execution of a trial: where it runs, since when, and what it said last."""
 
-    The declared factors come first; then TPE over log(learning rate), its generator seeded by (cell, number).
-    """
-    space = _space(search, cell)
-    if number < len(search.factors):  # within the bounds even where a factor is the span itself, to the last bit
-        return min(max(search.centre(cell.width) * search.factors[number], space["lr"].low), space["lr"].high)
-    sampler = optuna.samplers.TPESampler(seed=stable_seed("search", cell.key, number) % 2**32, n_startup_trials=3)
-    past = optuna.create_study(sampler=sampler)
-    for lr, error in history:
-        value = error if math.isfinite(error) else math.inf
-        past.add_trial(optuna.create_trial(params={"lr": lr}, distributions=dict(space), value=value))
-    return past.ask(fixed_distributions=dict(space)).params["lr"]
+    trial: Trial
+    placement: Placement
+    nodes: tuple[str, ...]
+    queued: bool
+    handed_out: float
+    begun: bool = False
+    step: float = -1.0
+    result: Result = field(default_factory=dict)
 
 
-def open_rounds(search: Search, cell: Cell, rows: dict[int, Row]) -> list[tuple[int, float]]:
-    """The trials (number, learning rate) of a cell's present round that have no row; empty when the cell is done."""
-    start, history = 0, History()
-    while start < search.trials:
-        size = len(search.factors) if start == 0 else search.round_size
-        numbers = range(start, min(start + size, search.trials))
-        missing = [number for number in numbers if number not in rows]
-        if missing:
-            return [(number, suggest_lr(search, cell, number, history)) for number in missing]
-        history += [(rows[number].lr, rows[number].val_error) for number in numbers]
-        start += size
-    return []
+class SweepSearch(Searcher):
+    """Hands out trials by urgency: those that others wait for, then those with most work behind them.
 
-
-def needs(placement: Placement) -> dict[str, float]:
-    """Resources a trial occupies while it runs."""
-    return {"CPU": placement.cpus * placement.workers, "GPU": placement.gpus * placement.workers}
-
-
-class CellSearch(Searcher):
-    """Hands out trials longest first, and records results in one Optuna study a cell.
-
-    A trial under Ray Train asks for its workers itself, behind Tune's back. So that it never starves, trials are handed
-    out strictly in order, and only when the cluster has room for the next; just one single-process trial may wait in
-    Tune's queue, which lets Tune hand it a finished trial's process instead of starting a new one.
-
-    `no_room` says so if a trial ended because the store is full: it gets no row, and no other is handed out.
+    A trial that ends without a row is handed out again, at most `ATTEMPTS` times without progress in between; it resumes from
+    its last state. An error of a node is no attempt: the node is set aside. `stopped` says why no more trials are handed out.
     """
 
     def __init__(
         self,
         study: Study,
-        make_trial: Callable[[Cell, int, float], Trial],
-        rows: list[Row],
-        journal: str,
-        capacity: Callable[[], dict[str, float]],
-        on_row: Callable[[Row], None],
+        make_trial: Callable[..., Trial],
+        rates: Rates,
+        nodes: Nodes,
+        journal: Journal,
+        progress: Progress,
+        ask_for: Callable[[list[dict[str, float]]], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(metric=f"val_{study.data.rules.score}", mode="min")
-        self.study, self.make_trial, self.capacity, self.on_row = study, make_trial, capacity, on_row
-        self.live: dict[str, Trial] = {}
-        self.no_room = ""
-        self.lost: Counter[str] = Counter()
-        self.cells = sorted(study.cells(), key=lambda cell: _order(study, cell))
-        by_key = {row.trial: row for row in rows}
-        self.rows: dict[Cell, dict[int, Row]] = {}
-        for cell in self.cells:
-            keys = ((number, cell.trial(number)) for number in range(study.search.trials))
-            self.rows[cell] = {number: by_key[key] for number, key in keys if key in by_key}
-        self.views = _open_views(study, Path(journal), self.rows)
-        self.waiting = {cell: open_rounds(study.search, cell, self.rows[cell]) for cell in self.cells}
+        self.study, self.make_trial, self.rates = study, make_trial, rates
+        self.nodes, self.journal, self.progress, self.ask_for = nodes, journal, progress, ask_for
+        self.clock = clock
+        self.admission, self.live = Admission(), dict[str, Attempt]()
+        self.ready: dict[Placement, list[tuple[tuple[float, ...], Cell, int, float]]] = {}
+        self.open: set[tuple[Cell, int]] = set()
+        self.failures, self.alike = Counter[str](), Counter[str]()
+        self.busy: dict[str, float] = {}
+        self.unsettled: list[Attempt] = []
+        self.next_try = 0.0
+        self.idle_since, self.said = self.clock(), 0.0
+        self.stopped = ""
+        for cell in rates.rows:
+            self._queue(cell)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """The next trial as a Tune configuration, None if it must wait, FINISHED when every trial has its row."""
-        ready = [cell for cell in self.cells if self.waiting[cell] and not self.no_room]
-        if not ready:
-            return None if self.live else Searcher.FINISHED
-        cell = ready[0]
-        if not self._admits(self.study.placement(cell)):
+    def suggest(self, trial_id: str) -> Result | str | None:  # type: ignore[override]
+        """The next trial as a Tune configuration, None if it must wait, FINISHED when no trial is due."""
+        self._settle()
+        open_still = self.live or self.unsettled
+        if self.stopped or not any(self.ready.values()):
+            return None if open_still else Searcher.FINISHED
+        now = self.clock()
+        offers = [node for node in self.nodes.look() if self.busy.get(node.id, now) <= now]
+        if self.nodes.problem:
+            self.stopped = self.nodes.problem
             return None
-        number, lr = self.waiting[cell].pop(0)
-        self.live[trial_id] = self.make_trial(cell, number, lr)
-        _mark_running(self.views[cell], number, lr, _space(self.study.search, cell))
-        return {"trial": self.live[trial_id]}
+        waiting: list[Placement] = []
+        for placement in sorted((p for p, heap in self.ready.items() if heap), key=lambda p: self.ready[p][0][0]):
+            nodes, queued = self.admission.place(placement, offers, waiting), False
+            if not nodes and placement.host == "process" and not waiting:
+                queued_at = [attempt.nodes[0] for attempt in self.live.values() if attempt.queued]
+                nodes, queued = self.admission.queue(placement, offers, queued_at), True
+            if nodes:
+                return self._hand_out(trial_id, placement, nodes, queued)
+            if fits_ever(placement, offers):
+                waiting.append(placement)
+        self._say_waiting(now, offers)
+        return None
 
-    def _admits(self, placement: Placement) -> bool:
-        running = [self.study.placement(trial.cell) for trial in self.live.values()]
-        capacity = self.capacity()
+    def _hand_out(self, trial_id: str, placement: Placement, nodes: tuple[str, ...], queued: bool) -> Result:
+        _, cell, number, lr = heapq.heappop(self.ready[placement])
+        trial = self.make_trial(cell, number, lr, rival=self.rates.rival(cell, number), nodes=nodes)
+        self.live[trial_id] = Attempt(trial, placement, nodes, queued, self.clock())
+        self.admission.start(trial_id, placement, nodes)
+        self.journal.running(cell, number, lr)
+        self.idle_since = self.clock()
+        return {"trial": trial, **trial.about()}
 
-        def fits(placements: list[Placement]) -> bool:
-            used = [needs(each) for each in placements]
-            return all(sum(n[name] for n in used) <= capacity.get(name, 0.0) + 1e-9 for name in ("CPU", "GPU"))
+    def on_trial_start(self, trial_id: str) -> None:
+        """Note that Tune has a process for the trial. One under Ray Train still waits for its workers."""
+        attempt = self.live.get(trial_id)
+        if attempt is not None:
+            attempt.queued, attempt.handed_out = False, self.clock()
+            if attempt.placement.host == "process":
+                self._begin(trial_id, attempt)
 
-        if fits([*running, placement]):
-            return True
-        if not running and placement.min_workers:  # the cluster has shrunk
-            return fits([dataclasses.replace(placement, workers=placement.min_workers)])
-        # The one that may wait: never beside a trial under Ray Train, whose place it could take.
-        single = placement.host == "process" and all(each.host == "process" for each in running)
-        return single and fits(running)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Read the trial's row, which its process wrote before it ended, and open the cell's next round if it is due."""
-        trial = self.live.pop(trial_id, None)
-        if trial is None:
+    def on_trial_result(self, trial_id: str, result: Result) -> None:
+        """Note how far a trial is."""
+        attempt = self.live.get(trial_id)
+        if attempt is None:
             return
-        row = trial.output.read_row()
-        if row is None:
-            row = self._failed_row(trial)
-        if row is None:
+        attempt.result = result
+        self._begin(trial_id, attempt)
+        if "train_loss" in result:
+            if result["step"] > attempt.step >= 0:  # it progresses: what went wrong before is past
+                self.failures.pop(attempt.trial.key, None)
+            attempt.step = result["step"]
+            self.progress.measured(attempt.trial.key, result)
+
+    def _begin(self, trial_id: str, attempt: Attempt) -> None:
+        if not attempt.begun:
+            attempt.begun = True
+            self.admission.begin(trial_id)
+            self.progress.started(attempt.trial.key, attempt.trial.cell, ", ".join(self.nodes.names(attempt.nodes)))
+
+    def overdue(self) -> list[str]:
+        """Trials to stop, because a node of theirs is lost, or has no room for them after all; they are handed out again."""
+        now, there = self.clock(), {node.id for node in self.nodes.look()}
+        found = []
+        for trial_id, attempt in self.live.items():
+            late = not attempt.begun and not attempt.queued and now - attempt.handed_out > BEGIN_SECONDS
+            # With `min_workers` Ray Train itself continues on the nodes that are left.
+            lost = attempt.placement.min_workers is None and not there.issuperset(attempt.nodes)
+            if late:
+                self.busy |= dict.fromkeys(attempt.nodes, now + BUSY_SECONDS)
+            if late or (lost and attempt.placement.host == "ray_train") or (lost and not attempt.begun):
+                found.append(trial_id)
+        return found
+
+    def on_trial_complete(self, trial_id: str, result: Result | None = None, error: bool = False) -> None:
+        """Take in what a trial left: its row, or why there is none."""
+        attempt = self.live.pop(trial_id, None)
+        if attempt is None:
             return
-        cell = trial.cell
-        self.rows[cell][trial.number] = row
-        _tell(self.views[cell], trial.number, row)
-        if not self.waiting[cell] and all(other.cell != cell for other in self.live.values()):
-            self.waiting[cell] = open_rounds(self.study.search, cell, self.rows[cell])
-        self.on_row(row)
+        self.admission.end(trial_id)
+        attempt.result = attempt.result | (result or {})
+        self.unsettled.append(attempt)
+        self.next_try = 0.0
+        self._settle()
 
-    def _failed_row(self, trial: Trial) -> Row | None:
-        """Write the row of a trial that left none; None if it gets none yet.
+    def _settle(self) -> None:
+        """Conclude what has ended. Where the store does not answer, it is tried again later: nothing is lost by a hiccup."""
+        if not self.unsettled or self.clock() < self.next_try:
+            return
+        waiting, self.unsettled = self.unsettled, []
+        for attempt in waiting:
+            try:
+                self._conclude(attempt)
+            except FullError as error:
+                self.stopped = str(error)
+            except OSError as error:
+                self.unsettled.append(attempt)
+                self.progress.say(f"the store does not answer ({error}); trying again")
+                self.next_try = self.clock() + SETTLE_SECONDS
 
-        A process that ended without a word, as when its node was lost, says little about the trial: Tune's attempts may
-        all have met processes that were lost at once. Such a trial is handed out again.
-        """
-        reason = trial.output.read_error()
-        if reason is None and self.lost[trial.key] < MAX_LOST:
-            self.lost[trial.key] += 1
-            self.waiting[trial.cell].insert(0, (trial.number, trial.lr))
-            return None
-        reason = reason or "its process ended without a row or an error; see the Ray logs"
-        try:
-            if reason.startswith(FULL):
-                trial.output.delete_row()  # the reason is of this attempt, not of a later one
-                raise FullError(reason.removeprefix(FULL))
-            row = trial.failed_row(reason)
-            trial.output.write_row(row)
-        except FullError as error:
-            self.no_room = str(error)
-            return None
-        return row
+    def _conclude(self, attempt: Attempt) -> None:
+        trial, said = attempt.trial, attempt.result
+        if "row" in said:
+            self._finished(trial, Row.from_json(said["row"], trial.key))
+        elif "full" in said:
+            self.stopped = said["full"]
+        elif "node" in said:
+            self.nodes.set_aside(attempt.nodes[0], said["node"])
+            self._again(trial, said["node"])
+        elif "mistake" in said:  # such as a damaged shard: trying again would not help
+            self._finished(trial, trial.fail(said["mistake"]))
+        elif (row := trial.output.await_row(0.0 if "failure" in said else SETTLE_SECONDS)) is not None:
+            self._finished(trial, row)
+        else:
+            reason = said.get("failure") or f"its process on {', '.join(self.nodes.names(attempt.nodes))} ended without a word"
+            if attempt.begun:
+                self.failures[trial.key] += 1
+            if self.failures[trial.key] < ATTEMPTS:
+                self._again(trial, reason if attempt.begun else "")
+            else:
+                self._finished(trial, trial.fail(reason))
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: results are read from rows."""
+    def _again(self, trial: Trial, reason: str) -> None:
+        """Hand a trial out once more; it resumes from its last state."""
+        self.open.discard((trial.cell, trial.number))
+        self.journal.lost(trial.cell, trial.number)
+        self._queue(trial.cell)
+        self.progress.lost(trial.key, reason)
+
+    def _finished(self, trial: Trial, row: Row) -> None:
+        self.open.discard((trial.cell, trial.number))
+        self.failures.pop(trial.key, None)
+        for cell in self.rates.add(row):
+            self._queue(cell)
+        self.journal.finished(trial.cell, trial.number, row)
+        self.progress.add(row)
+        self.alike = Counter() if row.status != "failed" else self.alike + Counter([row.error])
+        if self.alike and max(self.alike.values()) >= ALIKE:
+            self.stopped = f"{ALIKE} trials failed alike and none succeeded between them: {row.error}"
+
+    def _queue(self, cell: Cell) -> None:
+        """Make the cell's trials that are due ready, unless they are."""
+        placement = self.study.placement(cell)
+        heap = self.ready.setdefault(placement, [])
+        for number, lr in self.rates.due(cell):
+            if (cell, number) not in self.open:
+                self.open.add((cell, number))
+                heapq.heappush(heap, (self._urgency(cell, number), cell, number, lr))
+
+    def _urgency(self, cell: Cell, number: int) -> tuple[float, ...]:
+        """What comes first: cells that all others wait for, then the longest way to a cell's end."""
+        placement, recipe = self.study.placement(cell), self.study.recipe
+        share = placement.workers * (min(1.0, placement.gpus) or placement.cpus)
+        seconds = forward_flops(self.study.model(cell.width)) * recipe.budget.steps(cell.num_spectra, recipe.batch_size) / share
+        rounds = self.rates.rounds(cell)
+        return (
+            cell not in self.rates.anchors,
+            -seconds * rounds,
+            -cell.num_spectra,
+            cell.width,
+            cell.seed,
+            number,
+        )
+
+    def _say_waiting(self, now: float, offers: list[Any]) -> None:
+        """Say what is waited for once it has been for half a minute, and again now and then; stop when it is hopeless."""
+        unfit = [p for p, heap in self.ready.items() if heap and not fits_ever(p, offers)]
+        if self.live and not unfit:
+            self.idle_since = now
+        needed = unfit or [p for p, heap in self.ready.items() if heap]
+        self.ask_for([need for p in needed for need in needs(p) for _ in self.ready[p][:100]])
+        waited = now - self.idle_since
+        if waited < SAY_WAITING_SECONDS:
+            return
+        there = f"{sum(n.cpus for n in offers):g} CPU and {sum(n.gpus for n in offers):g} GPU on {len(offers)} nodes"
+        wanted = "; ".join(sorted({p.describe() for p in needed}))
+        running = ", ".join(sorted(attempt.trial.key for attempt in self.live.values())[:4]) or "none"
+        text = f"waiting for {wanted}; the cluster has {there}{self.nodes.pending()}; running: {running}"
+        if now - self.said > 10 * SAY_WAITING_SECONDS:
+            self.said = now
+            self.progress.say(text)
+        if not self.live and waited > WAIT_SECONDS:
+            self.stopped = f"{text}: nothing came in {WAIT_SECONDS / 60:.0f} minutes; change Study.placements or the cluster"
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store is the state."""
@@ -182,74 +279,57 @@ class CellSearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: the store is the state."""
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Result:
         """Tune pickles its searcher into its own snapshot, which we never read."""
         return {}
 
 
-def _order(study: Study, cell: Cell) -> tuple[bool, int, int, int, int]:
-    """Trials under Ray Train first, then by cost: the longest must not be started last."""
-    steps = study.recipe.budget.steps(cell.num_spectra, study.recipe.batch_size)
-    flops = forward_flops(study.model(cell.width)) * steps
-    return (study.placement(cell).host != "ray_train", -flops, -cell.num_spectra, cell.width, cell.seed)
+class Referee(FIFOScheduler):
+    """Tune's scheduler, in the order trials were handed out; it stops those that the searcher gives up where they are."""
+
+    def __init__(self, search: SweepSearch) -> None:
+        super().__init__()
+        self.search = search
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Stop what is overdue; then as ever."""
+        if overdue := set(self.search.overdue()):
+            for trial in [trial for trial in tune_controller.get_live_trials() if trial.trial_id in overdue]:
+                tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
+
+    def __getstate__(self) -> Result:
+        """Tune pickles its scheduler into its own snapshot, which we never read."""
+        return {}
 
 
-def _space(search: Search, cell: Cell) -> dict[str, FloatDistribution]:
-    centre = search.centre(cell.width)
-    return {"lr": FloatDistribution(centre / search.span, centre * search.span, log=True)}
+class Starts(Callback):
+    """Tells the searcher which trials have a process."""
+
+    def __init__(self, search: SweepSearch) -> None:
+        self.search = search
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune."""
+        self.search.on_trial_start(trial.trial_id)
 
 
-def _open_views(study: Study, journal: Path, rows: dict[Cell, dict[int, Row]]) -> dict[Cell, optuna.Study]:
-    """All cells' studies; a journal that cannot be read (a line torn by a full disk) is set aside and rebuilt."""
-
-    def open_all() -> dict[Cell, optuna.Study]:
-        storage = JournalStorage(JournalFileBackend(str(journal)))
-        return {cell: _open_view(study, storage, cell, known) for cell, known in rows.items()}
-
-    try:
-        return open_all()
-    except (ValueError, KeyError):
-        journal.replace(journal.with_name(journal.name + ".damaged"))
-        return open_all()
+def needs(placement: Placement) -> list[dict[str, float]]:
+    """What each worker of a trial occupies, as Ray names it."""
+    gpus = {"GPU": placement.gpus} if placement.gpus else {}
+    return [{"CPU": placement.cpus, **gpus}] * placement.workers
 
 
-def _open_view(study: Study, storage: JournalStorage, cell: Cell, rows: dict[int, Row]) -> optuna.Study:
-    """The cell's study in the journal, brought up to date with its rows."""
-    view = optuna.create_study(
-        study_name=f"{study.name}/{cell.key}", storage=storage, load_if_exists=True, direction="minimize"
-    )
-    if not view.user_attrs:
-        view.set_user_attr("cell", {"width": cell.width, "num_spectra": cell.num_spectra, "seed": cell.seed})
-    for number, row in sorted(rows.items()):
-        if _find(view, number) is None:
-            _mark_running(view, number, row.lr, _space(study.search, cell))
-        _tell(view, number, row)
-    return view
+def refuse(study: Study, offers: list[Any]) -> None:
+    """Refuse a study whose cells can never run on these nodes, where no others can come.
 
-
-def _find(view: optuna.Study, number: int) -> optuna.trial.FrozenTrial | None:
-    """The newest entry of our trial `number`; Optuna's own numbers differ once a failed trial was tried again."""
-    found = [trial for trial in view.get_trials(deepcopy=False) if trial.user_attrs.get("number") == number]
-    return found[-1] if found else None
-
-
-def _mark_running(view: optuna.Study, number: int, lr: float, space: dict[str, FloatDistribution]) -> None:
-    """Show the trial as running, unless it is shown already; one that failed is shown once more. One journal entry."""
-    present = _find(view, number)
-    if present is None or present.state == TrialState.FAIL:
-        distributions: dict[str, BaseDistribution] = dict(space)
-        view.add_trial(
-            optuna.create_trial(
-                state=TrialState.RUNNING, params={"lr": lr}, distributions=distributions, user_attrs={"number": number}
+    Raises:
+        UserError: naming the cell, what it needs and what there is.
+    """
+    for cell in study.cells():
+        if not fits_ever(study.placement(cell), offers):
+            there = ", ".join(sorted({f"{node.cpus:g} CPU and {node.gpus:g} GPU" for node in offers}))
+            raise UserError(
+                f"cell {cell.key} needs {study.placement(cell).describe()}; the cluster has {len(offers)} nodes of {there}: "
+                "change Study.placements, or connect to a larger cluster with --address"
             )
-        )
-
-
-def _tell(view: optuna.Study, number: int, row: Row) -> None:
-    present = _find(view, number)
-    if present is None or present.state.is_finished():
-        return
-    if row.status == "done":
-        view.tell(present.number, row.val_error)
-    else:
-        view.tell(present.number, state=TrialState.FAIL)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,20 +14,21 @@ from scaling.data.batches.rules import Standardisation
 from scaling.data.batches.training import Access
 from scaling.data.shards.manifest import MANIFEST, SPLITS, Manifest
 from scaling.data.shards.shard import is_as_listed
-from scaling.errors import UserError
+from scaling.errors import NodeError, UserError
 from scaling.files import FullError, Location
 from scaling.results import Row
 from scaling.study.declaration import Cell, Study
 from scaling.study.prepare import check_sources
-from scaling.study.store import FULL, StudyFolder
-from scaling.sweep.nodes import check_placements, choose_access, survey
+from scaling.study.store import StudyFolder
+from scaling.sweep.journal import Journal
+from scaling.sweep.nodes import Nodes, choose_access
 from scaling.sweep.progress import Progress
+from scaling.sweep.rates import Rates
 from scaling.sweep.trial import Trial, code_commit, describe_exception
 from scaling.training.recorder import other_configuration, state_head
 
-DRIVER_MEMORY = 256 * 2**20
+DRIVER_MEMORY = 2**30
 HEAD_BYTES = 4096
-MAX_FAILURES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +77,11 @@ class Sweep:
             code_commit=code_commit(),
         )
 
-    def trial(self, cell: Cell, number: int, lr: float) -> Trial:
+    def trial(self, cell: Cell, number: int, lr: float, *, rival: Row | None = None, nodes: tuple[str, ...] = ()) -> Trial:
         """A trial of this study."""
         return Trial(
+            nodes=nodes,
+            rival=rival.trial if rival is not None and self.study.search.prune else "",
             study=self.study,
             folder=self.folder,
             shards=self.shards,
@@ -131,83 +132,104 @@ class Sweep:
                 if head is not None and head["identity"] != self.fingerprint(cell):
                     raise UserError(other_configuration(trial.state_place))
 
-    def remaining(self) -> int:
-        """Trials that have no row yet."""
-        keys = {cell.trial(k) for cell in self.study.cells() for k in range(self.study.search.trials)}
-        return len(keys - {row.trial for row in self.rows()})
+    def rates(self) -> Rates:
+        """The rows there are, and the trials that are due."""
+        return Rates(self.study, self.rows())
 
 
-def run_sweep(sweep: Sweep, progress: Callable[[str], None]) -> list[Row]:
-    """Run every trial that has no row, on the cluster that Ray is connected to. Returns all rows.
+def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *, may_grow: bool) -> Rates:
+    """Run every trial that is due until none is, on the cluster that Ray is connected to. Returns all rows.
+
+    Args:
+        sweep: The study, its data and its store.
+        say: Called with each line of progress.
+        callbacks: Tune's, to log trials elsewhere.
+        may_grow: Whether other nodes may join the cluster: what does not fit it yet is then waited for, and asked of an autoscaler.
 
     Raises:
-        UserError: if a cell can never run on this cluster, or the store is full.
+        UserError: if a cell can never run on this cluster, no node is usable, all trials fail alike, or the store is full.
     """
-    import ray
     from ray import tune
 
-    from scaling.sweep.search import CellSearch
+    from scaling.sweep.search import Referee, Starts, SweepSearch, refuse
 
-    nodes = survey(sweep.shards, sweep.cache_root)
-    check_placements(sweep.study, nodes)
-    sweep = dataclasses.replace(
-        sweep, access=choose_access(sweep.study, Manifest.load(sweep.shards), nodes, cache_limit())
-    )
-    if streamed := [n for n, access in sweep.access.items() if access == "streamed"]:
-        progress(f"{', '.join(f'{n:,}' for n in streamed)} spectra are streamed from the shards; no node keeps a copy")
-    rows = sweep.rows()
-    tracker = Progress(sweep.study, rows, ray.cluster_resources(), progress)
-    search = CellSearch(
-        sweep.study,
-        sweep.trial,
-        rows,
-        str(sweep.folder.journal),
-        ray.cluster_resources,
-        tracker.add,
-    )
-    with tempfile.TemporaryDirectory(prefix="spectral-scaling-") as scratch:  # Tune's own snapshot; never read
-        tuner = tune.Tuner(
-            tune.with_resources(_trainable, _resources),
-            tune_config=tune.TuneConfig(search_alg=search, num_samples=-1, reuse_actors=True),
-            run_config=tune.RunConfig(
-                name=sweep.study.name,
-                storage_path=scratch,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            ),
+    study, folder = sweep.study, sweep.folder
+    nodes = Nodes(sweep.shards, sweep.cache_root, say, gpus_needed=any(place.gpus for place in study.placements))
+    offers = nodes.wait_for_first()
+    if not may_grow:
+        refuse(study, offers)
+    access = choose_access(study, Manifest.load(sweep.shards), offers, cache_limit())
+    sweep = dataclasses.replace(sweep, access=access)
+    if streamed := [n for n, way in access.items() if way == "streamed"]:
+        say(f"{', '.join(f'{n:,}' for n in streamed)} spectra are streamed from the shards; no node keeps a copy")
+    rates = sweep.rates()
+    rows = [row for rows in rates.rows.values() for row in rows.values()]
+    with Progress(study, rows, say, devices=nodes.devices, remaining=rates.remaining) as progress:
+        search = SweepSearch(
+            study,
+            sweep.trial,
+            rates,
+            nodes,
+            Journal(study, folder.journal, rows),
+            progress,
+            _request if may_grow else lambda bundles: None,
         )
-        tuner.fit()
-    if search.no_room:
-        raise UserError(search.no_room)
-    sweep.folder.clear_ray_train_storage()
-    return sweep.rows()
+        tune.Tuner(
+            tune.with_resources(_trainable, _resources),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=Referee(search),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.config["trial"].key,
+                trial_dirname_creator=lambda trial: f"{trial.config['trial'].key}-{trial.trial_id}",
+            ),
+            run_config=tune.RunConfig(name="tune", storage_path=folder.tune_storage, verbose=0, callbacks=[Starts(search), *callbacks]),
+        ).fit()
+    if may_grow:
+        _request([])
+    if search.stopped:
+        raise UserError(search.stopped)
+    folder.clear_ray_train_storage()
+    return rates
 
 
-def _trainable(config: dict[str, Any]) -> None:
+def _request(bundles: list[dict[str, float]]) -> None:
+    """Ask an autoscaler, where there is one, for room for these; it keeps what it was asked for until it is asked anew."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=bundles)
+
+
+def _trainable(config: dict[str, Any]) -> dict[str, Any]:
+    """A trial as Tune runs it. It never raises: what went wrong is for the searcher to decide on."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
     trial: Trial = config["trial"]
     try:
-        trial.run(tune.report, TuneReportCallback)
+        row = trial.run(tune.report, TuneReportCallback)
     except FullError as error:
-        with contextlib.suppress(FullError):  # the searcher finds out by itself
-            trial.output.write_error(f"{FULL}{error}")
-        raise
-    except UserError as error:  # such as a damaged shard: trying again would not help
-        trial.output.write_row(trial.failed_row(str(error)))
+        return {"full": str(error)}
+    except NodeError as error:
+        return {"node": str(error)}
+    except UserError as error:
+        return {"mistake": str(error)}
     except Exception as error:
-        trial.output.write_error(describe_exception(error))
-        raise
+        return {"failure": describe_exception(error)}
+    seconds = {"device_seconds": row.device_seconds, "mfu": row.mfu}
+    return {"row": row.to_json(), row.measure.val: row.val_error, row.measure.test: row.test_error, **seconds}
 
 
 def _resources(config: dict[str, Any]) -> Any:
+    """The devices of a trial, on the node it was given."""
     from ray import tune
 
     trial: Trial = config["trial"]
     placement = trial.study.placement(trial.cell)
     if placement.host == "ray_train":
         # Ray Train asks for the workers' devices itself. The driver waits, and must not hold a CPU they may need.
-        return tune.PlacementGroupFactory([{"memory": DRIVER_MEMORY}])
-    return tune.PlacementGroupFactory([{"CPU": placement.cpus, "GPU": placement.gpus}])
+        bundle = {"memory": DRIVER_MEMORY}
+    else:
+        bundle = {"CPU": placement.cpus, "GPU": placement.gpus}
+    return tune.PlacementGroupFactory([bundle], bundle_label_selector=[{"ray.io/node-id": trial.nodes[0]}])

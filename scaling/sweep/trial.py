@@ -25,16 +25,21 @@ from scaling.model.checkpoint import model_bytes
 from scaling.results import Row
 from scaling.study.declaration import Cell, Study, stable
 from scaling.study.store import StudyFolder, TrialFolder
+from scaling.sweep.limits import SETTLE_SECONDS
 from scaling.training.columns import detail_columns, score_columns
 from scaling.training.device import Device
 from scaling.training.loop import Outcome, Task
 from scaling.training.metrics import Classified, Detail, Scores
+from scaling.training.pruning import Hopeless
 from scaling.training.trainer import Job, run_in_process, run_under_ray_train
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Trial:
-    """A learning rate tried in a cell, with everything a worker needs to run it and write its row."""
+    """A learning rate tried in a cell, with everything a worker needs to run it and write its row.
+
+    `nodes` are those that its workers were given. `rival` is the cell's best trial so far, beside which this one may be hopeless.
+    """
 
     study: Study
     folder: StudyFolder
@@ -47,6 +52,11 @@ class Trial:
     fingerprint: str
     eval_pin: str
     code_commit: str
+    nodes: tuple[str, ...] = ()
+    rival: str = ""
+
+    def __repr__(self) -> str:
+        return f"Trial({self.key})"
 
     @property
     def key(self) -> str:
@@ -73,10 +83,24 @@ class Trial:
             whitening=self.study.ladder.whitening,
         )
 
-    def run(self, forward: Callable[[dict[str, float]], None], ray_train_callback: Callable[[], Any] | None) -> None:
-        """Train on the host its placement names, and write the row. A trial that has its row does nothing."""
-        if self.output.read_row() is not None:
-            return
+    def about(self) -> dict[str, Any]:
+        """What a person compares trials by, for dashboards."""
+        return {
+            "num_params": ladder.count_parameters(self.study.model(self.cell.width)).reach_loss,
+            "num_spectra": self.cell.num_spectra,
+            "lr": self.lr,
+            "seed": self.cell.seed,
+            "precision": self.study.recipe.precision,
+        }
+
+    def run(self, forward: Callable[[dict[str, Any]], None], ray_train_callback: Callable[[], Any] | None) -> Row:
+        """Train on the host its placement names, write the row and return it. A trial that has its row does nothing.
+
+        Raises:
+            OSError: The store does not show the row that was written.
+        """
+        if (row := self.output.read_row()) is not None:
+            return row
         placement = self.study.placement(self.cell)
         job = Job(
             name=f"{self.study.name}-{self.key}",
@@ -85,6 +109,7 @@ class Trial:
             task=self.task(),
             folder=self.output,
             finish=functools.partial(_finish, self, time.time()),
+            hopeless=self._hopeless(),
             workers=placement.workers,
             min_workers=placement.min_workers,
             cpus=placement.cpus,
@@ -93,13 +118,28 @@ class Trial:
             compiled=placement.compiled,
         )
         if placement.host == "ray_train":
-            run_under_ray_train(job, self.folder.ray_train_storage, ray_train_callback)
+            run_under_ray_train(job, self.folder.ray_train_storage, ray_train_callback, nodes=self.nodes)
         else:
             run_in_process(job, forward)
+        row = self.output.await_row(SETTLE_SECONDS)
+        if row is None:
+            raise FileNotFoundError(f"{self.folder.store.locate(self.output.path)}/row.json: not there after the trial wrote it")
+        return row
 
-    def failed_row(self, error: str) -> Row:
-        """The row of a trial that could not be finished."""
-        return _row(self, None, error=error, device=Device(name="", peak_flops=math.nan), wall_seconds=math.nan)
+    def _hopeless(self) -> Hopeless | None:
+        """The rule that may stop this trial, from the curve of its rival; None where there is none."""
+        recipe, size = self.study.recipe, self.cell.num_spectra
+        curve = self.folder.trial(self.rival).read_progress() if self.rival and recipe.schedule != "wsd" else None
+        score = f"val_{self.study.data.rules.score}"
+        if curve is None:
+            return None
+        return Hopeless.beside(self.rival, curve, score, recipe.budget.steps(size, recipe.batch_size))
+
+    def fail(self, error: str) -> Row:
+        """Write the row of a trial that could not be finished, unless it has one; returns the row it has."""
+        row = _row(self, None, error=error, device=Device(name="", peak_flops=math.nan), wall_seconds=math.nan)
+        self.output.write_row(row)
+        return self.output.read_row() or row
 
 
 def _finish(trial: Trial, started: float, outcome: Outcome, device: Device) -> None:

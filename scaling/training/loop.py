@@ -30,11 +30,13 @@ from scaling.model.ladder import Whitening
 from scaling.model.specvit import ModelConfig
 from scaling.training.evaluate import predict, score, score_detail
 from scaling.training.metrics import Classified, Detail, Scores
+from scaling.training.pruning import Hopeless
 from scaling.training.recipe import Recipe, samples_seen
 from scaling.training.schedule import Schedule
 from scaling.training.step import Stepper
 
 State = dict[str, Any]
+Status = Literal["done", "diverged", "pruned"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,7 @@ class Context:
     `device_share` is the fraction of the device that this trial may take; others may run beside it. `micro_batch` and
     `compiled` are those of `Stepper`. `report` takes the metrics of an evaluation and the state to resume from, on every
     worker; the host keeps rank 0's. `load` gives back the last state, or None. `branch` takes the outcome of a shorter
-    budget, on every worker; a trial that is resumed may give the same one again.
+    budget, on every worker; a trial that is resumed may give the same one again. `hopeless` may end the trial early.
     """
 
     rank: int
@@ -75,6 +77,7 @@ class Context:
     device_share: float = 1.0
     micro_batch: int | None = None
     compiled: bool = False
+    hopeless: Hopeless | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,7 @@ class Outcome:
     takes; `added_seconds` leaves out what it shares with a shorter one.
     """
 
-    status: Literal["done", "diverged"]
+    status: Status
     share: float
     error: str
     val: Scores | Classified | None
@@ -124,7 +127,7 @@ def train(task: Task, context: Context) -> Outcome:
 
     The best weights by validation error (the earliest of equals) are scored on the test split: by the MAE of the study's
     label, or by the error rate of a classification. A loss or validation error that is not finite ends the trial as
-    "diverged". On the CPU the same task gives the same bits, whether interrupted or not.
+    "diverged", one that is hopeless as "pruned". On the CPU the same task gives the same bits, whether interrupted or not.
 
     Raises:
         UserError: if the data cannot be used, such as a damaged shard; one worker may raise it while others wait.
@@ -178,7 +181,7 @@ class _Trainer:
         )
         self.val = EvaluationSplit.load(task.shards, task.rules, "val", self.worker)
         self.runs = task.recipe.runs(task.num_spectra)
-        self.progress = _Progress()
+        self.progress, self.error = _Progress(), ""
 
     def _whitening(self) -> dict[str, Any]:
         task, rule = self.task, self.task.whitening
@@ -192,17 +195,17 @@ class _Trainer:
         self._resume(self.context.load())
         while True:
             run, last = self.runs[self.progress.run], self.progress.run == len(self.runs) - 1
-            diverged = self._train_run(run, forks=not last)
-            outcome = self._conclude(run, diverged)
-            if diverged or last:
+            status = self._train_run(run, forks=not last)
+            outcome = self._conclude(run, status)
+            if status != "done" or last:
                 return outcome
             self.context.branch(outcome)
             self._return_to_fork()
 
-    def _train_run(self, run: Schedule, *, forks: bool) -> bool:
-        """Take all steps of a run that are left; returns whether it diverged."""
+    def _train_run(self, run: Schedule, *, forks: bool) -> Status:
+        """Take all steps of a run that are left, or end it early. How it ended is not reported: a state always resumes."""
         progress, stepper = self.progress, self.stepper
-        evaluate_after = self.recipe.evaluation_steps(run)
+        evaluate_after, hopeless = self.recipe.evaluation_steps(run), self.context.hopeless
         started = time.perf_counter()
         while progress.step < run.total:
             stepper.step(progress.step, run)
@@ -216,10 +219,14 @@ class _Trainer:
             elapsed, started = time.perf_counter() - started, time.perf_counter()
             progress.train_seconds += elapsed
             if not (math.isfinite(train_loss) and math.isfinite(now.error)):
-                return True  # not reported: a checkpoint always holds a finite model
+                self.error = f"loss or validation error not finite by step {progress.step} of {run.total} at lr {self.task.lr:g}"
+                return "diverged"
             self._keep_best(run, now.error)
+            if hopeless and (reason := hopeless.reason(progress.step, progress.best_error)):
+                self.error = reason
+                return "pruned"
             self.context.report(self._metrics(now, train_loss), self._state())
-        return False
+        return "done"
 
     def _keep_best(self, run: Schedule, error: float) -> None:
         progress = self.progress
@@ -258,21 +265,19 @@ class _Trainer:
         seconds = fork["seconds"]
         self.progress = _Progress(run=run, step=fork["step"], train_seconds=seconds, shared_seconds=seconds)
 
-    def _conclude(self, run: Schedule, diverged: bool) -> Outcome:
+    def _conclude(self, run: Schedule, status: Status) -> Outcome:
         progress, task, applied = self.progress, self.task, self.stepper.applied_steps()
-        error, val, test, test_detail = "", None, None, None
+        val, test, test_detail = None, None, None
         others: list[tuple[Scores, Scores]] = []
-        if diverged:
-            error = f"loss or validation error not finite by step {progress.step} of {run.total} at lr {task.lr:g}"
-        else:
+        if status == "done":
             self.stepper.model.load_state_dict(progress.best_weights)
             val, val_others = self._score_val()
             test, test_others, test_detail = self._score_test()
             others = list(zip(val_others, test_others, strict=True))
         return Outcome(
-            status="diverged" if diverged else "done",
-            share=1.0 if diverged else self.recipe.shares[progress.run],
-            error=error,
+            status=status,
+            share=self.recipe.shares[progress.run] if status == "done" else 1.0,
+            error=self.error,
             val=val,
             test=test,
             others=others,

@@ -12,6 +12,7 @@ import torch
 from scaling.errors import UserError
 from scaling.training.device import Device, measure
 from scaling.training.loop import Context, Outcome, Task, train
+from scaling.training.pruning import Hopeless
 from scaling.training.recorder import Folder, Metrics, Recorder
 
 
@@ -34,6 +35,7 @@ class Job:
     task: Task
     folder: Folder
     finish: Callable[[Outcome, Device], None]
+    hopeless: Hopeless | None = None
     workers: int = 1
     min_workers: int | None = None
     cpus: float = 1.0
@@ -141,5 +143,6 @@ def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int,
         device_share=min(1.0, job.gpus) if device.type == "cuda" else 1.0,
         micro_batch=job.micro_batch,
         compiled=job.compiled,
+        hopeless=job.hopeless,
     )
     finish(train(job.task, context))

@@ -1,0 +1,227 @@
+"""Learning rates: which trials of a study are due, as a pure function of its declaration and its rows.
+
+A cell of the study's first seed is searched: one trial at the predicted rate, two beside it, then what brackets or refines its
+best. Further seeds train once, at the best rate of the first. What a killed and continued study tries is therefore what an
+undisturbed one does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from scaling.model.ladder import count_parameters
+from scaling.results import Row
+from scaling.study.declaration import Cell, Search, Study
+
+Due = tuple[int, float]
+"""A trial's number in its cell, and its learning rate."""
+
+BRACKET = 3
+"""Trials of a cell before its best rate can lie between worse ones."""
+PRIOR_SCATTER = 1.0, 0.25, 0.25
+"""Of the law of the rate about the declared one, in natural logarithms: of its height and of its two exponents."""
+RATE_SCATTER = 0.3
+"""Of a cell's best rate about the law, in natural logarithms; larger deviations weigh less (soft L1)."""
+
+
+class Rates:
+    """The rows of a study by cell, and the trials that are due. What a row costs does not grow with the rows there are."""
+
+    def __init__(self, study: Study, rows: list[Row]) -> None:
+        self.study, self.search = study, study.search
+        self.cells = {cell.key: cell for cell in study.cells()}
+        self.anchors = anchors(study)
+        self.rows: dict[Cell, dict[int, Row]] = {cell: {} for cell in self.cells.values()}
+        for row in rows:
+            if row.cell in self.cells:
+                self._keep(row)
+        self._law: RateLaw | None = None
+
+    def add(self, row: Row) -> list[Cell]:
+        """Take in the row of a finished trial. Returns the cells whose trials that are due may have changed."""
+        cell = self.cells[row.cell]
+        self._keep(row)
+        if cell in self.anchors and all(not self.due(anchor) for anchor in self.anchors):
+            return list(self.rows)
+        return self._seeds(cell)
+
+    def due(self, cell: Cell) -> list[Due]:
+        """The trials of the cell's present round that have no row: none if it is done, or waits for other cells."""
+        first = self.first(cell)
+        if cell != first:
+            best = None if self.due(first) or not self.rows[first] else best_row(self.rows[first])
+            return [(0, best.lr)] if best is not None and 0 not in self.rows[cell] else []
+        if not self.rows[cell] and cell not in self.anchors and any(self.due(anchor) for anchor in self.anchors):
+            return []
+        return open_round(self.search, self.rows[cell], self._start(cell))
+
+    def expected(self, cell: Cell) -> int:
+        """Trials that the cell still needs, as far as is known: none when it is done."""
+        known = len(self.rows[cell])
+        if cell != (first := self.first(cell)):
+            return 1 - known if self.due(cell) or self.expected(first) else 0
+        return 0 if self.done(cell) else max(len(self.due(cell)), min(BRACKET, self.search.trials) - known)
+
+    def done(self, cell: Cell) -> bool:
+        """Whether the cell needs no more trials."""
+        return bool(self.rows[cell]) and not self.due(cell)
+
+    def remaining(self) -> list[tuple[Cell, int]]:
+        """The cells that are not done, each with the trials that it is expected to need yet."""
+        return [(cell, count) for cell in self.rows if (count := self.expected(cell))]
+
+    def first(self, cell: Cell) -> Cell:
+        """The cell that searches the rate of this one: of the same size and spectra, and of the first seed."""
+        return self._seeds(cell)[0]
+
+    def rounds(self, cell: Cell) -> int:
+        """Rounds of trials until the cell and those that wait for it are done, as far as is known."""
+        if cell != self.first(cell):
+            return 1
+        known = len(self.rows[cell])
+        return (3 if known == 0 else 2 if known < BRACKET else 1) + (len(self._seeds(cell)) > 1)
+
+    def rival(self, cell: Cell, number: int) -> Row | None:
+        """The best trial of the cell's earlier rounds, which a new one is compared with; None in the first."""
+        earlier = {k: row for k, row in self.rows[cell].items() if k < (1 if number < BRACKET else number)}
+        return best_row(earlier)
+
+    def _keep(self, row: Row) -> None:
+        cell = self.cells[row.cell]
+        numbers = {cell.trial(number): number for number in range(max(self.search.trials, 1))}
+        if row.trial in numbers:
+            self.rows[cell][numbers[row.trial]] = row
+
+    def _seeds(self, cell: Cell) -> list[Cell]:
+        found = (self.cells.get(Cell(width=cell.width, num_spectra=cell.num_spectra, seed=s).key) for s in self.study.seeds)
+        return [other for other in found if other is not None]
+
+    def _start(self, cell: Cell) -> float:
+        if 0 in self.rows[cell]:
+            return self.rows[cell][0].lr
+        if cell in self.anchors:
+            return self.search.centre(cell.width)
+        if self._law is None:
+            self._law = RateLaw.fit(self.study, {anchor: self.rows[anchor] for anchor in self.anchors})
+        return self._law.predict(cell)
+
+
+def anchors(study: Study) -> tuple[Cell, ...]:
+    """The cells that the law of the rate is fitted to: of the first seed, at the corners of the grid's lower half."""
+    widths, sizes = study.widths, study.data.num_spectra
+    return tuple(
+        Cell(width=width, num_spectra=size, seed=study.seeds[0])
+        for width in sorted({widths[0], widths[(len(widths) - 1) // 2]})
+        for size in sorted({sizes[0], sizes[(len(sizes) - 1) // 2]})
+    )
+
+
+def open_round(search: Search, rows: dict[int, Row], start: float) -> list[Due]:
+    """The trials of a cell's present round that have no row; empty when the cell is done."""
+    if 0 not in rows:
+        return [(0, start)]
+    first = rows[0].lr
+    beside = [(1, first / search.factor), (2, first * search.factor)]
+    missing = [(number, lr) for number, lr in beside if number not in rows and number < search.trials]
+    if missing:
+        return missing
+    lr = _next_rate(search, [rows[number] for number in sorted(rows)])
+    number = next(number for number in range(len(rows) + 1) if number not in rows)
+    return [(number, lr)] if lr is not None and number < search.trials else []
+
+
+def _next_rate(search: Search, rows: list[Row]) -> float | None:
+    """The rate that brackets the best one or improves on it; None if neither is worth a trial."""
+    best = best_row(dict(enumerate(rows)))
+    known = [row for row in rows if row.status != "failed"]
+    if not known:
+        return None
+    if best is None:  # all diverged: far below
+        return min(row.lr for row in known) / search.factor**2
+    below = max((row for row in known if row.lr < best.lr), key=lambda row: row.lr, default=None)
+    above = min((row for row in known if row.lr > best.lr), key=lambda row: row.lr, default=None)
+    if below is None or above is None:
+        extended = len({row.lr for row in known}) > BRACKET
+        return None if extended else best.lr / search.factor if below is None else best.lr * search.factor
+    lr, gain = _vertex(search, below, best, above)
+    return lr if gain > search.seed_noise else None
+
+
+def _vertex(search: Search, below: Row, best: Row, above: Row) -> tuple[float, float]:
+    """The lowest point of the parabola through three trials in log rate and log error, and its gain on the best one.
+
+    A trial without an error diverged or was pruned: it counts as a factor 1.25 worse than the best.
+    """
+    x = np.log([below.lr, best.lr, above.lr])
+    errors = [row.val_error if row.status == "done" else 1.25 * best.val_error for row in (below, best, above)]
+    curvature, slope, height = np.polyfit(x - x[1], np.log(errors), 2)
+    if not curvature > 0:
+        return best.lr, 0.0
+    return float(best.lr * math.exp(-slope / (2 * curvature))), float(slope**2 / (4 * curvature))
+
+
+def best_row(rows: dict[int, Row]) -> Row | None:
+    """The trial of the smallest validation error, the first of equals; None if none has one."""
+    done = [rows[number] for number in sorted(rows) if rows[number].status == "done"]
+    return min(done, key=lambda row: row.val_error, default=None)
+
+
+def bracketed(rows: dict[int, Row]) -> bool:
+    """Whether a lower and a higher rate than the best were tried, and were worse."""
+    best, known = best_row(rows), [row.lr for row in rows.values() if row.status != "failed"]
+    return best is not None and min(known) < best.lr < max(known)
+
+
+class RateLaw:
+    """The best learning rate over N and D: the declared one times e^a N^b D^c, about the middle of the grid.
+
+    Fitted to cells whose best rate is bracketed, robustly, with the declared rate as the prior: without such cells it is that.
+    """
+
+    def __init__(self, study: Study, coefficients: np.ndarray) -> None:
+        self.study, self.coefficients = study, coefficients
+
+    @classmethod
+    def fit(cls, study: Study, cells: dict[Cell, dict[int, Row]]) -> RateLaw:
+        """Least squares of the natural logarithms, a soft L1 loss on the cells and a normal prior on the coefficients."""
+        found = {cell: best for cell, rows in cells.items() if bracketed(rows) and (best := _optimum(study.search, rows))}
+        if not found:
+            return cls(study, np.zeros(3))
+        places = np.array([_place(study, cell) for cell in found])
+        deviations = np.array([math.log(lr / study.search.centre(cell.width)) for cell, lr in found.items()])
+
+        def residuals(coefficients: np.ndarray) -> np.ndarray:
+            misfit = (places @ coefficients - deviations) / RATE_SCATTER
+            # least_squares applies its loss to all residuals: soft L1 by hand leaves the prior normal.
+            robust = np.sign(misfit) * np.sqrt(2 * (np.sqrt(1 + misfit**2) - 1))
+            return np.concatenate([robust, coefficients / PRIOR_SCATTER])
+
+        return cls(study, least_squares(residuals, np.zeros(3)).x)
+
+    def predict(self, cell: Cell) -> float:
+        """The expected best rate of a cell."""
+        correction = float(np.dot(_place(self.study, cell), self.coefficients))
+        return self.study.search.centre(cell.width) * math.exp(correction)
+
+
+def _optimum(search: Search, rows: dict[int, Row]) -> float | None:
+    best = best_row(rows)
+    if best is None:
+        return None
+    below = max((row for row in rows.values() if row.lr < best.lr), key=lambda row: row.lr)
+    above = min((row for row in rows.values() if row.lr > best.lr), key=lambda row: row.lr)
+    return _vertex(search, below, best, above)[0]
+
+
+def _place(study: Study, cell: Cell) -> tuple[float, float, float]:
+    params = [count_parameters(study.model(width)).reach_loss for width in (study.widths[0], study.widths[-1], cell.width)]
+    sizes = study.data.num_spectra
+    return (
+        1.0,
+        math.log(params[2] / math.sqrt(params[0] * params[1])),
+        math.log(cell.num_spectra / math.sqrt(sizes[0] * sizes[-1])),
+    )
