@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import platform
-import subprocess
 import time
 import traceback
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from scaling.model.checkpoint import model_bytes
 from scaling.results import Row
 from scaling.study.declaration import Cell, Study, stable
 from scaling.study.store import StudyFolder, TrialFolder
+from scaling.sweep.code import code_commit as code_commit
 from scaling.training.columns import detail_columns, score_columns
 from scaling.training.device import Device
 from scaling.training.loop import Outcome, Task
@@ -211,21 +211,6 @@ def _other_labels(names: tuple[str, ...], found: list[tuple[Scores, Scores]]) ->
 def _versions() -> str:
     names = ("ray", "torch", "optuna", "numpy")
     return json.dumps({"python": platform.python_version(), **{name: version(name) for name in names}})
-
-
-def code_commit() -> str:
-    """The commit of the source tree, with "+changes" if it differs; "unknown" outside a git checkout."""
-    folder = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def describe_exception(error: BaseException) -> str:
