@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import socket
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling.data.shards.manifest import MANIFEST, Manifest
+from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
-from scaling.files import Location, private_folder
-from scaling.folder import Folder
+from scaling.files import Location, size_text
+from scaling.sweep.code import code_hash
+from scaling.sweep.health import Check
+from scaling.sweep.limits import BAD_NODES, CHECKS
 
 if TYPE_CHECKING:  # these load torch, which the task on each node does without
     from scaling.data.batches.training import Access
@@ -22,20 +22,22 @@ if TYPE_CHECKING:  # these load torch, which the task on each node does without
 
 BYTES = 4
 """Of a pixel in a memory map: float32."""
+PERIOD, SAY_AFTER = 2.0, 30.0
+"""Seconds: between two questions to Ray, and of waiting before it is said for what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """A machine of the cluster: its devices, and the bytes that the folder of memory maps can hold, maps there included.
 
-    `problem` says why it cannot take part; empty where it can.
+    `id` is Ray's, in hexadecimal: what the label selector `ray.io/node-id` names.
     """
 
+    id: str
     host: str
     cpus: float
     gpus: float
     room: int
-    problem: str = ""
 
     def workers(self, cpus: float, gpus: float) -> int:
         """Workers of this size that fit the node side by side."""
@@ -43,55 +45,151 @@ class Node:
         return math.floor(min(fits) + 1e-9)
 
 
+class Nodes:
+    """The cluster's nodes: each is checked by tasks there before its first trial, and set aside if it cannot take part.
+
+    A node that joins later is checked when it is seen; one that is lost is forgotten, and checked anew if it returns.
+
+    Attributes:
+        problem: Why the sweep has to stop: its trials fail on one node after the other. Empty otherwise.
+        room_needed: Bytes that the study's memory maps take on each node; a node with less room is set aside.
+    """
+
+    def __init__(
+        self, shards: Location, cache_root: Path, say: Callable[[str], None], *, gpus_needed: bool, code: str
+    ) -> None:
+        self.problem, self.room_needed = "", 0
+        self._arguments, self._gpus_needed, self._say = (shards, cache_root, code), gpus_needed, say
+        self._good: dict[str, Node] = {}
+        self._checks: dict[str, Check] = {}
+        self._aside: dict[str, tuple[str, str]] = {}
+        self._asked = -math.inf
+        self._in_a_row = 0
+
+    def look(self) -> list[Node]:
+        """The nodes that can take trials now: alive, checked and not set aside. Ray is asked every 2 s at most."""
+        if time.monotonic() - self._asked >= PERIOD:
+            self._tell(self._refresh())
+        return list(self._good.values())
+
+    def wait_for_first(self, timeout: float = 300.0) -> list[Node]:
+        """Wait until the nodes that are alive now are checked; for ones that do not answer no longer than the timeout.
+
+        As long as no node is good and one may become good, it waits; it says for what after 30 s.
+
+        Returns:
+            What `look` does; empty where the cluster has no node yet.
+
+        Raises:
+            UserError: No node can take part, with the reasons.
+        """
+        import ray
+
+        started, said = time.monotonic(), False
+        bad = self._refresh()
+        first = set(self._checks)
+        while left := first & self._checks.keys():
+            tasks = [task for node_id in left for task in self._checks[node_id].tasks]
+            ray.wait(tasks, num_returns=len(tasks), timeout=0.5)
+            bad += self._refresh()
+            waited = time.monotonic() - started
+            if waited > SAY_AFTER and not said:
+                self._say(f"waiting for {self.pending()}")
+                said = True
+            if waited > timeout and self._good:
+                break
+        if not self._good and not self._checks and self._aside:
+            raise UserError(f"no node can take part: {_grouped(self._aside.values())}")
+        self._tell(bad)
+        return list(self._good.values())
+
+    def set_aside(self, node_id: str, reason: str) -> None:
+        """Hand this node no more trials, because one failed there through no fault of its own; says so in one line."""
+        node = self._good.pop(node_id, None)
+        if node is None:
+            return
+        self._aside[node_id] = node.host, reason
+        self._tell([node_id])
+        self._in_a_row += 1
+        if self._in_a_row >= BAD_NODES or not (self._good or self._checks):
+            self.problem = (
+                f"trials fail on one node after the other, and not by their own fault: {_grouped(self._aside.values())}"
+            )
+
+    def trial_finished(self) -> None:
+        """Nodes that are set aside from now on do not follow in a row on earlier ones."""
+        self._in_a_row = 0
+
+    def pending(self) -> str:
+        """In words, nodes that are being checked or are set aside; empty if there are none."""
+        checks = [f"{check.host} ({check.waits_for()})" for check in self._checks.values()]
+        parts = ["the check of node " + ", ".join(checks)] if checks else []
+        return "; ".join(parts + ([f"set aside: {_grouped(self._aside.values())}"] if self._aside else []))
+
+    def _refresh(self) -> list[str]:
+        """Ask Ray for its nodes, and take in what their checks found; returns the nodes set aside by it."""
+        import ray
+
+        self._asked = time.monotonic()
+        alive = {each["NodeID"]: each for each in ray.nodes() if each["Alive"] and each["Resources"].get("CPU")}
+        for known in (self._good, self._checks, self._aside):
+            for lost in known.keys() - alive.keys():
+                known.pop(lost)
+        for node_id in alive.keys() - self._good.keys() - self._checks.keys() - self._aside.keys():
+            self._checks[node_id] = Check.start(alive[node_id], self._arguments, self._gpus_needed)
+        bad = []
+        for node_id, check in list(self._checks.items()):
+            if not check.done():
+                continue
+            del self._checks[node_id]
+            try:
+                host, room, problem = check.result()
+            except ray.exceptions.RayError as error:  # its process, or the node, was lost: in the next round
+                if check.attempt < CHECKS:
+                    again = Check.start(alive[node_id], self._arguments, self._gpus_needed, check.attempt + 1)
+                    self._checks[node_id] = again
+                    continue
+                host, room, problem = check.host, 0, f"its check fails: {_first_line(error)}"
+            if room < self.room_needed:
+                needed = f"the memory maps need {size_text(self.room_needed)}"
+                problem = problem or f"{needed}, and there is room for {size_text(room)}"
+            if problem:
+                self._aside[node_id] = host, problem
+                bad.append(node_id)
+            else:
+                cpus, gpus = check.offers
+                self._good[node_id] = Node(id=node_id, host=host, cpus=cpus, gpus=gpus, room=room)
+        return bad
+
+    def _tell(self, bad: list[str]) -> None:
+        for line in _groups(self._aside[node_id] for node_id in bad if node_id in self._aside):
+            self._say(f"set aside: {line}")
+
+
+def _groups(bad: Iterable[tuple[str, str]]) -> list[str]:
+    """(host, reason) pairs in words, hosts of the same reason together."""
+    hosts: dict[str, list[str]] = {}
+    for host, reason in bad:
+        hosts.setdefault(reason, []).append(host)
+    return [f"node {', '.join(dict.fromkeys(there))}: {reason}" for reason, there in hosts.items()]
+
+
+def _grouped(bad: Iterable[tuple[str, str]]) -> str:
+    return "; ".join(_groups(bad))
+
+
+def _first_line(error: Exception) -> str:
+    cause = getattr(error, "cause", None) or error
+    return next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+
+
 def survey(shards: Location, cache_root: Path) -> list[Node]:
-    """Ask every node of the connected Ray cluster, with one task on each.
+    """The nodes that can take part, without a test of their GPUs.
 
     Raises:
-        UserError: a node does not see the shards, or cannot write its maps.
+        UserError: No node does.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    ask = ray.remote(num_cpus=0, max_retries=0)(_look_around)
-    answers = [
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            shards, cache_root, node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
-        )
-        for node in alive
-    ]
-    nodes = ray.get(answers)
-    if bad := next((node for node in nodes if node.problem), None):
-        raise UserError(f"node {bad.host}: {bad.problem}")
-    return nodes
-
-
-def _look_around(shards: Location, cache_root: Path, cpus: float, gpus: float) -> Node:
-    problem, room = "", 0
-    try:
-        if Folder.at(shards).size(MANIFEST) is None:
-            problem = f"{Folder.at(shards).locate(MANIFEST)} is not there: put the shards where every node sees them"
-    except OSError as error:
-        problem = f"{shards}: cannot be read ({error}): put the shards where every node sees them"
-    try:
-        private_folder(cache_root)
-        if not os.access(cache_root, os.W_OK):
-            raise PermissionError("it is read-only")
-        room = shutil.disk_usage(cache_root).free + _stored(cache_root)
-    except (OSError, UserError) as error:
-        problem = problem or f"{cache_root} cannot hold memory maps ({error}): give another folder with --cache"
-    return Node(host=socket.gethostname(), cpus=cpus, gpus=gpus, room=room, problem=problem)
-
-
-def _stored(folder: Path) -> int:
-    """Bytes on disk of the files below a folder; files that vanish meanwhile count nothing."""
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_blocks * 512
-        except FileNotFoundError:
-            continue
-    return total
+    return Nodes(shards, cache_root, print, gpus_needed=False, code=code_hash()).wait_for_first()
 
 
 def check_placements(study: Study, nodes: Iterable[Node]) -> None:
@@ -121,7 +219,7 @@ def choose_access(study: Study, manifest: Manifest, nodes: Iterable[Node], limit
     Args:
         study: The declaration; with `Data.access` "auto" sizes decide.
         manifest: The shards.
-        nodes: The cluster.
+        nodes: The cluster; where it has none yet, none is too small.
         limit: Bytes that a node's maps may take, if less than its disk has room for.
 
     Returns:
@@ -130,16 +228,14 @@ def choose_access(study: Study, manifest: Manifest, nodes: Iterable[Node], limit
     Raises:
         UserError: the evaluation spectra, or a prefix that is declared mapped or resident, do not fit.
     """
-    room, host = min((min(node.room, limit or node.room), node.host) for node in nodes)
-    row = BYTES * manifest.pixels
-    evaluation = 2 * row * sum(manifest.num_rows(split) for split in ("val", "test"))
-    arrays = 1 if study.data.rules.noise == "fixed" else 2
+    room, host = min(
+        ((min(node.room, limit or node.room), node.host) for node in nodes), default=(limit or math.inf, "")
+    )
     chosen: dict[int, Access] = {}
     for num_spectra in study.data.num_spectra:
-        mapped = arrays * row * sum(shard.rows for shard in manifest.leading_shards("train", num_spectra))
         declared = study.data.access
-        needed = evaluation + (0 if declared == "streamed" else mapped)
-        if declared == "auto" and needed > room >= evaluation:
+        needed = maps_bytes(study, manifest, {num_spectra: declared})
+        if declared == "auto" and needed > room >= maps_bytes(study, manifest, {}):
             chosen[num_spectra] = "streamed"
         elif needed > room:
             raise UserError(
@@ -149,3 +245,13 @@ def choose_access(study: Study, manifest: Manifest, nodes: Iterable[Node], limit
         else:
             chosen[num_spectra] = declared
     return chosen
+
+
+def maps_bytes(study: Study, manifest: Manifest, access: dict[int, Access]) -> int:
+    """What the memory maps of a study take on a node: of the evaluation spectra, and of the prefixes not streamed."""
+    row = BYTES * manifest.pixels
+    arrays = 1 if study.data.rules.noise == "fixed" else 2
+    mapped = [number for number, how in access.items() if how != "streamed"]
+    shards = manifest.leading_shards("train", max(mapped)) if mapped else []
+    evaluation = sum(manifest.num_rows(split) for split in ("val", "test"))
+    return row * (2 * evaluation + arrays * sum(shard.rows for shard in shards))

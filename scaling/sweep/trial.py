@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import platform
-import subprocess
 import time
 import traceback
 from collections.abc import Callable
@@ -251,21 +250,6 @@ def _other_labels(names: tuple[str, ...], found: list[tuple[Scores, Scores]]) ->
 def _versions() -> str:
     names = ("ray", "torch", "optuna", "numpy")
     return json.dumps({"python": platform.python_version(), **{name: version(name) for name in names}})
-
-
-def code_commit() -> str:
-    """The commit of the source tree, with "+changes" if it differs; "unknown" outside a git checkout."""
-    folder = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def describe_exception(error: BaseException) -> str:

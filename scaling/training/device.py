@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from scaling.errors import NodeError
 from scaling.training.evaluate import AUTOCAST
 from scaling.training.recipe import Precision
 
@@ -24,6 +25,20 @@ class Device:
 
     name: str
     peak_flops: float
+
+
+def cuda_device() -> torch.device:
+    """The GPU of this process.
+
+    Raises:
+        NodeError: PyTorch cannot use it, for want of CUDA, of a driver that is new enough, or of the device.
+    """
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise NodeError(f"torch {torch.__version__} cannot use the GPU: {reason}") from error
+    return torch.device("cuda", 0)
 
 
 def measure(device: torch.device, precision: Precision) -> Device:

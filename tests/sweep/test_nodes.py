@@ -5,14 +5,15 @@ import pytest
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
 from scaling.study.declaration import Data, DataRules, Placement, Sources
-from scaling.sweep.nodes import Node, check_placements, choose_access, survey
+from scaling.sweep.code import code_hash
+from scaling.sweep.nodes import Node, Nodes, check_placements, choose_access
 from tests.study.example import example_study
 
 ROOM = 10**12
 
 
 def node(**changes):
-    return Node(**({"host": "a", "cpus": 2.0, "gpus": 0.0, "room": ROOM} | changes))
+    return Node(**({"id": "1a", "host": "a", "cpus": 2.0, "gpus": 0.0, "room": ROOM} | changes))
 
 
 def study_over(shards, **data):
@@ -76,11 +77,17 @@ def test_what_cannot_be_held_is_refused(shards, access, spare):
 
 @pytest.mark.ray
 def test_every_node_is_asked(shards, tmp_path, ray_cluster):
-    (found,) = survey(shards, tmp_path / "cache")
-    assert (found.cpus, found.gpus, found.problem) == (ray_cluster["CPU"], ray_cluster.get("GPU", 0.0), "")
+    said = []
+
+    def nodes(shards, cache):
+        return Nodes(shards, cache, said.append, gpus_needed=False, code=code_hash())
+
+    (found,) = nodes(shards, tmp_path / "cache").wait_for_first()
+    assert (found.cpus, found.gpus) == (ray_cluster["CPU"], ray_cluster.get("GPU", 0.0))
     assert found.room > 10**6
-    with pytest.raises(UserError, match=r"node .*manifest\.json is not there"):
-        survey(tmp_path, tmp_path / "cache")
+    with pytest.raises(UserError, match=r"no node can take part: node .*manifest\.json is not there"):
+        nodes(tmp_path, tmp_path / "cache").wait_for_first()
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot hold memory maps"):
-        survey(shards, tmp_path / "file" / "cache")
+        nodes(shards, tmp_path / "file" / "cache").wait_for_first()
+    assert said == [], "the error says it"
