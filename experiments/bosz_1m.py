@@ -53,7 +53,7 @@ STUDY = Study(
         precision="bf16",
         evaluations=50,
     ),
-    search=Search(trials=5, factors=(0.5, 1.0, 2.0), span=4.0, round_size=2),
+    search=Search(trials=5),
     seeds=(42, 43),
     placements=(
         Placement(gpus=0.25, cpus=2),

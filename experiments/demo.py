@@ -39,6 +39,8 @@ STUDY = Study(
         precision="fp32",
         evaluations=16,
     ),
-    search=Search(trials=2, factors=(1.0, 2.0), max_lr=5e-3),
+    search=Search(trials=5, max_lr=5e-3),
+    seeds=(42, 43),
+    repeat_every=3,
     placements=(Placement(), Placement(from_width=32, from_spectra=16384, workers=2)),
 )

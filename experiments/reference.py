@@ -27,7 +27,7 @@ STUDY = Study(
     ladder=Ladder(),
     widths=(256,),
     recipe=Recipe(budget=Budget(epochs=200), weight_decay=1e-4, precision="fp16", schedule_unit="epoch"),
-    search=Search(trials=1, factors=(1.0,), reference_lr=3e-4),
+    search=Search(trials=1, reference_lr=3e-4),
     seeds=(42,),
     hold_out_edge=False,
     placements=(Placement(gpus=1, cpus=6),),

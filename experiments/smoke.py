@@ -21,6 +21,7 @@ STUDY = dataclasses.replace(
     ),
     widths=(4, 8),
     recipe=dataclasses.replace(DEMO.recipe, budget=Budget(samples=8_192), evaluations=4),
-    search=Search(trials=2, factors=(1.0,), round_size=1),
+    search=Search(trials=2),
+    seeds=(42,),
     placements=(Placement(), Placement(from_width=8, from_spectra=1024, workers=2)),
 )

@@ -30,6 +30,9 @@ LOCK_SECONDS = 5
 MAX_NUMBER = 1000
 """Trials of a cell that are looked for: far more than a search takes."""
 
+RATES = 1e3
+"""Learning rates are shown up to so many times above and below the declared ones."""
+
 LOG = logging.getLogger(__name__)
 Params = dict[str, Any]
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -133,7 +136,7 @@ class Journal:
         return {
             "num_params": IntDistribution(min(sizes), max(sizes), log=True),
             "num_spectra": IntDistribution(min(spectra), max(spectra), log=True),
-            "lr": FloatDistribution(min(centres) / search.span**2, max(centres) * search.span**2, log=True),
+            "lr": FloatDistribution(min(centres) / RATES, max(centres) * RATES, log=True),
             "seed": IntDistribution(min(self.study.seeds), max(self.study.seeds)),
         }
 
