@@ -115,8 +115,8 @@ def anchors(study: Study) -> tuple[Cell, ...]:
     widths, sizes = study.widths, study.data.num_spectra
     return tuple(
         Cell(width=width, num_spectra=size, seed=study.seeds[0])
-        for width in sorted({widths[0], widths[(len(widths) - 1) // 2]})
-        for size in sorted({sizes[0], sizes[(len(sizes) - 1) // 2]})
+        for width in sorted({widths[0], widths[len(widths) // 2]})
+        for size in sorted({sizes[0], sizes[len(sizes) // 2]})
     )
 
 

@@ -7,6 +7,7 @@ trials come and go. Optuna's journal and Tune's own folder are views of it.
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -84,7 +85,7 @@ class SweepSearch(Searcher):
         self.busy: dict[str, float] = {}
         self.unsettled: list[Attempt] = []
         self.next_try = 0.0
-        self.idle_since, self.said = self.clock(), 0.0
+        self.idle_since, self.said = self.clock(), -math.inf
         self.stopped = ""
         for cell in rates.rows:
             self._queue(cell)

@@ -1,235 +1,300 @@
+"""The searcher: whatever happens to trials, nodes and the store, every cell ends with its rows, or the sweep says why it stops."""
+
+import dataclasses
+import errno
 import math
+from types import SimpleNamespace
 
 import pytest
 
-from scaling.files import FullError
-from scaling.study.declaration import Cell, Placement, Search
-from scaling.study.store import FULL, Store, StudyFolder
-from scaling.sweep.search import MAX_LOST, CellSearch, open_rounds, suggest_lr
+from scaling.errors import UserError
+from scaling.study.declaration import Placement, Search
+from scaling.study.store import Store, StudyFolder
+from scaling.sweep.journal import Journal
+from scaling.sweep.limits import ALIKE, ATTEMPTS, BEGIN_SECONDS, SAY_WAITING_SECONDS, SETTLE_SECONDS, WAIT_SECONDS
+from scaling.sweep.rates import Rates, best_row
+from scaling.sweep.search import SweepSearch, refuse
+from scaling.sweep.trial import Trial
 from tests.study.example import example_row, example_study
 
-SEARCH = Search(trials=6, factors=(0.5, 1.0), span=4.0, round_size=2)
-CELL = Cell(width=256, num_spectra=1000, seed=1)
+STUDY = example_study(search=Search(trials=4), seeds=(1, 2))
 
 
-def error_at(lr: float) -> float:
-    """A cell whose best learning rate is 3e-4."""
-    return 0.3 + 0.1 * math.log(lr / 3e-4) ** 2
-
-
-def fake_row(cell, number, lr):
-    return example_row(cell=cell.key, trial=cell.trial(number), lr=lr, val_mae_dex=error_at(lr))
-
-
-class FakeTrial:
-    """A trial whose result is known: `finish` writes the row a process would have written."""
-
-    def __init__(self, study, cell, number, lr, store):
-        self.study, self.cell, self.number, self.lr, self.store = study, cell, number, lr, store
-        self.key, self.output = cell.trial(number), self
-
-    def read_row(self):
-        return self.store.get(self.key)
-
-    def write_row(self, row):
-        self.store[self.key] = row
-
-    def read_error(self):
-        return None
-
-    def failed_row(self, error):
-        return example_row(
-            cell=self.cell.key, trial=self.key, lr=self.lr, status="failed", error=error, val_mae_dex=math.nan
-        )
-
-    def finish(self):
-        assert self.key not in self.store, "a trial was run twice"
-        self.write_row(fake_row(self.cell, self.number, self.lr))
-
-
-def make_search(study, store, journal, cpus=2.0):
-    return CellSearch(
-        study,
-        lambda cell, number, lr: FakeTrial(study, cell, number, lr, store),
-        list(store.values()),
-        str(journal),
-        lambda: {"CPU": cpus},
-        lambda row: None,
+def good_row(trial):
+    error = 0.1 + 0.01 * math.log(trial.lr / (0.02 * 4 / trial.cell.width)) ** 2
+    return example_row(
+        cell=trial.cell.key, trial=trial.key, lr=trial.lr, seed=trial.cell.seed, val_mae_dex=error, test_mae_dex=error
     )
 
 
-def drive(search, finish_first=0, stop_after=None):
-    """Run a search to its end as Tune would, with any trial finishing first; None when stopped half-way."""
-    live, count, ended = {}, 0, 0
-    while True:
-        config = search.suggest(f"id{count}")
-        if config == search.FINISHED:
-            return ended
-        if config is not None:
-            live[f"id{count}"] = config["trial"]
-            count += 1
-            continue
-        assert live, "the search waits for nothing"
-        name = list(live)[finish_first % len(live)]
-        trial = live.pop(name)
-        trial.finish()
-        search.on_trial_complete(name)
-        ended += 1
-        if ended == stop_after:
-            return None
+class World:
+    """A cluster, a store and a clock for one searcher; what is said is kept."""
+
+    def __init__(self, tmp_path, study=STUDY, cpus=(2.0,), rows=()):
+        self.study, self.now, self.lines, self.count = study, 100.0, [], 0
+        self.folder = StudyFolder(Store(str(tmp_path / "store")), study.name)
+        self.offers = [SimpleNamespace(id=f"n{i}", host=f"n{i}", cpus=count, gpus=0.0) for i, count in enumerate(cpus)]
+        self.nodes = SimpleNamespace(
+            look=lambda: [node for node in self.offers if node.id not in self.aside],
+            problem="",
+            names=list,
+            pending=lambda: "",
+            set_aside=lambda node, reason: self.aside.update({node: reason}),
+            trial_finished=lambda: None,
+        )
+        self.aside, self.asked = {}, []
+        self.rates = Rates(study, list(rows))
+        progress = SimpleNamespace(
+            say=self.lines.append,
+            lost=lambda key, reason: self.lines.append(f"{key}: {reason}"),
+            add=lambda row: None,
+            started=lambda *args: None,
+            measured=lambda *args: None,
+        )
+        self.search = SweepSearch(
+            study,
+            self.trial,
+            self.rates,
+            self.nodes,
+            Journal(study, self.folder.journal, list(rows)),
+            progress,
+            self.asked.append,
+            clock=lambda: self.now,
+        )
+
+    def trial(self, cell, number, lr, rival=None, nodes=()):
+        return Trial(
+            study=self.study,
+            folder=self.folder,
+            shards="",
+            cache_root=None,
+            cell=cell,
+            number=number,
+            lr=lr,
+            access="auto",
+            fingerprint="",
+            eval_pin="",
+            code_commit="",
+            nodes=nodes,
+            rival=rival.trial if rival else "",
+        )
+
+    def hand_out(self, start=True):
+        """The next trial, or what the searcher says instead."""
+        name = f"t{self.count}"
+        config = self.search.suggest(name)
+        if not isinstance(config, dict):
+            return config
+        self.count += 1
+        if start and not self.search.live[name].queued:
+            self.search.on_trial_start(name)
+        return name, config["trial"]
+
+    def finish(self, name, **result):
+        trial = self.search.live[name].trial
+        result = result or {"row": good_row(trial).to_json()}
+        self.search.on_trial_result(name, result)
+        self.search.on_trial_complete(name, result)
+
+    def lose(self, name):
+        self.search.on_trial_complete(name, None, error=True)
+        self.now += SETTLE_SECONDS
+
+    def run(self):
+        """Everything to its end, the newest first."""
+        running = list(self.search.live)
+        while (found := self.hand_out()) != "FINISHED":
+            if found is not None:
+                running.append(found[0])
+            elif running:
+                self.finish(running.pop())
+            else:
+                self.now += 1.0
+            assert self.now < 1e5
+        return self.rates
 
 
-def test_the_declared_factors_come_first_around_the_rungs_centre():
-    rates = [suggest_lr(SEARCH, CELL, number, []) for number in range(2)]
-    assert rates == [pytest.approx(1.5e-4), pytest.approx(3e-4)]
-    assert SEARCH.centre(64) == pytest.approx(1.2e-3)
-    assert SEARCH.centre(4) == 1e-2
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    def failed_row(trial, outcome, error, **_):
+        return dataclasses.replace(good_row(trial), status="failed", error=error, val_mae_dex=math.nan, test_mae_dex=math.nan)
+
+    monkeypatch.setattr("scaling.sweep.trial._row", failed_row)  # the real one reads the shards
+    # A row that never comes is waited for in the real store.
+    monkeypatch.setattr("scaling.study.store.TrialFolder.await_row", lambda folder, seconds: folder.read_row(), raising=False)
+    return lambda **options: World(tmp_path, **options)
 
 
-def test_later_suggestions_are_reproducible_and_within_the_span():
-    history = [(1.5e-4, error_at(1.5e-4)), (3e-4, error_at(3e-4)), (6e-4, math.nan)]
-    first = suggest_lr(SEARCH, CELL, 4, history)
-    assert first == suggest_lr(SEARCH, CELL, 4, history)
-    assert first != suggest_lr(SEARCH, CELL, 5, history)
-    assert 3e-4 / 4 <= first <= 3e-4 * 4
+def rates_of(rates):
+    return {row.trial: row.lr for rows in rates.rows.values() for row in rows.values()}
 
 
-def test_a_round_opens_only_when_the_one_before_is_complete():
-    assert [number for number, _ in open_rounds(SEARCH, CELL, {})] == [0, 1]
-    rows = {0: fake_row(CELL, 0, 1.5e-4)}
-    assert [number for number, _ in open_rounds(SEARCH, CELL, rows)] == [1]
-    rows[1] = fake_row(CELL, 1, 3e-4)
-    assert [number for number, _ in open_rounds(SEARCH, CELL, rows)] == [2, 3]
-    for number in range(2, 6):
-        rows[number] = fake_row(CELL, number, 3e-4)
-    assert open_rounds(SEARCH, CELL, rows) == []
+def test_a_sweep_ends_with_all_cells_done_and_only_so_many_run_at_once(world):
+    here = world()
+    handed = [here.hand_out() for _ in range(3)]
+    assert [found is not None for found in handed] == [True, True, True]  # the third queues for a process
+    assert here.hand_out() is None
+    rates = here.run()
+    assert not rates.remaining()
+    assert all(best_row(rows) for rows in rates.rows.values())
+    assert not here.search.stopped
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_any_order_of_finishing_and_any_interruption_give_the_same_trials(tmp_path):
-    study = example_study(search=SEARCH)
-    total = len(study.cells()) * SEARCH.trials
-    expected: dict = {}
-    assert drive(make_search(study, expected, tmp_path / "undisturbed")) == total
-    for finish_first, stops in ((1, []), (0, [3]), (1, [5, 7]), (2, [1, 1, 1, 9])):
-        store: dict = {}
-        journal = tmp_path / f"journal-{finish_first}-{len(stops)}"
-        for stop in stops:
-            assert drive(make_search(study, store, journal), finish_first, stop) is None
-        drive(make_search(study, store, journal), finish_first)
-        assert {key: row.lr for key, row in store.items()} == {key: row.lr for key, row in expected.items()}
+def test_a_continued_sweep_tries_what_an_undisturbed_one_does(world, tmp_path):
+    expected = rates_of(world().run())
+    here = World(tmp_path / "other")
+    for _ in range(5):
+        if found := here.hand_out():
+            here.finish(found[0])
+    rows = [row for found in here.rates.rows.values() for row in found.values()]
+    assert 0 < len(rows) < len(expected)
+    assert rates_of(World(tmp_path / "again", rows=rows).run()) == expected
 
 
-def test_the_journal_shows_every_trial_once_and_can_be_lost(tmp_path):
-    study, store = example_study(), {}
-    drive(make_search(study, store, tmp_path / "first"))
-    for journal in ("first", "second"):  # the second is rebuilt from the rows
-        views = make_search(study, store, tmp_path / journal).views
-        for cell in study.cells():
-            trials = views[cell].get_trials()
-            assert [t.user_attrs["number"] for t in trials] == [0, 1]
-            assert [t.value for t in trials] == [store[cell.trial(k)].val_mae_dex for k in range(2)]
+def test_a_trial_later_in_its_cell_has_a_rival(world):
+    here, rivals = world(cpus=(1.0,)), {}
+    while (found := here.hand_out()) != "FINISHED":
+        if found is None:
+            here.finish(next(iter(here.search.live)))
+        else:
+            rivals[found[1].key] = found[1].rival
+    for key, rival in rivals.items():
+        number = int(key[-2:])
+        assert bool(rival) == (number > 0)
+        assert rival in ("", key[:-2] + "00") or number > 2
 
 
-def test_a_trial_without_a_row_is_recorded_as_failed(tmp_path):
-    study, store = example_study(), {}
-    search = make_search(study, store, tmp_path / "journal")
-    trial = lose(search)
-    assert store[trial.key].status == "failed"
-    assert "without a row" in store[trial.key].error
+def test_a_lost_trial_is_handed_out_again_and_fails_for_good_only_without_progress(world):
+    here = world(cpus=(1.0,))
+    _, first = here.hand_out()
+    for count in range(2 * ATTEMPTS):
+        name = next(iter(here.search.live))
+        here.search.on_trial_result(name, {"step": count, "train_loss": 1.0})
+        here.search.on_trial_result(name, {"step": count + 0.5, "train_loss": 1.0})
+        here.lose(name)
+        assert here.hand_out()[1].key == first.key
+    for _ in range(ATTEMPTS):
+        here.lose(next(iter(here.search.live)))
+        here.hand_out()
+    row = first.output.read_row()
+    assert row.status == "failed"
+    assert "ended without a word" in row.error
 
 
-def lose(search):
-    """Hand out a trial whose process is lost, until it is given up."""
-    for attempt in "abc":
-        trial = search.suggest(attempt)["trial"]
-        assert trial.read_row() is None
-        search.on_trial_complete(attempt, error=True)
-    assert trial.read_row() is not None
-    return trial
+def test_a_row_that_is_there_is_taken_though_its_process_was_lost(world):
+    here = world(cpus=(1.0,))
+    name, trial = here.hand_out()
+    trial.output.write_row(good_row(trial))
+    here.lose(name)
+    assert here.rates.rows[trial.cell][trial.number] == trial.output.read_row()
+    assert here.hand_out()[1].key != trial.key
 
 
-@pytest.mark.parametrize("told_by", ["the trial's process", "the driver, who cannot write its row"])
-def test_a_full_store_ends_the_search_without_a_row_and_lets_running_trials_end(tmp_path, told_by):
-    study, store = example_study(), {}
-    search = make_search(study, store, tmp_path / "journal")
-    first, second = (search.suggest(name)["trial"] for name in "ab")
-    reason = "store x: no"
-    forgotten = []
-    first.delete_row = lambda: forgotten.append(first.key)
-    if told_by == "the trial's process":
-        first.read_error = lambda: FULL + reason
-    else:
-
-        def write_row(row):
-            raise FullError(reason)
-
-        first.write_row = write_row
-        search.lost[first.key] = MAX_LOST
-    search.on_trial_complete("a", error=True)
-    assert search.no_room == reason
-    assert search.suggest("c") is None
-    second.finish()
-    search.on_trial_complete("b")
-    assert search.suggest("d") == search.FINISHED
-    assert list(store) == [second.key]
-    assert forgotten == [first.key] * (told_by == "the trial's process")
+def test_an_error_of_a_node_writes_no_row_and_the_trial_goes_elsewhere(world):
+    here = world(cpus=(1.0, 1.0))
+    name, trial = here.hand_out()
+    here.finish(name, node="its cache disk is full")
+    assert here.aside == {trial.nodes[0]: "its cache disk is full"}
+    assert trial.output.read_row() is None
+    again = here.hand_out()[1]
+    assert (again.key, again.nodes != trial.nodes) == (trial.key, True)
 
 
-def test_an_elastic_trial_starts_on_what_is_left_of_a_cluster(tmp_path):
-    places = (Placement(), Placement(from_width=8, from_spectra=256, workers=3, min_workers=2))
-    study = example_study(placements=places)
-    assert make_search(study, {}, tmp_path / "one", cpus=1.0).suggest("a") is None
-    search = make_search(study, {}, tmp_path / "two", cpus=2.0)
-    assert study.placement(search.suggest("a")["trial"].cell).min_workers == 2
-    assert search.suggest("b") is None, "it may grow again"
+def test_a_hiccup_of_the_store_loses_no_round(world, monkeypatch):
+    here = world(cpus=(1.0,))
+    name, trial = here.hand_out()
+    fails = iter([OSError(errno.EIO, "no answer")])
+
+    def await_row(folder, seconds):
+        for error in fails:
+            raise error
+        return folder.read_row()
+
+    monkeypatch.setattr("scaling.study.store.TrialFolder.await_row", await_row)
+    here.lose(name)
+    assert "the store does not answer" in here.lines[-1]
+    trial.output.write_row(good_row(trial))
+    here.now += SETTLE_SECONDS
+    here.hand_out()
+    assert trial.number in here.rates.rows[trial.cell]
 
 
-def test_ray_train_trials_go_first_and_nothing_overtakes_them(tmp_path):
-    study = example_study(placements=(Placement(), Placement(from_width=8, from_spectra=256, workers=2)))
-    search = make_search(study, {}, tmp_path / "journal")
-    first = search.suggest("a")["trial"]
-    assert study.placement(first.cell).host == "ray_train"
-    assert search.suggest("b") is None  # both CPUs are taken, and none may wait beside it
-    first.finish()
-    search.on_trial_complete("a")
-    second = search.suggest("c")["trial"]
-    assert (second.cell, second.number) == (first.cell, 1)
+def test_trials_that_fail_alike_stop_the_sweep_with_the_reason(world):
+    here = world(cpus=(1.0,))
+    for _ in range(ALIKE):
+        found = here.hand_out()
+        here.finish(found[0], mistake="part-00000.parquet: damaged")
+    assert here.hand_out() == "FINISHED"
+    assert "part-00000.parquet: damaged" in here.search.stopped
+    assert sum(row.status == "failed" for row in here.folder.rows()) == ALIKE
 
 
-def test_a_journal_torn_by_a_full_disk_is_rebuilt_from_the_rows(tmp_path):
-    study, store = example_study(), {}
-    drive(make_search(study, store, tmp_path / "journal"))
-    torn = (tmp_path / "journal").read_bytes()[:-20]
-    (tmp_path / "journal").write_bytes(torn + b"\n")
-    views = make_search(study, store, tmp_path / "journal").views
-    assert sum(len(view.get_trials()) for view in views.values()) == len(store)
-    assert (tmp_path / "journal.damaged").exists()
+def test_a_full_store_stops_the_sweep_without_a_row(world):
+    here = world(cpus=(2.0,))
+    (first, _), (second, trial) = here.hand_out(), here.hand_out()
+    here.finish(first, full="store: no room")
+    assert here.hand_out() is None  # the other may end
+    here.finish(second)
+    assert here.hand_out() == "FINISHED"
+    assert here.search.stopped == "store: no room"
+    assert list(here.rates.rows[trial.cell]) == [trial.number]
+    assert here.folder.rows() == []
 
 
-def test_a_failed_trial_is_shown_once_however_often_the_study_is_opened(tmp_path):
-    study, store = example_study(), {}
-    search = make_search(study, store, tmp_path / "journal")
-    trial = lose(search)
-    for _ in range(3):
-        view = make_search(study, store, tmp_path / "journal").views[trial.cell]
-        assert [entry.state.name for entry in view.get_trials()] == ["FAIL"]
+def test_a_trial_that_gets_no_devices_is_stopped_and_handed_out_elsewhere(world):
+    here = world(cpus=(1.0, 1.0))
+    name, trial = here.hand_out(start=False)
+    assert here.search.overdue() == []
+    here.now += BEGIN_SECONDS + 1
+    assert here.search.overdue() == [name]
+    here.search.on_trial_complete(name)
+    again = here.hand_out()[1]
+    assert (again.key, again.nodes != trial.nodes) == (trial.key, True)
 
 
-def test_a_factor_at_the_edge_of_the_span_stays_within_it(tmp_path):
-    study = example_study(search=Search(trials=5, factors=(1 / 3, 1.0, 3.0), span=3.0))
-    store: dict = {}
-    assert drive(make_search(study, store, tmp_path / "journal")) == len(study.cells()) * 5
+def test_a_large_trial_on_a_lost_node_is_handed_out_on_others(world):
+    study = dataclasses.replace(STUDY, placements=(Placement(workers=2),))
+    here = world(study=study, cpus=(1.0, 1.0, 1.0))
+    name, trial = here.hand_out()
+    here.search.on_trial_result(name, {"step": 1, "train_loss": 1.0})
+    here.offers = [node for node in here.offers if node.id != trial.nodes[0]]
+    assert here.search.overdue() == [name]
+    here.search.on_trial_complete(name, {})
+    again = here.hand_out()[1]
+    assert again.key == trial.key
+    assert trial.nodes[0] not in again.nodes
 
 
-def test_a_failed_row_keeps_the_state_to_go_on_from(tmp_path):
-    trial = StudyFolder(Store(str(tmp_path)), "mine").trial("t")
-    trial.write_state(b"state")
-    trial.write_error("lost")
-    trial.write_row(example_row(status="failed"))
-    trial.delete_row()
-    assert trial.read_state() == b"state"
-    assert trial.read_error() is None
-    trial.write_row(example_row())
-    assert trial.read_state() is None
+def test_what_does_not_fit_yet_is_asked_for_and_said_and_what_fits_runs_meanwhile(world):
+    study = dataclasses.replace(STUDY, placements=(Placement(), Placement(from_width=8, workers=2)))
+    here = world(study=study, cpus=(1.0,))
+    done = 0
+    while found := here.hand_out():
+        assert found[1].cell.width == 4
+        if here.search.live[found[0]].queued:
+            break
+        here.finish(found[0])
+        done += 1
+    assert done
+    here.now += SAY_WAITING_SECONDS + 1
+    assert here.hand_out() is None
+    assert {"CPU": 1.0} in here.asked[-1]
+    assert "waiting for 2 × 1 CPU; the cluster has 1 CPU and 0 GPU on 1 nodes" in here.lines[-1]
+    here.offers.append(SimpleNamespace(id="new", host="new", cpus=2.0, gpus=0.0))
+    assert here.run().remaining() == []
+
+
+def test_an_empty_cluster_is_waited_for_and_not_for_all_time(world):
+    here = world(cpus=())
+    assert here.hand_out() is None
+    here.now += WAIT_SECONDS + 1
+    assert here.hand_out() is None
+    assert here.hand_out() == "FINISHED"
+    assert "waiting for 1 × 1 CPU; the cluster has 0 CPU" in here.search.stopped
+
+
+def test_a_cell_that_can_never_run_is_refused_where_no_node_can_join():
+    study = dataclasses.replace(STUDY, placements=(Placement(), Placement(from_width=8, cpus=3)))
+    offers = [SimpleNamespace(id="n0", cpus=2.0, gpus=0.0)]
+    with pytest.raises(UserError, match=r"cell w0008-d00000128-s1 needs 1 × 3 CPU; the cluster has 1 nodes of 2 CPU"):
+        refuse(study, offers)
