@@ -1,22 +1,41 @@
-"""The door for JSON from outside: parsed once, strictly, into typed records; what is wrong is one line."""
+"""The door for what comes from outside: JSON and declarations, parsed once, strictly; what is wrong is one line."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
+import pydantic.dataclasses
 import pydantic_core
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+)
 
 from scaling.errors import UserError
+
+CONFIG = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 class Strict(BaseModel):
     """A record whose fields must all be there, of exactly their type, and no other; finite numbers only."""
 
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True
-    )
+    model_config = CONFIG
+
+
+def _not_negative(value: float) -> float:
+    if value < 0:  # NaN is not
+        raise ValueError("must be 0 or more")
+    return value
 
 
 MaybeNaN = Annotated[
@@ -25,11 +44,64 @@ MaybeNaN = Annotated[
     PlainSerializer(lambda value: None if math.isnan(value) else value),
 ]
 """A number that JSON writes as null where it is NaN. For a field that is declared to allow NaN."""
+Amount = Annotated[MaybeNaN, AfterValidator(_not_negative)]
+"""The same, 0 or more."""
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=1, lt=2**48)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1, max_length=100)]
 
-Record = TypeVar("Record", bound=Strict)
+Record = TypeVar("Record")
 
 
-def parse_object(content: bytes, place: str, remedy: str) -> dict[str, Any]:
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+def declared(cls: type[Record]) -> type[Record]:
+    """A frozen dataclass with slots, by keyword only, whose fields are checked when it is made.
+
+    Types are taken strictly: a whole number may stand for a `float`, but True is no number and a list no tuple; numbers
+    are finite. What is wrong is a `UserError` of one line: class, field, value, and what must be there.
+    """
+    made: type[Any] = pydantic.dataclasses.dataclass(kw_only=True, slots=True, config=CONFIG)(cls)
+    checked = made.__init__
+
+    @functools.wraps(checked)
+    def __init__(self: Any, *values: Any, **fields: Any) -> None:  # noqa: N807
+        try:
+            checked(self, *values, **fields)
+        except ValidationError as error:
+            raise _mistake(made.__name__, error) from error
+        for name, given in fields.items():
+            object.__setattr__(self, name, _as_given(given, getattr(self, name)))
+
+    made.__init__ = __init__
+    return made
+
+
+def _as_given(given: Any, checked: Any) -> Any:
+    """A whole number that stands for a float stays one: a study's fingerprint is of what its module says."""
+    if type(given) is tuple:
+        return tuple(map(_as_given, given, checked))
+    return given if type(given) is int else checked
+
+
+def _mistake(name: str, error: ValidationError) -> UserError:
+    """What is wrong with a declaration; its own rules say that themselves."""
+    first, *others = error.errors(include_url=False)
+    own = first.get("ctx", {}).get("error")
+    if isinstance(own, UserError):
+        return own
+    field, *below = first["loc"] or (None,)
+    place = "".join([name, f".{field}" if isinstance(field, str) else "", *(f"[{k}]" for k in below if type(k) is int)])
+    if first["type"] == "missing":
+        return UserError(f"{place}: must be given")
+    # Of a union there is an error for each of its members.
+    of_union = [other for other in others if other["loc"][0] == field] if below and isinstance(below[0], str) else []
+    expected = " or ".join([first["msg"], *(other["msg"].removeprefix("Input should be ") for other in of_union)])
+    return UserError(f"{place} = {_short(first['input'])}: {expected.replace('Input should', 'must', 1)}")
+
+
+def parse_object(content: bytes | str, place: str, remedy: str) -> dict[str, Any]:
     """A JSON object as plain values.
 
     Args:
@@ -49,15 +121,19 @@ def parse_object(content: bytes, place: str, remedy: str) -> dict[str, Any]:
     return found
 
 
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
+
+
 def parse(record: type[Record], fields: dict[str, Any], place: str, remedy: str) -> Record:
-    """Plain JSON values as a record.
+    """Plain JSON values as a record: a `Strict`, or a dataclass, which is taken as strictly.
 
     Raises:
         UserError: naming the field, what was found and what was expected.
     """
     try:
         # JSON's rules: a list for a tuple, no number for a text.
-        return record.model_validate_json(pydantic_core.to_json(fields))
+        content = pydantic_core.to_json(fields, inf_nan_mode="null")  # such as 1e999
+        return _adapter(record).validate_json(content, strict=True, extra="forbid")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
@@ -66,5 +142,8 @@ def parse(record: type[Record], fields: dict[str, Any], place: str, remedy: str)
 
 
 def _short(value: object) -> str:
-    text = " ".join(repr(value)[:200].split())
+    try:
+        text = " ".join(repr(value)[:200].split())
+    except ValueError:  # an integer of thousands of digits
+        text = f"a very large {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

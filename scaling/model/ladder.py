@@ -7,12 +7,13 @@ from typing import Literal
 
 from scaling.errors import UserError
 from scaling.model.specvit import REFERENCE_WIDTH, ModelConfig
+from scaling.parse import Count, Fraction, Natural, declared
 
 REFERENCE_DEPTH = 6
 HEAD_WIDTH = 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@declared
 class Whitening:
     """A linear map of the spectra before the tokenizer, fitted to the covariance of the noisy training spectra.
 
@@ -22,26 +23,20 @@ class Whitening:
     """
 
     kind: Literal["pca", "zca"]
-    components: int = 0
-    frozen_epochs: int | None = None
+    components: Natural = 0
+    frozen_epochs: Natural | None = None
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Compare the fields.
 
         Raises:
             UserError: naming the field, its value and the remedy.
         """
-        if self.kind not in ("pca", "zca"):
-            raise UserError(f"Whitening.kind = {self.kind!r}: must be one of pca, zca")
-        if self.components < 0 or (self.kind == "zca" and self.components):
-            raise UserError(
-                f"Whitening(kind={self.kind!r}, components={self.components}): give at least 1 for pca, 0 for all; zca keeps all pixels"
-            )
-        if self.frozen_epochs is not None and self.frozen_epochs < 0:
-            raise UserError(f"Whitening.frozen_epochs = {self.frozen_epochs}: must be 0 or more, or None for ever")
+        if self.kind == "zca" and self.components:
+            raise UserError(f"Whitening.components = {self.components}: zca keeps all pixels; leave it out")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@declared
 class Ladder:
     """What all rungs of a study share; `rung(width)` gives the model.
 
@@ -49,13 +44,13 @@ class Ladder:
     six layers. Heads are 32 wide from width 32 up, as the original's.
     """
 
-    num_pixels: int = 4096
-    patch_size: int = 16
-    stride: int = 0
+    num_pixels: Count = 4096
+    patch_size: Count = 16
+    stride: Natural = 0
     tokenizer: Literal["conv1d", "sliding"] = "conv1d"
     positions: Literal["learned", "rope", "none"] = "learned"
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
+    dropout: Fraction = 0.1
+    attention_dropout: Fraction = 0.1
     whitening: Whitening | None = None
 
     def rung(self, width: int, num_outputs: int = 1) -> ModelConfig:

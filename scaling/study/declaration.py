@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from scaling.data.batches import Access, DataRules
 from scaling.data.shards.records import Order
@@ -17,6 +19,7 @@ from scaling.errors import UserError
 from scaling.files import Location
 from scaling.model.ladder import Ladder, Whitening
 from scaling.model.specvit import ModelConfig
+from scaling.parse import Count, Fraction, Name, Natural, Positive, declared
 from scaling.training.recipe import Budget, Recipe
 
 __all__ = [
@@ -35,7 +38,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@declared
 class Sources:
     """HDF5 files of a real study, and the shard set made from them once: a local folder, or a URI as a string.
 
@@ -44,34 +47,23 @@ class Sources:
     """
 
     shards: Location
-    train: tuple[Path, ...]
+    train: Annotated[tuple[Path, ...], Field(min_length=1)]
     val: Path
     test: Path
     order: Order = "auto"
-    order_seed: int = 0
+    order_seed: Natural = 0
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Tell a URI from a path that is no `Path`.
 
         Raises:
             UserError: naming the field, its value and the remedy.
         """
-        if not isinstance(self.train, tuple) or not self.train:
-            raise UserError(f"Sources.train = {self.train!r}: give a tuple of one or more files, as (Path('a.h5'),)")
-        if not isinstance(self.shards, Path) and not (isinstance(self.shards, str) and "://" in self.shards):
+        if isinstance(self.shards, str) and "://" not in self.shards:
             raise UserError(f"Sources.shards = {self.shards!r}: give a Path, or a URI as a string, as 's3://bucket/x'")
-        named = [("val", self.val), ("test", self.test), *(("train", p) for p in self.train)]
-        for name, path in named:
-            if not isinstance(path, Path):
-                raise UserError(f"Sources.{name}: {path!r} is not a pathlib.Path; give Path({str(path)!r})")
-        if self.order not in get_args(Order) or self.order_seed < 0:
-            allowed = ", ".join(get_args(Order))
-            raise UserError(
-                f"Sources(order={self.order!r}, order_seed={self.order_seed}): order must be one of {allowed}, the seed 0 or more"
-            )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@declared
 class Data:
     """Where the spectra come from, the rungs of D, and how spectra become inputs.
 
@@ -81,21 +73,12 @@ class Data:
     """
 
     source: Simulation | Sources
-    num_spectra: tuple[int, ...]
+    num_spectra: tuple[Count, ...]
     rules: DataRules = field(default_factory=DataRules)
     access: Access = "auto"
 
-    def __post_init__(self) -> None:
-        """Check the access.
 
-        Raises:
-            UserError: it is none of the four.
-        """
-        if self.access not in get_args(Access):
-            raise UserError(f"Data.access = {self.access!r}: must be one of {', '.join(get_args(Access))}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@declared
 class Search:
     """The search for the learning rate of each cell; at most `trials` are trained (`scaling.sweep.rates`).
 
@@ -103,37 +86,22 @@ class Search:
     cells. The next two are a `factor` below and above it; one more follows where the best lies at the edge, then the lowest
     point of a parabola as long as it promises more than `seed_noise`, the relative scatter of the error between seeds.
 
-    With `prune`, a trial is stopped that is hopeless beside the cell's best (`scaling.sweep.pruning`).
+    With `prune`, a trial is stopped that is hopeless beside the cell's best (`scaling.training.pruning`).
     """
 
-    trials: int = 5
-    factor: float = 2.0
-    reference_lr: float = 3e-4
-    max_lr: float = 1e-2
-    seed_noise: float = 0.01
+    trials: Count = 5
+    factor: Annotated[float, Field(gt=1, le=100)] = 2.0
+    reference_lr: Positive = 3e-4
+    max_lr: Positive = 1e-2
+    seed_noise: Fraction = 0.01
     prune: bool = True
-
-    def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            UserError: naming the field, its value and the remedy.
-        """
-        if self.trials < 1:
-            raise UserError(f"Search.trials = {self.trials}: must be at least 1")
-        if not (self.reference_lr > 0 and self.max_lr > 0):
-            raise UserError(f"Search(reference_lr={self.reference_lr}, max_lr={self.max_lr}): both must be positive")
-        if not 1 < self.factor <= 100:
-            raise UserError(f"Search.factor = {self.factor}: must be more than 1, and at most 100")
-        if not 0 <= self.seed_noise < 1:
-            raise UserError(f"Search.seed_noise = {self.seed_noise}: must be in [0, 1)")
 
     def centre(self, width: int) -> float:
         """The learning rate that is expected to be best before anything is measured: inversely proportional to the width."""
         return min(self.max_lr, self.reference_lr * 256 / width)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@declared
 class Placement:
     """What a trial of at least this width and this many spectra occupies. The last placement that applies holds.
 
@@ -142,27 +110,23 @@ class Placement:
     `micro_batch` bounds the spectra that a worker takes through the model at a time, `compiled` uses `torch.compile`.
     """
 
-    from_width: int = 0
-    from_spectra: int = 0
-    workers: int = 1
-    cpus: float = 1.0
-    gpus: float = 0.0
-    min_workers: int | None = None
-    micro_batch: int | None = None
+    from_width: Natural = 0
+    from_spectra: Natural = 0
+    workers: Count = 1
+    cpus: Positive = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    min_workers: Count | None = None
+    micro_batch: Count | None = None
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Compare the fields.
 
         Raises:
             UserError: naming the field, its value and the remedy.
         """
-        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+        if self.min_workers is not None and self.min_workers > self.workers:
             raise UserError(f"Placement.min_workers = {self.min_workers}: must be in 1 ... workers = {self.workers}")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise UserError(f"Placement.micro_batch = {self.micro_batch}: must be at least 1, or None")
-        if self.workers < 1 or self.cpus <= 0 or self.gpus < 0:
-            raise UserError(f"{self}: workers and cpus must be positive, gpus 0 or more")
         if (self.workers > 1 or self.gpus > 1) and self.gpus % 1:
             raise UserError(f"{self}: gpus must be whole above 1, and where a trial has several workers")
 
@@ -178,13 +142,13 @@ class Placement:
         return f"{fewest}{self.workers} × {gpus}{self.cpus:g} CPU"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@declared
 class Cell:
     """A model size, a number of spectra and a seed: one point of the law, once its learning rate is found."""
 
-    width: int
-    num_spectra: int
-    seed: int
+    width: Count
+    num_spectra: Count
+    seed: Natural
 
     @property
     def key(self) -> str:
@@ -196,7 +160,7 @@ class Cell:
         return f"{self.key}-t{number:02d}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@declared
 class Study:
     """A declared set of cells: widths × numbers of spectra × seeds, with the rules they share.
 
@@ -207,15 +171,15 @@ class Study:
     except that with dropout each worker draws masks of its own.
     """
 
-    name: str
+    name: Name
     question: str
     data: Data
     ladder: Ladder
-    widths: tuple[int, ...]
+    widths: tuple[Count, ...]
     recipe: Recipe
     search: Search
-    seeds: tuple[int, ...] = (42,)
-    repeat_every: int = 1
+    seeds: tuple[Natural, ...] = (42,)
+    repeat_every: Count = 1
     hold_out_edge: bool = True
     placements: tuple[Placement, ...] = (Placement(),)
 
@@ -234,10 +198,6 @@ class Study:
         ):
             if not values or len(set(values)) != len(values) or tuple(sorted(values)) != tuple(values):
                 raise UserError(f"Study.{name} = {values}: give at least one value, in rising order, none twice")
-        if self.repeat_every < 1:
-            raise UserError(f"Study.repeat_every = {self.repeat_every}: must be at least 1, for further seeds in every cell")
-        if self.widths[0] < 1 or self.data.num_spectra[0] < 1:
-            raise UserError(f"Study {self.name}: widths and numbers of spectra must be positive")
         if not self.placements or (self.placements[0].from_width, self.placements[0].from_spectra) != (0, 0):
             raise UserError("Study.placements: the first must apply to every cell (from_width 0, from_spectra 0)")
         for width in self.widths:

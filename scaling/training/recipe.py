@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from scaling.errors import UserError
+from scaling.parse import Count, Fraction, Positive, declared
 from scaling.training.schedule import Schedule
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@declared
 class Budget:
     """How long a trial trains: passes over its D spectra (`epochs`), or spectra drawn whatever D is (`samples`).
 
@@ -20,19 +23,17 @@ class Budget:
     `epochs`, training grows with D, and the curve over D shows both.
     """
 
-    epochs: int | None = None
-    samples: int | None = None
+    epochs: Count | None = None
+    samples: Count | None = None
 
     def __post_init__(self) -> None:
         """Exactly one of the two is given.
 
         Raises:
-            UserError: otherwise, or if it is not positive.
+            UserError: otherwise.
         """
         if (self.epochs is None) == (self.samples is None):
             raise UserError(f"Budget(epochs={self.epochs}, samples={self.samples}): give exactly one of the two")
-        if (self.epochs or self.samples or 0) < 1:
-            raise UserError(f"Budget(epochs={self.epochs}, samples={self.samples}): must be at least 1")
 
     @property
     def kind(self) -> Literal["epochs", "samples"]:
@@ -49,7 +50,7 @@ class Budget:
         return whole_epochs * per_epoch + math.ceil(rest / batch_size)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@declared
 class Recipe:
     """Everything about training that is the same for all cells. The defaults are the original study's.
 
@@ -66,42 +67,27 @@ class Recipe:
     """
 
     budget: Budget
-    batch_size: int = 256
+    batch_size: Count = 256
     loss: Literal["l1", "mse", "huber"] = "l1"
-    huber_delta: float = 1.0
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = 0.5
+    huber_delta: Positive = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    clip_norm: Positive = 0.5
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     schedule_unit: Literal["epoch", "step"] = "epoch"
-    warmup: float = 0.0
-    decay: float = 0.2
+    warmup: Fraction = 0.0
+    decay: Fraction = 0.2
     branches: tuple[float, ...] = ()
-    final_lr_fraction: float = 1 / 30
+    final_lr_fraction: Fraction = 1 / 30
     precision: Precision = "fp16"
-    evaluations: int = 200
+    evaluations: Count = 200
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Compare the fields.
 
         Raises:
             UserError: naming the field, its value and the remedy.
         """
-        choices: dict[str, tuple[str, ...]] = {
-            "loss": ("l1", "mse", "huber"),
-            "schedule": ("cosine", "constant", "wsd"),
-            "schedule_unit": ("epoch", "step"),
-            "precision": ("fp32", "bf16", "fp16"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(f"Recipe.{name} = {getattr(self, name)!r}: must be one of {', '.join(allowed)}")
-        for name in ("batch_size", "evaluations", "clip_norm", "huber_delta"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"Recipe.{name} = {getattr(self, name)}: must be positive")
-        for name in ("warmup", "final_lr_fraction", "decay"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"Recipe.{name} = {getattr(self, name)}: must be in [0, 1]")
         if self.schedule == "wsd" and (self.decay == 0 or self.warmup + self.decay > 1):
             raise UserError(
                 f"Recipe(warmup={self.warmup}, decay={self.decay}): with schedule='wsd' decay must be positive and their sum at most 1"

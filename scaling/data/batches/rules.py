@@ -6,24 +6,26 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Float32, Float64
 from numpy import ndarray
+from pydantic import Field
 from torch import Tensor
 
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
 from scaling.files import Location
+from scaling.parse import Count, Name, Natural, declared
 
 Noise = Literal["fixed", "fresh"]
 READ_ROWS = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@declared
 class DataRules:
     """How spectra become inputs and targets; the same for all cells of a study.
 
@@ -40,50 +42,30 @@ class DataRules:
     one that is always drawn.
     """
 
-    label: str = "log_g"
-    other_labels: tuple[str, ...] = ()
+    label: Name = "log_g"
+    other_labels: tuple[Name, ...] = ()
     boundary: float | None = None
     noise: Noise = "fresh"
-    noise_level: float = 1.0
-    noise_seed: int = 0
-    eval_seed: int = 42
-    eval_draws: int = 1
+    noise_level: Annotated[float, Field(ge=0)] = 1.0
+    noise_seed: Natural = 0
+    eval_seed: Natural = 42
+    eval_draws: Count = 1
     input_norm: Literal["none", "global", "mean_spectrum", "per_pixel"] = "mean_spectrum"
     label_norm: Literal["standard", "minmax"] = "standard"
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Compare the fields.
 
         Raises:
             UserError: naming the field, its value and the remedy.
         """
-        choices: dict[str, tuple[str, ...]] = {
-            "noise": ("fixed", "fresh"),
-            "input_norm": ("none", "global", "mean_spectrum", "per_pixel"),
-            "label_norm": ("standard", "minmax"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(f"DataRules.{name} = {getattr(self, name)!r}: must be one of {', '.join(allowed)}")
-        if not self.noise_level >= 0:
-            raise UserError(f"DataRules.noise_level = {self.noise_level}: must be 0 or more")
-        if self.eval_draws < 1 or (self.eval_draws > 1 and self.noise_level == 0):
+        if self.eval_draws > 1 and self.noise_level == 0:
+            raise UserError(f"DataRules.eval_draws = {self.eval_draws}: must be 1 without noise (noise_level 0)")
+        if len(set(self.labels)) < len(self.labels):
             raise UserError(
-                f"DataRules.eval_draws = {self.eval_draws}: must be at least 1, and 1 without noise (noise_level 0)"
+                f"DataRules.other_labels = {self.other_labels!r}: give each label once, and {self.label!r} not again"
             )
-        if not isinstance(self.other_labels, tuple) or len(set(self.labels)) < len(self.labels):
-            raise UserError(
-                f"DataRules.other_labels = {self.other_labels!r}: give a tuple of labels, none twice nor {self.label!r} again"
-            )
-        if self.boundary is not None:
-            self._check_boundary()
-
-    def _check_boundary(self) -> None:
-        if self.boundary is not None and not math.isfinite(self.boundary):
-            raise UserError(
-                f"DataRules.boundary = {self.boundary}: give a value of {self.label}, such as 2.5 for log_g"
-            )
-        if self.other_labels or self.label_norm != "standard":
+        if self.boundary is not None and (self.other_labels or self.label_norm != "standard"):
             raise UserError(
                 f"DataRules.boundary = {self.boundary}: a classification has one label and no label_norm; "
                 "drop other_labels and label_norm, or the boundary"

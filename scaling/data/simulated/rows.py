@@ -5,7 +5,6 @@ stream, so that chunks, workers and the number of files cannot change it.
 """
 
 import functools
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy import ndarray
 from scaling.data.simulated.emulator import emulate_flux, load_emulator, noise_error
 from scaling.data.spectra import Pixels, spectrum_snr
 from scaling.errors import UserError
+from scaling.parse import Count, Natural, declared
 
 SPLITS = ("train", "val", "test")
 FULL_PIXELS = 4096
@@ -46,7 +46,7 @@ CONSTANTS: dict[str, float] = {
 """Columns that hold one value; a column that is neither here nor simulated is all NaN, as in a real file."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@declared
 class Simulation:
     """A set of simulated spectra: how many, how bright, on which grid. A `UserError` names a field that is out of range.
 
@@ -58,28 +58,22 @@ class Simulation:
         train_files: Files that the training split is spread over.
     """
 
-    train: int = 32768
-    val: int = 2048
-    test: int = 8192
-    seed: int = 0
+    train: Count = 32768
+    val: Count = 2048
+    test: Count = 8192
+    seed: Natural = 0
     pixels: int = FULL_PIXELS
     mag_range: tuple[float, float] = (20.5, 22.5)
-    train_files: int = 1
+    train_files: Count = 1
 
     def __post_init__(self) -> None:
-        for split in SPLITS:
-            if self.rows(split) < 1:
-                raise UserError(f"Simulation.{split} is {self.rows(split)}: give at least 1 spectrum")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"Simulation.seed is {self.seed}: give an integer from 0 to 2^63 - 1")
         if self.pixels not in (4096, 2048, 1024):
-            raise UserError(f"Simulation.pixels is {self.pixels}: give 4096, 2048 or 1024")
-        mags = self.mag_range
-        if not (len(mags) == 2 and np.isfinite(mags).all() and mags[0] <= mags[1]):
-            raise UserError(f"Simulation.mag_range is {mags}: give two magnitudes, the smaller (brighter) first")
-        if not 1 <= self.train_files <= self.train:
+            raise UserError(f"Simulation.pixels = {self.pixels}: give 4096, 2048 or 1024")
+        if self.mag_range[0] > self.mag_range[1]:
+            raise UserError(f"Simulation.mag_range = {self.mag_range}: give the smaller (brighter) magnitude first")
+        if self.train_files > self.train:
             raise UserError(
-                f"Simulation.train_files is {self.train_files}: give 1 to {self.train}, the training spectra"
+                f"Simulation.train_files = {self.train_files}: give 1 to {self.train}, the training spectra"
             )
 
     def rows(self, split: str) -> int:
