@@ -25,6 +25,7 @@ from scaling.results import Row
 from scaling.study.declaration import Cell, Study, stable
 from scaling.study.store import StudyFolder, TrialFolder
 from scaling.sweep.code import code_commit as code_commit
+from scaling.sweep.limits import WORKER_FAILURES
 from scaling.training.columns import detail_columns, score_columns
 from scaling.training.device import Device
 from scaling.training.loop import Outcome, Task
@@ -93,7 +94,8 @@ class Trial:
             compiled=placement.compiled,
         )
         if placement.host == "ray_train":
-            run_under_ray_train(job, self.folder.ray_train_storage, ray_train_callback)
+            storage = self.folder.ray_train_storage
+            run_under_ray_train(job, storage, ray_train_callback, max_failures=WORKER_FAILURES)
         else:
             run_in_process(job, forward)
 
