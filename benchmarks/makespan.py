@@ -94,7 +94,7 @@ def simulate(study: Study, gpus: int) -> dict[str, float]:
     """Run the study on nodes of eight GPUs; returns its makespan, bound and costs in seconds."""
     model, now = Model(study), 0.0
     offers = [SimpleNamespace(id=f"n{i}", host=f"n{i}", cpus=64.0, gpus=8.0) for i in range(gpus // 8)]
-    nodes = SimpleNamespace(look=lambda: offers, problem="", names=lambda ids: ids, pending=lambda: "")
+    nodes = SimpleNamespace(look=lambda: offers, problem="", hosts=lambda ids: "", trial_finished=lambda: None, pending=lambda: "")
     rates = Rates(study, [])
 
     def make(cell: Cell, number: int, lr: float, **_):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from scaling.errors import UserError
+from scaling.sweep.code import PACKAGE
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -30,6 +35,8 @@ ENVIRONMENT = {
 
 PASSED_ON = ("SCALING_CACHE", "SCALING_CACHE_LIMIT")
 """Settings of this process that its workers take over."""
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where `ray job submit` leaves the job's own settings for the driver."""
 
 
 @contextlib.contextmanager
@@ -39,7 +46,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     A process that is already connected keeps its connection.
 
     Raises:
-        UserError: if nothing answers at the address.
+        UserError: if nothing answers at the address, or it is one of Ray Client.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -47,7 +54,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     if not address and not job:
         # Ray listens on all interfaces of the host: never without a token (Ray keeps it in the user's home folder).
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if address and not address.startswith("ray://"):
+    if address:
         _require_listener(address)
     import ray
 
@@ -57,10 +64,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     try:
         ray.init(
             address=address or ("auto" if job else "local"),
-            runtime_env={
-                "env_vars": {name: os.environ[name] for name in (*ENVIRONMENT, *PASSED_ON) if name in os.environ},
-                "worker_process_setup_hook": _name_cluster,
-            },
+            runtime_env=_runtime_env(joins=bool(address or job)),
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -73,6 +77,30 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _runtime_env(*, joins: bool) -> dict[str, Any]:
+    """What workers need: settings, and on a cluster that was there before also the code, so that they run this one.
+
+    Ray refuses to merge what both the driver and the job it belongs to have set: the job's stays.
+    """
+    job = json.loads(os.environ.get(JOB_CONFIG) or "{}").get("runtime_env") or {}
+    settings = set(ENVIRONMENT).union(PASSED_ON).difference(job.get("env_vars") or {}).intersection(os.environ)
+    wanted = {"env_vars": {name: os.environ[name] for name in settings}, "worker_process_setup_hook": _name_cluster}
+    if joins and not ("working_dir" in job and PACKAGE.is_relative_to(Path.cwd())):
+        wanted["py_modules"] = _own_code()
+    return {name: value for name, value in wanted.items() if name == "env_vars" or name not in job}
+
+
+def _own_code() -> list[str]:
+    """The package `scaling`, and what a study's module belongs to if it was imported from the working folder."""
+    code = {PACKAGE}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and "STUDY" in vars(module) and name != "__main__":
+            inner = Path(file).resolve()
+            code.add(inner if "." not in name else inner.parents[name.count(".") - 1])
+    return sorted(str(path) for path in code if path == PACKAGE or path.is_relative_to(Path.cwd()))
 
 
 def _name_cluster() -> None:
@@ -90,6 +118,11 @@ def _require_listener(address: str) -> None:
     """Refuse an address where nothing listens: Ray itself would try for minutes."""
     if address in ("auto", "local"):
         return
+    if address.startswith("ray://"):
+        raise UserError(
+            f"--address {address}: Ray Client is not supported; give HOST:6379 of the cluster's head, or submit the study "
+            "there with `ray job submit`"
+        )
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"--address {address}: give HOST:PORT, as `ray start --head` prints it (the port is 6379)")

@@ -120,6 +120,11 @@ class Nodes:
         """Nodes that are set aside from now on do not follow in a row on earlier ones."""
         self._in_a_row = 0
 
+    def hosts(self, node_ids: Iterable[str]) -> str:
+        """The names of the machines, for messages."""
+        known = {node_id: node.host for node_id, node in self._good.items()}
+        return ", ".join(dict.fromkeys(known.get(node_id, f"node {node_id[:8]}") for node_id in node_ids))
+
     def pending(self) -> str:
         """In words, nodes that are being checked or are set aside; empty if there are none."""
         checks = [f"{check.host} ({check.waits_for()})" for check in self._checks.values()]

@@ -148,7 +148,7 @@ class SweepSearch(Searcher):
         if not attempt.begun:
             attempt.begun = True
             self.admission.begin(trial_id)
-            self.progress.started(attempt.trial.key, attempt.trial.cell, ", ".join(self.nodes.names(attempt.nodes)))
+            self.progress.started(attempt.trial.key, attempt.trial.cell, self.nodes.hosts(attempt.nodes))
 
     def overdue(self) -> list[str]:
         """Trials to stop, because a node of theirs is lost, or has no room for them after all; they are handed out again."""
@@ -197,14 +197,14 @@ class SweepSearch(Searcher):
         elif "full" in said:
             self.stopped = said["full"]
         elif "node" in said:
-            self.nodes.set_aside(attempt.nodes[0], said["node"])
+            self.nodes.set_aside(said["node_id"], said["node"])
             self._again(trial, said["node"])
         elif "mistake" in said:  # such as a damaged shard: trying again would not help
             self._finished(trial, trial.fail(said["mistake"]))
         elif (row := trial.output.await_row(0.0 if "failure" in said else SETTLE_SECONDS)) is not None:
             self._finished(trial, row)
         else:
-            reason = said.get("failure") or f"its process on {', '.join(self.nodes.names(attempt.nodes))} ended without a word"
+            reason = said.get("failure") or f"its process on {self.nodes.hosts(attempt.nodes)} ended without a word"
             if attempt.begun:
                 self.failures[trial.key] += 1
             if self.failures[trial.key] < ATTEMPTS:
@@ -226,6 +226,7 @@ class SweepSearch(Searcher):
             self._queue(cell)
         self.journal.finished(trial.cell, trial.number, row)
         self.progress.add(row)
+        self.nodes.trial_finished()
         self.alike = Counter() if row.status != "failed" else self.alike + Counter([row.error])
         if self.alike and max(self.alike.values()) >= ALIKE:
             self.stopped = f"{ALIKE} trials failed alike and none succeeded between them: {row.error}"
@@ -267,7 +268,9 @@ class SweepSearch(Searcher):
         there = f"{sum(n.cpus for n in offers):g} CPU and {sum(n.gpus for n in offers):g} GPU on {len(offers)} nodes"
         wanted = "; ".join(sorted({p.describe() for p in needed}))
         running = ", ".join(sorted(attempt.trial.key for attempt in self.live.values())[:4]) or "none"
-        text = f"waiting for {wanted}; the cluster has {there}{self.nodes.pending()}; running: {running}"
+        text = f"waiting for {wanted}; the cluster has {there}; running: {running}"
+        if pending := self.nodes.pending():
+            text += f"; {pending}"
         if now - self.said > 10 * SAY_WAITING_SECONDS:
             self.said = now
             self.progress.say(text)

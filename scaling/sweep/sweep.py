@@ -24,7 +24,8 @@ from scaling.sweep.journal import Journal
 from scaling.sweep.nodes import Nodes, choose_access
 from scaling.sweep.progress import Progress
 from scaling.sweep.rates import Rates
-from scaling.sweep.trial import Trial, code_commit, describe_exception
+from scaling.sweep.code import code_commit, code_hash
+from scaling.sweep.trial import Trial, describe_exception
 from scaling.training.recorder import other_configuration, state_head
 
 DRIVER_MEMORY = 2**30
@@ -154,7 +155,8 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
     from scaling.sweep.search import Referee, Starts, SweepSearch, refuse
 
     study, folder = sweep.study, sweep.folder
-    nodes = Nodes(sweep.shards, sweep.cache_root, say, gpus_needed=any(place.gpus for place in study.placements))
+    gpus_needed = any(place.gpus for place in study.placements)
+    nodes = Nodes(sweep.shards, sweep.cache_root, say, gpus_needed=gpus_needed, code=code_hash())
     offers = nodes.wait_for_first()
     if not may_grow:
         refuse(study, offers)
@@ -212,7 +214,7 @@ def _trainable(config: dict[str, Any]) -> dict[str, Any]:
     except FullError as error:
         return {"full": str(error)}
     except NodeError as error:
-        return {"node": str(error)}
+        return {"node": str(error), "node_id": error.node or trial.nodes[0]}
     except UserError as error:
         return {"mistake": str(error)}
     except Exception as error:

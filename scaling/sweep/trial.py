@@ -24,7 +24,7 @@ from scaling.model.checkpoint import model_bytes
 from scaling.results import Row
 from scaling.study.declaration import Cell, Study, stable
 from scaling.study.store import StudyFolder, TrialFolder
-from scaling.sweep.limits import SETTLE_SECONDS
+from scaling.sweep.limits import SETTLE_SECONDS, WORKER_FAILURES
 from scaling.training.columns import detail_columns, score_columns
 from scaling.training.device import Device
 from scaling.training.loop import Outcome, Task
@@ -117,7 +117,8 @@ class Trial:
             compiled=placement.compiled,
         )
         if placement.host == "ray_train":
-            run_under_ray_train(job, self.folder.ray_train_storage, ray_train_callback, nodes=self.nodes)
+            storage, nodes = self.folder.ray_train_storage, None if placement.min_workers else self.nodes
+            run_under_ray_train(job, storage, ray_train_callback, max_failures=WORKER_FAILURES, nodes=nodes)
         else:
             run_in_process(job, forward)
         row = self.output.await_row(SETTLE_SECONDS)

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from scaling.errors import UserError
-from scaling.training.device import Device, measure
+from scaling.errors import NodeError, UserError
+from scaling.training.device import Device, cuda_device, measure
+from scaling.training.guards import free_failed_starts, stop_at_mistakes
 from scaling.training.loop import Context, Outcome, Task, train
 from scaling.training.pruning import Hopeless
 from scaling.training.recorder import Folder, Metrics, Recorder
@@ -45,29 +46,44 @@ class Job:
 
 
 def run_in_process(job: Job, forward: Callable[[Metrics], None]) -> None:
-    """Train in this process, on a device that other trials may share."""
-    device = torch.device("cuda", 0) if job.gpus > 0 else torch.device("cpu")
+    """Train in this process, on a device that other trials may share.
+
+    Raises:
+        NodeError: PyTorch cannot use the node's GPU.
+    """
+    device = cuda_device() if job.gpus > 0 else torch.device("cpu")
     _run(job, forward, rank=0, world=1, device=device)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the process is reused; the device is shared
 
 
-def run_under_ray_train(job: Job, storage: str, forward: Callable[[], Any] | None = None) -> None:
+def run_under_ray_train(
+    job: Job,
+    storage: str,
+    forward: Callable[[], Any] | None = None,
+    *,
+    max_failures: int,
+    nodes: tuple[str, ...] | None = None,
+) -> None:
     """Train with Ray Train: `job.workers` workers, restarted from the last state when one is lost.
 
     Args:
         job: the trial.
         storage: a folder or URI that all nodes reach, for Ray Train's own bookkeeping.
         forward: makes a Ray Train callback that forwards the metrics, e.g. to Tune.
+        max_failures: how often workers that failed or were lost are started again.
+        nodes: Ray's ids of the nodes that workers may be on; any if not given.
 
     Raises:
         UserError: as a worker raised it, at once: trying again would not help.
+        NodeError: the workers cannot start, as where PyTorch cannot use the GPU; their devices are free again.
         RuntimeError: with the cause, if the trial fails for good.
     """
     from ray import train as ray_train
     from ray.train.torch import TorchTrainer
 
     resources = {"CPU": job.cpus} | ({"GPU": job.gpus} if job.gpus else {})
+    selector: dict[str, Any] = {"label_selector": {"ray.io/node-id": f"in({','.join(nodes)})"}} if nodes else {}
     workers: Any = (job.min_workers, job.workers) if job.min_workers else job.workers
     trainer = TorchTrainer(
         _ray_train_worker,
@@ -76,12 +92,13 @@ def run_under_ray_train(job: Job, storage: str, forward: Callable[[], Any] | Non
             num_workers=workers,
             use_gpu=job.gpus > 0,
             resources_per_worker=resources,
+            **selector,
         ),
         run_config=ray_train.RunConfig(
             name=job.name,
             storage_path=storage,
-            failure_config=ray_train.FailureConfig(max_failures=3),
-            callbacks=[_stop_at_mistakes(), *([forward()] if forward else [])],
+            failure_config=ray_train.FailureConfig(max_failures=max_failures),
+            callbacks=[stop_at_mistakes(), free_failed_starts(max_failures), *([forward()] if forward else [])],
         ),
     )
     try:
@@ -92,34 +109,24 @@ def run_under_ray_train(job: Job, storage: str, forward: Callable[[], Any] | Non
         raise
 
 
-def _stop_at_mistakes() -> Any:
-    """A Ray Train callback that ends a run, on all its workers, at a worker's `UserError`.
-
-    Ray Train starts the workers again whatever one of them raised; only what a callback raises ends a run at once.
-    """
-    from ray.train import UserCallback
-
-    class StopAtMistakes(UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            for error in worker_exceptions.values():
-                if isinstance(error, UserError):
-                    raise error
-
-    return StopAtMistakes()
-
-
 def _ray_train_worker(config: dict[str, Any]) -> None:
+    import ray
     from ray import train as ray_train
     from ray.train.torch import get_device
 
     context = ray_train.get_context()
-    _run(
-        config["job"],
-        ray_train.report,
-        rank=context.get_world_rank(),
-        world=context.get_world_size(),
-        device=get_device(),
-    )
+    ray_train.report({"began": 1.0})  # the workers have their devices; the first evaluation may be far away
+    try:
+        _run(
+            config["job"],
+            ray_train.report,
+            rank=context.get_world_rank(),
+            world=context.get_world_size(),
+            device=get_device(),
+        )
+    except NodeError as error:
+        error.node = ray.get_runtime_context().get_node_id()
+        raise
 
 
 def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int, device: torch.device) -> None:

@@ -37,7 +37,7 @@ class World:
         self.nodes = SimpleNamespace(
             look=lambda: [node for node in self.offers if node.id not in self.aside],
             problem="",
-            names=list,
+            hosts=lambda ids: ", ".join(ids),
             pending=lambda: "",
             set_aside=lambda node, reason: self.aside.update({node: reason}),
             trial_finished=lambda: None,
@@ -193,7 +193,7 @@ def test_a_row_that_is_there_is_taken_though_its_process_was_lost(world):
 def test_an_error_of_a_node_writes_no_row_and_the_trial_goes_elsewhere(world):
     here = world(cpus=(1.0, 1.0))
     name, trial = here.hand_out()
-    here.finish(name, node="its cache disk is full")
+    here.finish(name, node="its cache disk is full", node_id=trial.nodes[0])
     assert here.aside == {trial.nodes[0]: "its cache disk is full"}
     assert trial.output.read_row() is None
     again = here.hand_out()[1]

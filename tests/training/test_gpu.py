@@ -154,6 +154,6 @@ def test_a_whole_gpu_runs_under_ray_train(task, tmp_path, ray_cluster):
     folder = LocalFolder(tmp_path / "whole")
     folder.path.mkdir()
     job = Job(name="whole-gpu", identity="", task=task, folder=folder, finish=folder.finish, gpus=1.0)
-    run_under_ray_train(job, str(tmp_path / "storage"))
+    run_under_ray_train(job, str(tmp_path / "storage"), max_failures=0)
     _, outcome = losses(task)
     assert folder.outcome()["test"] == pytest.approx(outcome.test.mae, rel=2e-3)

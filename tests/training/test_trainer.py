@@ -99,7 +99,7 @@ def test_both_hosts_give_the_same_losses(make_job, ray_cluster, tmp_path):
     alone, hosted = make_job("process"), make_job("ray-train-1")
     forwarded = []
     run_in_process(alone, forwarded.append)
-    run_under_ray_train(hosted, str(tmp_path / "storage"))
+    run_under_ray_train(hosted, str(tmp_path / "storage"), max_failures=0)
     expected = alone.folder.curve()[COLUMNS]
     assert [metrics["val_mae_dex"] for metrics in forwarded] == list(expected["val_mae_dex"])
     pd.testing.assert_frame_equal(hosted.folder.curve()[COLUMNS], expected, check_exact=True)
@@ -111,7 +111,7 @@ def test_both_hosts_give_the_same_losses(make_job, ray_cluster, tmp_path):
 def test_two_workers_that_stream_give_the_losses_of_one(make_job, ray_cluster, tmp_path):
     alone, two = make_job("process", streamed=True), make_job("ray-train-2", streamed=True, workers=2)
     run_in_process(alone, lambda metrics: None)
-    run_under_ray_train(two, str(tmp_path / "storage"))
+    run_under_ray_train(two, str(tmp_path / "storage"), max_failures=0)
     pd.testing.assert_frame_equal(two.folder.curve()[COLUMNS], alone.folder.curve()[COLUMNS], rtol=2e-5)
     assert two.folder.outcome()["test"] == pytest.approx(alone.folder.outcome()["test"], rel=2e-5)
 
@@ -125,7 +125,7 @@ def test_a_damaged_shard_ends_all_workers_at_once_with_one_line(make_job, shards
     # Of 200 spectra each worker streams one shard: the other one waits for this one in the gradient's all-reduce.
     job = dataclasses.replace(job, task=dataclasses.replace(job.task, shards=tmp_path / "damaged"))
     with pytest.raises(UserError, match=r"part-00001\.parquet: this shard cannot be read") as raised:
-        run_under_ray_train(job, str(tmp_path / "storage"))
+        run_under_ray_train(job, str(tmp_path / "storage"), max_failures=0)
     assert "\n" not in str(raised.value)
     assert (job.folder.path / "attempts").read_text() == ".", "once, for both workers"
 
