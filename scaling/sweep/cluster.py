@@ -28,7 +28,7 @@ ENVIRONMENT = {
     "MIMALLOC_PURGE_DELAY": "10000",
 }
 
-PASSED_ON = ("SCALING_CACHE", "SCALING_CACHE_LIMIT")
+PASSED_ON = ("SCALING_CACHE", "SCALING_CACHE_LIMIT", "SCALING_PATIENCE")
 """Settings of this process that its workers take over."""
 
 
