@@ -33,7 +33,7 @@ ENVIRONMENT = {
     "MIMALLOC_PURGE_DELAY": "10000",
 }
 
-PASSED_ON = ("SCALING_CACHE", "SCALING_CACHE_LIMIT")
+PASSED_ON = ("SCALING_CACHE", "SCALING_CACHE_LIMIT", "SCALING_PATIENCE")
 """Settings of this process that its workers take over."""
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where `ray job submit` leaves the job's own settings for the driver."""
