@@ -1,7 +1,7 @@
 """The store: the only module that spells paths. A folder, or any URI that pyarrow's filesystems open.
 
 STORE/<study>/study.json, optuna.journal, results.parquet, limit.json, anchors/<name>.json, report/
-STORE/<study>/trials/<trial>/row.json, state.pt, model.safetensors, progress.csv, events.out.tfevents.trial,
+STORE/<study>/trials/<trial>/row.json, state.pt, model.safetensors, progress.csv, events.out.tfevents.trial{,-final},
                             row-0.25.json and model-0.25.safetensors of a branch at a quarter of the budget
 STORE/data/<simulation>/hdf5, shards
 """
@@ -178,9 +178,14 @@ class TrialFolder:
         self.store.write(f"{self.path}/{_of_share('model', share)}.safetensors", content)
 
     def write_progress(self, csv: str, events: bytes) -> None:
-        """The curve so far, as CSV and for TensorBoard."""
+        """The curve so far, as CSV and for TensorBoard, which follows its file."""
         self.store.write(f"{self.path}/progress.csv", csv.encode())
-        self.store.write(f"{self.path}/events.out.tfevents.trial", events)
+        first = int.from_bytes(events[:8], "little") + 16  # a record's length stands before it, checksums around it
+        self.store.extend(f"{self.path}/events.out.tfevents.trial", events, head=first)
+
+    def write_final_events(self, events: bytes) -> None:
+        """Settings and final metrics for TensorBoard, in a file it reads after the curve's."""
+        self.store.write(f"{self.path}/events.out.tfevents.trial-final", events)
 
     def read_progress(self) -> str | None:
         """The curve so far, as CSV."""

@@ -27,6 +27,7 @@ from scaling.study.declaration import Cell, Study, stable
 from scaling.study.store import StudyFolder, TrialFolder
 from scaling.training.columns import detail_columns, score_columns
 from scaling.training.device import Device
+from scaling.training.events import final_events
 from scaling.training.loop import Outcome, Task
 from scaling.training.metrics import Classified, Detail, Scores
 from scaling.training.trainer import Job, run_in_process, run_under_ray_train
@@ -57,6 +58,30 @@ class Trial:
     def output(self) -> TrialFolder:
         """The trial's folder in the store."""
         return self.folder.trial(self.key)
+
+    @property
+    def settings(self) -> dict[str, float | str]:
+        """What dashboards show the trial by."""
+        model, cell = self.study.model(self.cell.width), self.cell
+        return {
+            "num_params": ladder.count_parameters(model).reach_loss,
+            "num_spectra": cell.num_spectra,
+            "lr": self.lr,
+            "seed": cell.seed,
+            "precision": self.study.recipe.precision,
+            "width": cell.width,
+        }
+
+    def write_row(self, row: Row) -> None:
+        """Write a branch's row, or the trial's own with what TensorBoard compares trials by."""
+        if row.budget_share == 1.0:
+            score = self.study.data.rules.score
+            scores = ("mae_dex", "mae_z") if score == "mae_dex" else (score,)
+            final = {f"{split}_{name}": getattr(row, f"{split}_{name}") for split in ("val", "test") for name in scores}
+            final |= {"seconds": row.wall_seconds, "mfu": row.mfu}
+            well = row.status not in ("failed", "diverged")
+            self.output.write_final_events(final_events(self.settings, final, f"val_{score}", ended_well=well))
+        self.output.write_row(row)
 
     def task(self) -> Task:
         """What the loop trains."""
@@ -91,6 +116,7 @@ class Trial:
             gpus=placement.gpus,
             micro_batch=placement.micro_batch,
             compiled=placement.compiled,
+            shown=self.settings,
         )
         if placement.host == "ray_train":
             run_under_ray_train(job, self.folder.ray_train_storage, ray_train_callback)
@@ -128,7 +154,7 @@ def _finish(trial: Trial, started: float, outcome: Outcome, device: Device) -> N
         }
         trial.output.write_model(model_bytes(trial.task().model, outcome.weights, extra, about), outcome.share)
     row = _row(trial, outcome, error=outcome.error, device=device, wall_seconds=time.time() - started)
-    trial.output.write_row(row)
+    trial.write_row(row)
 
 
 def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: Device, wall_seconds: float) -> Row:
