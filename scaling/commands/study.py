@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from scaling.inspect import study_status
+    from scaling.sweep.status import study_status
 
     study, folder = study_folder(options)
     text, found = study_status(folder, study)

@@ -8,6 +8,7 @@ STORE/data/<simulation>/hdf5, shards
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 from dataclasses import dataclass
@@ -122,10 +123,7 @@ class StudyFolder:
             trial = self.trial(key)
             curve = trial.read_progress()
             if curve and trial.read_row() is None:
-                header, *points = curve.splitlines()
-                last = dict(zip(header.split(","), points[-1].split(","), strict=True))
-                measure = ERROR_RATE if ERROR_RATE.val in last else MAE
-                found[key] = f"step {last['step']}, val {measure.tell(float(last[measure.val]))}"
+                found[key] = _last_point(curve)
         return found
 
     def write_table(self, rows: list[Row]) -> None:
@@ -222,6 +220,15 @@ class TrialFolder:
         """Forget a failed trial's row, so that it is tried again."""
         self.store.delete(f"{self.path}/error.txt")
         self.store.delete(f"{self.path}/row.json")
+
+
+def _last_point(curve: str) -> str:
+    try:
+        *_, last = csv.DictReader(io.StringIO(curve))
+        measure = ERROR_RATE if ERROR_RATE.val in last else MAE
+        return f"step {float(last['step']):.0f}, val {measure.tell(float(last[measure.val]))}"
+    except (ValueError, KeyError, TypeError):
+        return "its progress.csv cannot be read; it is written anew when the trial resumes"
 
 
 def _of_share(name: str, share: float) -> str:
