@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.distributions import FloatDistribution
 from ray.tune.search import Searcher
 
 from scaling.data.seeds import stable_seed
@@ -27,6 +24,8 @@ from scaling.model.ladder import forward_flops
 from scaling.results import Row
 from scaling.study.declaration import Cell, Placement, Search, Study
 from scaling.study.store import FULL
+from scaling.sweep.journal import Journal
+from scaling.sweep.progress import Progress
 from scaling.sweep.trial import Trial
 
 MAX_LOST = 2
@@ -101,7 +100,8 @@ class CellSearch(Searcher):
         for cell in self.cells:
             keys = ((number, cell.trial(number)) for number in range(study.search.trials))
             self.rows[cell] = {number: by_key[key] for number, key in keys if key in by_key}
-        self.views = _open_views(study, Path(journal), self.rows)
+        self.journal = Journal(study, Path(journal), rows)
+        self.progress: Progress | None = None
         self.waiting = {cell: open_rounds(study.search, cell, self.rows[cell]) for cell in self.cells}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
@@ -114,8 +114,15 @@ class CellSearch(Searcher):
             return None
         number, lr = self.waiting[cell].pop(0)
         self.live[trial_id] = self.make_trial(cell, number, lr)
-        _mark_running(self.views[cell], number, lr, _space(self.study.search, cell))
+        self.journal.running(cell, number, lr)
+        if self.progress is not None:
+            self.progress.started(cell.trial(number), cell)
         return {"trial": self.live[trial_id]}
+
+    def remaining(self) -> list[tuple[Cell, int]]:
+        """The cells that are not done, each with its trials without a row."""
+        left = [(cell, self.study.search.trials - len(self.rows[cell])) for cell in self.cells]
+        return [(cell, count) for cell, count in left if count]
 
     def _admits(self, placement: Placement) -> bool:
         running = [self.study.placement(trial.cell) for trial in self.live.values()]
@@ -145,7 +152,7 @@ class CellSearch(Searcher):
             return
         cell = trial.cell
         self.rows[cell][trial.number] = row
-        _tell(self.views[cell], trial.number, row)
+        self.journal.finished(cell, trial.number, row)
         if not self.waiting[cell] and all(other.cell != cell for other in self.live.values()):
             self.waiting[cell] = open_rounds(self.study.search, cell, self.rows[cell])
         self.on_row(row)
@@ -160,6 +167,9 @@ class CellSearch(Searcher):
         if reason is None and self.lost[trial.key] < MAX_LOST:
             self.lost[trial.key] += 1
             self.waiting[trial.cell].insert(0, (trial.number, trial.lr))
+            self.journal.lost(trial.cell, trial.number)
+            if self.progress is not None:
+                self.progress.lost(trial.key, "its process ended without a word")
             return None
         reason = reason or "its process ended without a row or an error; see the Ray logs"
         try:
@@ -167,14 +177,17 @@ class CellSearch(Searcher):
                 trial.output.delete_row()  # the reason is of this attempt, not of a later one
                 raise FullError(reason.removeprefix(FULL))
             row = trial.failed_row(reason)
-            trial.output.write_row(row)
+            trial.write_row(row)
         except FullError as error:
             self.no_room = str(error)
             return None
         return row
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: results are read from rows."""
+        """Show it; results are read from rows."""
+        trial = self.live.get(trial_id)
+        if trial is not None and self.progress is not None:
+            self.progress.measured(trial.key, result)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store is the state."""
@@ -197,59 +210,3 @@ def _order(study: Study, cell: Cell) -> tuple[bool, int, int, int, int]:
 def _space(search: Search, cell: Cell) -> dict[str, FloatDistribution]:
     centre = search.centre(cell.width)
     return {"lr": FloatDistribution(centre / search.span, centre * search.span, log=True)}
-
-
-def _open_views(study: Study, journal: Path, rows: dict[Cell, dict[int, Row]]) -> dict[Cell, optuna.Study]:
-    """All cells' studies; a journal that cannot be read (a line torn by a full disk) is set aside and rebuilt."""
-
-    def open_all() -> dict[Cell, optuna.Study]:
-        storage = JournalStorage(JournalFileBackend(str(journal)))
-        return {cell: _open_view(study, storage, cell, known) for cell, known in rows.items()}
-
-    try:
-        return open_all()
-    except (ValueError, KeyError):
-        journal.replace(journal.with_name(journal.name + ".damaged"))
-        return open_all()
-
-
-def _open_view(study: Study, storage: JournalStorage, cell: Cell, rows: dict[int, Row]) -> optuna.Study:
-    """The cell's study in the journal, brought up to date with its rows."""
-    view = optuna.create_study(
-        study_name=f"{study.name}/{cell.key}", storage=storage, load_if_exists=True, direction="minimize"
-    )
-    if not view.user_attrs:
-        view.set_user_attr("cell", {"width": cell.width, "num_spectra": cell.num_spectra, "seed": cell.seed})
-    for number, row in sorted(rows.items()):
-        if _find(view, number) is None:
-            _mark_running(view, number, row.lr, _space(study.search, cell))
-        _tell(view, number, row)
-    return view
-
-
-def _find(view: optuna.Study, number: int) -> optuna.trial.FrozenTrial | None:
-    """The newest entry of our trial `number`; Optuna's own numbers differ once a failed trial was tried again."""
-    found = [trial for trial in view.get_trials(deepcopy=False) if trial.user_attrs.get("number") == number]
-    return found[-1] if found else None
-
-
-def _mark_running(view: optuna.Study, number: int, lr: float, space: dict[str, FloatDistribution]) -> None:
-    """Show the trial as running, unless it is shown already; one that failed is shown once more. One journal entry."""
-    present = _find(view, number)
-    if present is None or present.state == TrialState.FAIL:
-        distributions: dict[str, BaseDistribution] = dict(space)
-        view.add_trial(
-            optuna.create_trial(
-                state=TrialState.RUNNING, params={"lr": lr}, distributions=distributions, user_attrs={"number": number}
-            )
-        )
-
-
-def _tell(view: optuna.Study, number: int, row: Row) -> None:
-    present = _find(view, number)
-    if present is None or present.state.is_finished():
-        return
-    if row.status == "done":
-        view.tell(present.number, row.val_error)
-    else:
-        view.tell(present.number, state=TrialState.FAIL)

@@ -156,16 +156,11 @@ def run_sweep(sweep: Sweep, progress: Callable[[str], None]) -> list[Row]:
     if streamed := [n for n, access in sweep.access.items() if access == "streamed"]:
         progress(f"{', '.join(f'{n:,}' for n in streamed)} spectra are streamed from the shards; no node keeps a copy")
     rows = sweep.rows()
-    tracker = Progress(sweep.study, rows, ray.cluster_resources(), progress)
-    search = CellSearch(
-        sweep.study,
-        sweep.trial,
-        rows,
-        str(sweep.folder.journal),
-        ray.cluster_resources,
-        tracker.add,
-    )
-    with tempfile.TemporaryDirectory(prefix="spectral-scaling-") as scratch:  # Tune's own snapshot; never read
+    tracker = Progress(sweep.study, rows, progress, devices=ray.cluster_resources, remaining=lambda: search.remaining())
+    journal = str(sweep.folder.journal)
+    search = CellSearch(sweep.study, sweep.trial, rows, journal, ray.cluster_resources, tracker.add)
+    search.progress = tracker
+    with tracker, tempfile.TemporaryDirectory(prefix="spectral-scaling-") as scratch:  # Tune's own snapshot; never read
         tuner = tune.Tuner(
             tune.with_resources(_trainable, _resources),
             tune_config=tune.TuneConfig(search_alg=search, num_samples=-1, reuse_actors=True),
@@ -196,7 +191,7 @@ def _trainable(config: dict[str, Any]) -> None:
             trial.output.write_error(f"{FULL}{error}")
         raise
     except UserError as error:  # such as a damaged shard: trying again would not help
-        trial.output.write_row(trial.failed_row(str(error)))
+        trial.write_row(trial.failed_row(str(error)))
     except Exception as error:
         trial.output.write_error(describe_exception(error))
         raise

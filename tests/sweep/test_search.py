@@ -106,7 +106,6 @@ def test_a_round_opens_only_when_the_one_before_is_complete():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_any_order_of_finishing_and_any_interruption_give_the_same_trials(tmp_path):
     study = example_study(search=SEARCH)
     total = len(study.cells()) * SEARCH.trials
@@ -119,17 +118,6 @@ def test_any_order_of_finishing_and_any_interruption_give_the_same_trials(tmp_pa
             assert drive(make_search(study, store, journal), finish_first, stop) is None
         drive(make_search(study, store, journal), finish_first)
         assert {key: row.lr for key, row in store.items()} == {key: row.lr for key, row in expected.items()}
-
-
-def test_the_journal_shows_every_trial_once_and_can_be_lost(tmp_path):
-    study, store = example_study(), {}
-    drive(make_search(study, store, tmp_path / "first"))
-    for journal in ("first", "second"):  # the second is rebuilt from the rows
-        views = make_search(study, store, tmp_path / journal).views
-        for cell in study.cells():
-            trials = views[cell].get_trials()
-            assert [t.user_attrs["number"] for t in trials] == [0, 1]
-            assert [t.value for t in trials] == [store[cell.trial(k)].val_mae_dex for k in range(2)]
 
 
 def test_a_trial_without_a_row_is_recorded_as_failed(tmp_path):
@@ -196,25 +184,6 @@ def test_ray_train_trials_go_first_and_nothing_overtakes_them(tmp_path):
     search.on_trial_complete("a")
     second = search.suggest("c")["trial"]
     assert (second.cell, second.number) == (first.cell, 1)
-
-
-def test_a_journal_torn_by_a_full_disk_is_rebuilt_from_the_rows(tmp_path):
-    study, store = example_study(), {}
-    drive(make_search(study, store, tmp_path / "journal"))
-    torn = (tmp_path / "journal").read_bytes()[:-20]
-    (tmp_path / "journal").write_bytes(torn + b"\n")
-    views = make_search(study, store, tmp_path / "journal").views
-    assert sum(len(view.get_trials()) for view in views.values()) == len(store)
-    assert (tmp_path / "journal.damaged").exists()
-
-
-def test_a_failed_trial_is_shown_once_however_often_the_study_is_opened(tmp_path):
-    study, store = example_study(), {}
-    search = make_search(study, store, tmp_path / "journal")
-    trial = lose(search)
-    for _ in range(3):
-        view = make_search(study, store, tmp_path / "journal").views[trial.cell]
-        assert [entry.state.name for entry in view.get_trials()] == ["FAIL"]
 
 
 def test_a_factor_at_the_edge_of_the_span_stays_within_it(tmp_path):
