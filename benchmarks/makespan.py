@@ -26,7 +26,18 @@ from analysis.example import example_rows
 from scaling.data.seeds import stable_seed
 from scaling.model.ladder import count_parameters, train_flops
 from scaling.results import Row
-from scaling.study.declaration import Budget, Cell, Data, DataRules, Ladder, Placement, Recipe, Search, Simulation, Study
+from scaling.study.declaration import (
+    Budget,
+    Cell,
+    Data,
+    DataRules,
+    Ladder,
+    Placement,
+    Recipe,
+    Search,
+    Simulation,
+    Study,
+)
 from scaling.sweep.rates import Rates
 from scaling.sweep.search import SweepSearch
 
@@ -74,12 +85,14 @@ class Model:
         self.study = study
 
     def seconds(self, cell: Cell) -> float:
+        """What a trial of the cell takes."""
         placement = self.study.placement(cell)
         speed = SPEED * placement.workers * min(1.0, placement.gpus)
         start = START_SECONDS if placement.host == "ray_train" else 0.0
         return start + train_flops(self.study.model(cell.width), 25_600_000) / speed
 
     def row(self, trial) -> Row:
+        """What it finds."""
         cell = trial.cell
         params = count_parameters(self.study.model(cell.width)).reach_loss
         away = math.log(trial.lr / (3e-4 * (256 / cell.width) ** 0.8 * (cell.num_spectra / 50_000) ** 0.1))
@@ -94,11 +107,13 @@ def simulate(study: Study, gpus: int) -> dict[str, float]:
     """Run the study on nodes of eight GPUs; returns its makespan, bound and costs in seconds."""
     model, now = Model(study), 0.0
     offers = [SimpleNamespace(id=f"n{i}", host=f"n{i}", cpus=64.0, gpus=8.0) for i in range(gpus // 8)]
-    nodes = SimpleNamespace(look=lambda: offers, problem="", hosts=lambda ids: "", trial_finished=lambda: None, pending=lambda: "")
+    nodes = SimpleNamespace(
+        look=lambda: offers, problem="", hosts=lambda ids: "", trial_finished=lambda: None, pending=lambda: ""
+    )
     rates = Rates(study, [])
 
     def make(cell: Cell, number: int, lr: float, **_):
-        return SimpleNamespace(cell=cell, number=number, lr=lr, key=cell.trial(number), about=dict)
+        return SimpleNamespace(cell=cell, number=number, lr=lr, key=cell.trial(number), settings={})
 
     search = SweepSearch(study, make, rates, nodes, Silent(), Silent(), lambda bundles: None, clock=lambda: now)
     events: list[tuple[float, str, str]] = []
@@ -138,9 +153,13 @@ def simulate(study: Study, gpus: int) -> dict[str, float]:
             queued.remove(follower)
             start(follower)
     assert not rates.remaining(), "the simulated study did not finish"
-    rounds = {cell: len([k for k in rates.rows[cell] if k != 2]) for cell in rates.rows}  # trials 1 and 2 run side by side
+    rounds = {
+        cell: len([k for k in rates.rows[cell] if k != 2]) for cell in rates.rows
+    }  # trials 1 and 2 run side by side
     chain = max(model.seconds(cell) * rounds[cell] for cell in rates.anchors)
-    chain += max(sum(model.seconds(other) * rounds[other] for other in {rates.first(cell), cell}) for cell in rates.rows)
+    chain += max(
+        sum(model.seconds(other) * rounds[other] for other in {rates.first(cell), cell}) for cell in rates.rows
+    )
     first = np.median(costs["suggest"][:50]), np.median(costs["complete"][:50])
     last = np.median(costs["suggest"][-500:]), np.median(costs["complete"][-50:])
     return {

@@ -38,7 +38,9 @@ def train_again(task: tuple[Study, str, str, Cell, int, float, str]) -> float:
     from scaling.sweep.sweep import Sweep
 
     study, store, cache, cell, number, lr, rival = task
-    sweep = Sweep.prepare(study, StudyFolder(Store(f"{store}/pool"), study.name), shards_path(study, Store(store)), Path(cache))
+    sweep = Sweep.prepare(
+        study, StudyFolder(Store(f"{store}/pool"), study.name), shards_path(study, Store(store)), Path(cache)
+    )
     sweep = dataclasses.replace(sweep, access=dict.fromkeys(study.data.num_spectra, "mapped"))
     trial = dataclasses.replace(sweep.trial(cell, number, lr), rival=rival)
     return trial.run(lambda metrics: None, None).val_error
@@ -63,7 +65,15 @@ def main() -> None:
         order = sorted(rows, key=lambda row: begun_and_ended(folder, row)[1])
         firsts = {row.cell: row.trial for row in reversed(order)}
         tasks = [
-            (study, store, str(cache), cells[row.cell], int(row.trial[-2:]), row.lr, firsts[row.cell] if row.trial[-2:] > "00" else "")
+            (
+                study,
+                store,
+                str(cache),
+                cells[row.cell],
+                int(row.trial[-2:]),
+                row.lr,
+                firsts[row.cell] if row.trial[-2:] > "00" else "",
+            )
             for row in order
         ]
         started = time.perf_counter()

@@ -181,7 +181,7 @@ class Folder:
             FullError: There is no room; the file is as it was.
             FileExistsError: Not to `replace` one, and there is one.
         """
-        try:
+        with self._naming_full(path):
             if self.local:
                 target = self.local / path
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +194,32 @@ class Folder:
                 if not replace and self.size(path) is not None:
                     raise FileExistsError(errno.EEXIST, "there is one", self.locate(path))
                 self._call(lambda filesystem, target: _put(filesystem, target, content), path)
+
+    def write(self, path: str, content: bytes | memoryview | pa.Buffer) -> None:
+        """Write a file whole; see `writing`."""
+        with self.writing(path) as stream:
+            stream.write(content)
+
+    def extend(self, path: str, content: bytes, head: int) -> None:
+        """Write a file whole; but where it is the beginning of `content` on a local disk, it grows in place.
+
+        A program that follows the file has it open, and would not see another that takes its name. The first `head` bytes
+        may differ.
+
+        Raises:
+            FullError: There is no room. The next call completes what was cut short.
+        """
+        old = (self.read(path) if self.local else None) or b""
+        if self.local is None or len(old) < head or old[head:] != content[head : len(old)]:
+            self.write(path, content)
+            return
+        with self._naming_full(path), (self.local / path).open("ab") as file:
+            file.write(content[len(old) :])
+
+    @contextlib.contextmanager
+    def _naming_full(self, path: str) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             if not is_full(error):
                 raise
@@ -201,11 +227,6 @@ class Folder:
                 f"{self.uri}: no room: {path} could not be written; make room there and run the same command again: it "
                 "continues from what is there"
             ) from error
-
-    def write(self, path: str, content: bytes | memoryview | pa.Buffer) -> None:
-        """Write a file whole; see `writing`."""
-        with self.writing(path) as stream:
-            stream.write(content)
 
     def rename(self, path: str, new: str) -> None:
         """Give a file another name, in place of what had it."""

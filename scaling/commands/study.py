@@ -53,7 +53,9 @@ def _run(options: argparse.Namespace) -> int:
     cache = options.cache or default_cache_root()
     if options.cache_limit is not None:
         os.environ[CACHE_LIMIT] = str(options.cache_limit)  # the workers read it too
-    rows = run_study(study, options.store, address=options.address, cache=cache, retry=options.retry_failed, say=say, callbacks=[])
+    rows = run_study(
+        study, options.store, address=options.address, cache=cache, retry=options.retry_failed, say=say, callbacks=[]
+    )
     bad = [row for row in rows if row.status == "failed"]
     for row in bad:
         print(f"scaling: trial {row.trial} failed: {row.error}", file=sys.stderr)
@@ -61,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from scaling.inspect import study_status
+    from scaling.sweep.status import study_status
 
     study, folder = study_folder(options)
     text, found = study_status(folder, study)

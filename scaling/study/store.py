@@ -1,13 +1,14 @@
 """The store: the only module that spells paths. A folder, or any URI that pyarrow's filesystems open.
 
 STORE/<study>/study.json, optuna.journal, results.parquet, limit.json, anchors/<name>.json, report/
-STORE/<study>/trials/<trial>/row.json, state.pt, model.safetensors, progress.csv, events.out.tfevents.trial,
+STORE/<study>/trials/<trial>/row.json, state.pt, model.safetensors, progress.csv, events.out.tfevents.trial{,-final},
                             row-0.25.json and model-0.25.safetensors of a branch at a quarter of the budget
 STORE/data/<simulation>/hdf5, shards
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 from dataclasses import dataclass
@@ -122,10 +123,7 @@ class StudyFolder:
             trial = self.trial(key)
             curve = trial.read_progress()
             if curve and trial.read_row() is None:
-                header, *points = curve.splitlines()
-                last = dict(zip(header.split(","), points[-1].split(","), strict=True))
-                measure = ERROR_RATE if ERROR_RATE.val in last else MAE
-                found[key] = f"step {last['step']}, val {measure.tell(float(last[measure.val]))}"
+                found[key] = _last_point(curve)
         return found
 
     def write_table(self, rows: list[Row]) -> None:
@@ -178,9 +176,14 @@ class TrialFolder:
         self.store.write(f"{self.path}/{_of_share('model', share)}.safetensors", content)
 
     def write_progress(self, csv: str, events: bytes) -> None:
-        """The curve so far, as CSV and for TensorBoard."""
+        """The curve so far, as CSV and for TensorBoard, which follows its file."""
         self.store.write(f"{self.path}/progress.csv", csv.encode())
-        self.store.write(f"{self.path}/events.out.tfevents.trial", events)
+        first = int.from_bytes(events[:8], "little") + 16  # a record's length stands before it, checksums around it
+        self.store.extend(f"{self.path}/events.out.tfevents.trial", events, head=first)
+
+    def write_final_events(self, events: bytes) -> None:
+        """Settings and final metrics for TensorBoard, in a file it reads after the curve's."""
+        self.store.write(f"{self.path}/events.out.tfevents.trial-final", events)
 
     def read_progress(self) -> str | None:
         """The curve so far, as CSV."""
@@ -217,6 +220,15 @@ class TrialFolder:
         """Forget a failed trial's row, so that it is tried again."""
         self.store.delete(f"{self.path}/error.txt")
         self.store.delete(f"{self.path}/row.json")
+
+
+def _last_point(curve: str) -> str:
+    try:
+        *_, last = csv.DictReader(io.StringIO(curve))
+        measure = ERROR_RATE if ERROR_RATE.val in last else MAE
+        return f"step {float(last['step']):.0f}, val {measure.tell(float(last[measure.val]))}"
+    except (ValueError, KeyError, TypeError):
+        return "its progress.csv cannot be read; it is written anew when the trial resumes"
 
 
 def _of_share(name: str, share: float) -> str:

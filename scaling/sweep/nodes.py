@@ -125,6 +125,11 @@ class Nodes:
         known = {node_id: node.host for node_id, node in self._good.items()}
         return ", ".join(dict.fromkeys(known.get(node_id, f"node {node_id[:8]}") for node_id in node_ids))
 
+    def devices(self) -> dict[str, float]:
+        """What these nodes have, as Ray names it."""
+        nodes = self._good.values()
+        return {"CPU": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
+
     def pending(self) -> str:
         """In words, nodes that are being checked or are set aside; empty if there are none."""
         checks = [f"{check.host} ({check.waits_for()})" for check in self._checks.values()]

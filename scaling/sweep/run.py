@@ -60,7 +60,9 @@ def run_study(
                 sweep.check()  # a declaration that disagrees with the store is refused before it replaces study.json
                 folder.write_declaration(json_bytes(stable(study)))
                 left = sweep.rates().remaining()
-                say(f"sweep: {len(left)} of {len(study.cells())} cells to do, about {sum(count for _, count in left)} trials")
+                say(
+                    f"sweep: {len(left)} of {len(study.cells())} cells to do, about {sum(count for _, count in left)} trials"
+                )
                 run_sweep(sweep, say, callbacks, may_grow=address is not None)
         else:
             say(f"study {study.name}: all {len(sweep.rows())} trials have their rows")

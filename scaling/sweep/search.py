@@ -121,7 +121,7 @@ class SweepSearch(Searcher):
         self.admission.start(trial_id, placement, nodes)
         self.journal.running(cell, number, lr)
         self.idle_since = self.clock()
-        return {"trial": trial, **trial.about()}
+        return {"trial": trial, **trial.settings}
 
     def on_trial_start(self, trial_id: str) -> None:
         """Note that Tune has a process for the trial. One under Ray Train still waits for its workers."""
@@ -244,7 +244,11 @@ class SweepSearch(Searcher):
         """What comes first: cells that all others wait for, then the longest way to a cell's end."""
         placement, recipe = self.study.placement(cell), self.study.recipe
         share = placement.workers * (min(1.0, placement.gpus) or placement.cpus)
-        seconds = forward_flops(self.study.model(cell.width)) * recipe.budget.steps(cell.num_spectra, recipe.batch_size) / share
+        seconds = (
+            forward_flops(self.study.model(cell.width))
+            * recipe.budget.steps(cell.num_spectra, recipe.batch_size)
+            / share
+        )
         rounds = self.rates.rounds(cell)
         return (
             cell not in self.rates.anchors,
@@ -275,7 +279,9 @@ class SweepSearch(Searcher):
             self.said = now
             self.progress.say(text)
         if not self.live and waited > WAIT_SECONDS:
-            self.stopped = f"{text}: nothing came in {WAIT_SECONDS / 60:.0f} minutes; change Study.placements or the cluster"
+            self.stopped = (
+                f"{text}: nothing came in {WAIT_SECONDS / 60:.0f} minutes; change Study.placements or the cluster"
+            )
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store is the state."""

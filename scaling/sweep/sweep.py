@@ -20,15 +20,15 @@ from scaling.results import Row
 from scaling.study.declaration import Cell, Study
 from scaling.study.prepare import check_sources
 from scaling.study.store import StudyFolder
+from scaling.sweep.code import code_commit, code_hash
 from scaling.sweep.journal import Journal
 from scaling.sweep.nodes import Nodes, choose_access
 from scaling.sweep.progress import Progress
 from scaling.sweep.rates import Rates
-from scaling.sweep.code import code_commit, code_hash
 from scaling.sweep.trial import Trial, describe_exception
 from scaling.training.recorder import other_configuration, state_head
 
-DRIVER_MEMORY = 2**30
+DRIVER_MEMORY = float(2**30)
 HEAD_BYTES = 4096
 
 
@@ -78,7 +78,9 @@ class Sweep:
             code_commit=code_commit(),
         )
 
-    def trial(self, cell: Cell, number: int, lr: float, *, rival: Row | None = None, nodes: tuple[str, ...] = ()) -> Trial:
+    def trial(
+        self, cell: Cell, number: int, lr: float, *, rival: Row | None = None, nodes: tuple[str, ...] = ()
+    ) -> Trial:
         """A trial of this study."""
         return Trial(
             nodes=nodes,
@@ -186,7 +188,9 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
                 trial_name_creator=lambda trial: trial.config["trial"].key,
                 trial_dirname_creator=lambda trial: f"{trial.config['trial'].key}-{trial.trial_id}",
             ),
-            run_config=tune.RunConfig(name="tune", storage_path=folder.tune_storage, verbose=0, callbacks=[Starts(search), *callbacks]),
+            run_config=tune.RunConfig(
+                name="tune", storage_path=folder.tune_storage, verbose=0, callbacks=[Starts(search), *callbacks]
+            ),
         ).fit()
     if may_grow:
         _request([])
@@ -229,9 +233,6 @@ def _resources(config: dict[str, Any]) -> Any:
 
     trial: Trial = config["trial"]
     placement = trial.study.placement(trial.cell)
-    if placement.host == "ray_train":
-        # Ray Train asks for the workers' devices itself. The driver waits, and must not hold a CPU they may need.
-        bundle = {"memory": DRIVER_MEMORY}
-    else:
-        bundle = {"CPU": placement.cpus, "GPU": placement.gpus}
-    return tune.PlacementGroupFactory([bundle], bundle_label_selector=[{"ray.io/node-id": trial.nodes[0]}])
+    # Ray Train asks for the workers' devices itself. The driver waits, and must not hold a CPU they may need.
+    own = {"CPU": placement.cpus, "GPU": placement.gpus} if placement.host == "process" else {"memory": DRIVER_MEMORY}
+    return tune.PlacementGroupFactory([own], bundle_label_selector=[{"ray.io/node-id": trial.nodes[0]}])

@@ -219,7 +219,9 @@ class _Trainer:
             elapsed, started = time.perf_counter() - started, time.perf_counter()
             progress.train_seconds += elapsed
             if not (math.isfinite(train_loss) and math.isfinite(now.error)):
-                self.error = f"loss or validation error not finite by step {progress.step} of {run.total} at lr {self.task.lr:g}"
+                self.error = (
+                    f"loss or validation error not finite by step {progress.step} of {run.total} at lr {self.task.lr:g}"
+                )
                 return "diverged"
             self._keep_best(run, now.error)
             if hopeless and (reason := hopeless.reason(progress.step, progress.best_error)):

@@ -12,11 +12,9 @@ from typing import Protocol
 
 import torch
 import xxhash
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from scaling.errors import UserError
+from scaling.training.events import HParams, curve_events
 from scaling.training.loop import State
 
 Metrics = dict[str, float]
@@ -48,13 +46,22 @@ class Recorder:
 
     A state is resumed from by the trial that left it: same `identity` (all that is declared) and same `setting` (what the
     search chose). One of another setting is replaced: the search asks for something else by now. Rank 0 `keeps` them.
+    The trial is `shown` by these settings on TensorBoard's HPARAMS page.
     """
 
     def __init__(
-        self, folder: Folder, identity: str, setting: str, forward: Callable[[Metrics], None], *, keeps: bool
+        self,
+        folder: Folder,
+        identity: str,
+        setting: str,
+        forward: Callable[[Metrics], None],
+        *,
+        keeps: bool,
+        shown: HParams | None = None,
     ) -> None:
         self.folder, self.forward, self.keeps = folder, forward, keeps
         self.identity, self.setting = identity, setting
+        self.shown = shown or {}
         self.curve: list[Metrics] = []
 
     def load(self) -> State | None:
@@ -96,7 +103,7 @@ class Recorder:
             content = io.BytesIO()
             torch.save({"loop": state, "curve": self.curve}, content)
             self.folder.write_state(self._head(content.getbuffer()) + content.getbuffer())
-            self.folder.write_progress(_csv(self.curve), _tensorboard_events(self.curve))
+            self.folder.write_progress(_csv(self.curve), curve_events(self.curve, self.shown))
         self.forward(metrics)
 
     def _head(self, body: memoryview) -> bytes:
@@ -127,19 +134,3 @@ def _csv(curve: list[Metrics]) -> str:
     writer.writeheader()
     writer.writerows(curve)
     return text.getvalue()
-
-
-def _tensorboard_events(curve: list[Metrics]) -> bytes:
-    """The curve as a TensorBoard event file. It only ever grows at its end, so a live TensorBoard can follow it.
-
-    What was trained for a shorter budget alone, after which steps count from the fork again, has tags of its own.
-    """
-    content = io.BytesIO()
-    writer = RecordWriter(content)
-    writer.write(Event(wall_time=curve[0]["time"], file_version="brain.Event:2").SerializeToString())
-    for point in curve:
-        under = "" if point["budget_share"] == 1 else f"budget {point['budget_share']:g}/"
-        scalars = [Summary.Value(tag=under + k, simple_value=v) for k, v in point.items() if k not in ("step", "time")]
-        event = Event(wall_time=point["time"], step=int(point["step"]), summary=Summary(value=scalars))
-        writer.write(event.SerializeToString())
-    return content.getvalue()

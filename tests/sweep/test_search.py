@@ -117,11 +117,15 @@ class World:
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     def failed_row(trial, outcome, error, **_):
-        return dataclasses.replace(good_row(trial), status="failed", error=error, val_mae_dex=math.nan, test_mae_dex=math.nan)
+        return dataclasses.replace(
+            good_row(trial), status="failed", error=error, val_mae_dex=math.nan, test_mae_dex=math.nan
+        )
 
     monkeypatch.setattr("scaling.sweep.trial._row", failed_row)  # the real one reads the shards
     # A row that never comes is waited for in the real store.
-    monkeypatch.setattr("scaling.study.store.TrialFolder.await_row", lambda folder, seconds: folder.read_row(), raising=False)
+    monkeypatch.setattr(
+        "scaling.study.store.TrialFolder.await_row", lambda folder, seconds: folder.read_row(), raising=False
+    )
     return lambda **options: World(tmp_path, **options)
 
 
