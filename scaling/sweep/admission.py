@@ -173,3 +173,9 @@ def _spread(placement: Placement, rooms: dict[str, _Room], fewest: int | None = 
         while len(nodes) < placement.workers and left[name].take(placement.cpus, placement.gpus):
             nodes.append(name)
     return tuple(nodes) if len(nodes) >= (fewest or placement.workers) else ()
+
+
+def needs(placement: Placement) -> list[dict[str, float]]:
+    """What each worker of a trial occupies, as Ray names it."""
+    gpus = {"GPU": placement.gpus} if placement.gpus else {}
+    return [{"CPU": placement.cpus, **gpus}] * placement.workers

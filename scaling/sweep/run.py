@@ -19,7 +19,7 @@ from scaling.study.prepare import is_prepared, keep_limit, prepare_data, shards_
 from scaling.study.store import Store, StudyFolder
 from scaling.sweep.cluster import ray_cluster
 from scaling.sweep.rates import Rates, bracketed
-from scaling.sweep.sweep import Sweep, run_sweep
+from scaling.sweep.sweep import Sweep
 
 
 def run_study(
@@ -63,6 +63,8 @@ def run_study(
                 say(
                     f"sweep: {len(left)} of {len(study.cells())} cells to do, about {sum(count for _, count in left)} trials"
                 )
+                from scaling.sweep.tuning import run_sweep  # Ray is loaded once its settings are made
+
                 run_sweep(sweep, say, callbacks, may_grow=address is not None)
         else:
             say(f"study {study.name}: all {len(sweep.rows())} trials have their rows")

@@ -14,16 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray.tune import Callback
-from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from scaling.errors import UserError
 from scaling.files import FullError
 from scaling.model.ladder import forward_flops
 from scaling.results import Row
 from scaling.study.declaration import Cell, Placement, Study
-from scaling.sweep.admission import Admission, fits_ever
+from scaling.sweep.admission import Admission, fits_ever, needs
 from scaling.sweep.journal import Journal
 from scaling.sweep.limits import (
     ALIKE,
@@ -292,54 +289,3 @@ class SweepSearch(Searcher):
     def __getstate__(self) -> Result:
         """Tune pickles its searcher into its own snapshot, which we never read."""
         return {}
-
-
-class Referee(FIFOScheduler):
-    """Tune's scheduler, in the order trials were handed out; it stops those that the searcher gives up where they are."""
-
-    def __init__(self, search: SweepSearch) -> None:
-        super().__init__()
-        self.search = search
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """Stop what is overdue; then as ever."""
-        if overdue := set(self.search.overdue()):
-            for trial in [trial for trial in tune_controller.get_live_trials() if trial.trial_id in overdue]:
-                tune_controller.stop_trial(trial)
-        return super().choose_trial_to_run(tune_controller)
-
-    def __getstate__(self) -> Result:
-        """Tune pickles its scheduler into its own snapshot, which we never read."""
-        return {}
-
-
-class Starts(Callback):
-    """Tells the searcher which trials have a process."""
-
-    def __init__(self, search: SweepSearch) -> None:
-        self.search = search
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called by Tune."""
-        self.search.on_trial_start(trial.trial_id)
-
-
-def needs(placement: Placement) -> list[dict[str, float]]:
-    """What each worker of a trial occupies, as Ray names it."""
-    gpus = {"GPU": placement.gpus} if placement.gpus else {}
-    return [{"CPU": placement.cpus, **gpus}] * placement.workers
-
-
-def refuse(study: Study, offers: list[Any]) -> None:
-    """Refuse a study whose cells can never run on these nodes, where no others can come.
-
-    Raises:
-        UserError: naming the cell, what it needs and what there is.
-    """
-    for cell in study.cells():
-        if not fits_ever(study.placement(cell), offers):
-            there = ", ".join(sorted({f"{node.cpus:g} CPU and {node.gpus:g} GPU" for node in offers}))
-            raise UserError(
-                f"cell {cell.key} needs {study.placement(cell).describe()}; the cluster has {len(offers)} nodes of {there}: "
-                "change Study.placements, or connect to a larger cluster with --address"
-            )

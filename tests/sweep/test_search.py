@@ -7,13 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from scaling.errors import UserError
 from scaling.study.declaration import Placement, Search
 from scaling.study.store import Store, StudyFolder
 from scaling.sweep.journal import Journal
 from scaling.sweep.limits import ALIKE, ATTEMPTS, BEGIN_SECONDS, SAY_WAITING_SECONDS, SETTLE_SECONDS, WAIT_SECONDS
 from scaling.sweep.rates import Rates, best_row
-from scaling.sweep.search import SweepSearch, refuse
+from scaling.sweep.search import SweepSearch
 from scaling.sweep.trial import Trial
 from tests.study.example import example_row, example_study
 
@@ -295,10 +294,3 @@ def test_an_empty_cluster_is_waited_for_and_not_for_all_time(world):
     assert here.hand_out() is None
     assert here.hand_out() == "FINISHED"
     assert "waiting for 1 × 1 CPU; the cluster has 0 CPU" in here.search.stopped
-
-
-def test_a_cell_that_can_never_run_is_refused_where_no_node_can_join():
-    study = dataclasses.replace(STUDY, placements=(Placement(), Placement(from_width=8, cpus=3)))
-    offers = [SimpleNamespace(id="n0", cpus=2.0, gpus=0.0)]
-    with pytest.raises(UserError, match=r"cell w0008-d00000128-s1 needs 1 × 3 CPU; the cluster has 1 nodes of 2 CPU"):
-        refuse(study, offers)
