@@ -175,7 +175,7 @@ def _spread(placement: Placement, rooms: dict[str, _Room], fewest: int | None = 
     return tuple(nodes) if len(nodes) >= (fewest or placement.workers) else ()
 
 
-def needs(placement: Placement) -> list[dict[str, float]]:
+def bundles(placement: Placement) -> list[dict[str, float]]:
     """What each worker of a trial occupies, as Ray names it."""
     gpus = {"GPU": placement.gpus} if placement.gpus else {}
     return [{"CPU": placement.cpus, **gpus}] * placement.workers

@@ -20,7 +20,7 @@ from scaling.files import FullError
 from scaling.model.ladder import forward_flops
 from scaling.results import Row
 from scaling.study.declaration import Cell, Placement, Study
-from scaling.sweep.admission import Admission, fits_ever, needs
+from scaling.sweep.admission import Admission, bundles, fits_ever
 from scaling.sweep.journal import Journal
 from scaling.sweep.limits import (
     ALIKE,
@@ -262,7 +262,7 @@ class SweepSearch(Searcher):
         if self.live and not unfit:
             self.idle_since = now
         needed = unfit or [p for p, heap in self.ready.items() if heap]
-        self.ask_for([need for p in needed for need in needs(p) for _ in self.ready[p][:100]])
+        self.ask_for([need for p in needed for need in bundles(p) for _ in self.ready[p][:100]])
         waited = now - self.idle_since
         if waited < SAY_WAITING_SECONDS:
             return

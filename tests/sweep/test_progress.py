@@ -1,6 +1,7 @@
 """The lines and the table that say how far a sweep is, and the bound on the time left."""
 
 import io
+from collections import Counter
 
 import pytest
 from rich.console import Console
@@ -9,7 +10,7 @@ from scaling.study.declaration import Placement, Search
 from scaling.study.store import Store, StudyFolder
 from scaling.sweep import progress as module
 from scaling.sweep.progress import Progress
-from scaling.sweep.status import at_most, study_status
+from scaling.sweep.status import study_status
 from scaling.sweep.timeleft import duration
 from tests.study.example import example_row, example_study
 
@@ -29,6 +30,13 @@ def finished(study, cell, number, seconds=4.0, **changes):
         "host": study.placement(cell).host,
     }
     return example_row(**(values | changes))
+
+
+def at_most(study, rows):
+    """Trials that each cell can still take."""
+    rows_of = Counter(row.cell for row in rows)
+    left = [(cell, study.search.trials - rows_of[cell.key]) for cell in study.cells()]
+    return [(cell, count) for cell, count in left if count > 0]
 
 
 class Watched:
