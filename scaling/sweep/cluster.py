@@ -54,8 +54,8 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     if not address and not job:
         # Ray listens on all interfaces of the host: never without a token (Ray keeps it in the user's home folder).
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if address:
-        _require_listener(address)
+    if address or "RAY_ADDRESS" in os.environ:
+        _require_listener(address or os.environ["RAY_ADDRESS"], "--address" if address else "$RAY_ADDRESS")
     import ray
 
     if ray.is_initialized():
@@ -96,10 +96,9 @@ def _own_code() -> list[str]:
     """The package `scaling`, and what a study's module belongs to if it was imported from the working folder."""
     code = {PACKAGE}
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if file and "STUDY" in vars(module) and name != "__main__":
-            inner = Path(file).resolve()
-            code.add(inner if "." not in name else inner.parents[name.count(".") - 1])
+        top = sys.modules.get(name.partition(".")[0])
+        if "STUDY" in getattr(module, "__dict__", ()) and name != "__main__" and top is not None:
+            code.add(Path(next(iter(getattr(top, "__path__", [])), str(top.__file__))).resolve())
     return sorted(str(path) for path in code if path == PACKAGE or path.is_relative_to(Path.cwd()))
 
 
@@ -114,21 +113,21 @@ def _name_cluster() -> None:
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
-def _require_listener(address: str) -> None:
+def _require_listener(address: str, name: str) -> None:
     """Refuse an address where nothing listens: Ray itself would try for minutes."""
     if address in ("auto", "local"):
         return
     if address.startswith("ray://"):
         raise UserError(
-            f"--address {address}: Ray Client is not supported; give HOST:6379 of the cluster's head, or submit the study "
+            f"{name} {address}: Ray Client is not supported; give HOST:6379 of the cluster's head, or submit the study "
             "there with `ray job submit`"
         )
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"--address {address}: give HOST:PORT, as `ray start --head` prints it (the port is 6379)")
+    if not host or "/" in host or not port.isdigit():
+        raise UserError(f"{name} {address}: give HOST:PORT, as `ray start --head` prints it (the port is 6379)")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"--address {address}: nothing answers there ({error}); start Ray with `ray start --head`"
+            f"{name} {address}: nothing answers there ({error}); start Ray with `ray start --head`"
         ) from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import signal
@@ -65,32 +66,34 @@ class LocalFolder:
         return torch.load(self.path / "outcome.pt", weights_only=True)
 
 
+def small_job(shards, cache_root, parent, name: str, *, streamed: bool = False, **changes) -> Job:
+    """A trial of a few steps that keeps all it leaves in a folder of its name."""
+    folder = LocalFolder(parent / name)
+    folder.path.mkdir()
+    task = Task(
+        shards=shards,
+        cache_root=cache_root,
+        rules=DataRules(noise="fixed"),
+        num_spectra=200,
+        model=Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0).rung(8),
+        recipe=Recipe(
+            budget=Budget(epochs=4),
+            batch_size=64,
+            precision="fp32",
+            evaluations=4,
+            schedule_unit="step",
+            warmup=0.1,
+        ),
+        lr=5e-3,
+        seed=7,
+        access="streamed" if streamed else "auto",
+    )
+    return Job(name=name, identity=f"{task.lr}", task=task, folder=folder, finish=folder.finish, **changes)
+
+
 @pytest.fixture
 def make_job(shards, cache_root, tmp_path):
-    def make(name: str, *, streamed: bool = False, **changes) -> Job:
-        folder = LocalFolder(tmp_path / name)
-        folder.path.mkdir()
-        task = Task(
-            shards=shards,
-            cache_root=cache_root,
-            rules=DataRules(noise="fixed"),
-            num_spectra=200,
-            model=Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0).rung(8),
-            recipe=Recipe(
-                budget=Budget(epochs=4),
-                batch_size=64,
-                precision="fp32",
-                evaluations=4,
-                schedule_unit="step",
-                warmup=0.1,
-            ),
-            lr=5e-3,
-            seed=7,
-            access="streamed" if streamed else "auto",
-        )
-        return Job(name=name, identity=f"{task.lr}", task=task, folder=folder, finish=folder.finish, **changes)
-
-    return make
+    return functools.partial(small_job, shards, cache_root, tmp_path)
 
 
 @pytest.mark.ray
