@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -129,6 +130,7 @@ def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int,
 
     def finish(outcome: Outcome) -> None:
         if rank == 0:
+            recorder.flush()
             job.finish(outcome, measured)
 
     context = Context(
@@ -142,4 +144,5 @@ def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int,
         micro_batch=job.micro_batch,
         compiled=job.compiled,
     )
-    finish(train(job.task, context))
+    with contextlib.closing(recorder):
+        finish(train(job.task, context))
