@@ -1,6 +1,6 @@
 """The store: the only module that spells paths. A folder, or any URI that pyarrow's filesystems open.
 
-STORE/<study>/study.json, optuna.journal, results.parquet, limit.json, anchors/<name>.json, report/
+STORE/<study>/study.json, optuna.journal, results.parquet, limit.json, anchors/<name>.json, report/, tune/, .running
 STORE/<study>/trials/<trial>/row.json, state.pt, model.safetensors, progress.csv, events.out.tfevents.trial{,-final},
                             row-0.25.json and model-0.25.safetensors of a branch at a quarter of the budget
 STORE/data/<simulation>/hdf5, shards
@@ -11,6 +11,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 
 from scaling.errors import UserError
 from scaling.files import user_cache
-from scaling.folder import Folder
+from scaling.folder import Folder, side_by_side
 from scaling.results import ERROR_RATE, MAE, Row, to_table
 
 FULL = "no room: "
@@ -70,6 +72,16 @@ class StudyFolder:
         """Where Ray Train keeps its bookkeeping while a trial runs: nothing that a result depends on."""
         return self.store.locate(f"{self.name}/ray-train")
 
+    @property
+    def tune_storage(self) -> str:
+        """The folder in which Tune keeps its own experiment, named tune."""
+        return self.store.locate(self.name)
+
+    @property
+    def running_path(self) -> str:
+        """The lock or lease of the `scaling run` at work, within the store."""
+        return f"{self.name}/.running"
+
     def clear_ray_train_storage(self) -> None:
         """Remove Ray Train's bookkeeping of a finished sweep."""
         self.store.delete_folder(f"{self.name}/ray-train")
@@ -108,21 +120,30 @@ class StudyFolder:
 
     def rows(self) -> list[Row]:
         """The rows of all finished trials, by trial name."""
-        found = (self.trial(key).read_row() for key in self.store.folders(f"{self.name}/trials"))
-        return [row for row in found if row is not None]
+        return self._rows("row.json".__eq__)
 
     def rows_with_branches(self) -> list[Row]:
         """The same with the results of shorter budgets, those of unfinished trials too."""
-        keys = self.store.folders(f"{self.name}/trials")
-        return [row for key in keys for row in self.trial(key).read_rows()]
+        return self._rows(lambda name: name.startswith("row") and name.endswith(".json"))
+
+    def _rows(self, wanted: Callable[[str], bool]) -> list[Row]:
+        names = [(self.trial(key), name) for key, there in self._trials().items() for name in there if wanted(name)]
+        return [row for row in side_by_side(lambda each: each[0].read(each[1]), names) if row is not None]
+
+    def _trials(self) -> dict[str, list[str]]:
+        """What each trial's folder holds; a few requests for all."""
+        found: dict[str, list[str]] = {}
+        for path in self.store.tree(f"{self.name}/trials"):
+            key, _, name = path.partition("/")
+            found.setdefault(key, []).append(name)
+        return found
 
     def unfinished(self) -> dict[str, str]:
         """Trials that have begun but have no row, with the last line of their curve."""
         found = {}
-        for key in self.store.folders(f"{self.name}/trials"):
-            trial = self.trial(key)
-            curve = trial.read_progress()
-            if curve and trial.read_row() is None:
+        begun = [key for key, names in self._trials().items() if "progress.csv" in names and "row.json" not in names]
+        for key, curve in zip(begun, side_by_side(lambda key: self.trial(key).read_progress(), begun), strict=True):
+            if curve:
                 found[key] = _last_point(curve)
         return found
 
@@ -149,24 +170,41 @@ class TrialFolder:
 
     def read_row(self) -> Row | None:
         """The trial's row, if it is finished."""
-        content = self.store.read(f"{self.path}/row.json")
-        return None if content is None else Row.from_json(content.decode(), self.store.locate(f"{self.path}/row.json"))
+        return self.read("row.json")
 
-    def read_rows(self) -> list[Row]:
-        """The trial's row and those of its branches, as far as they are there."""
-        names = [name for name in self.store.files(self.path) if name.startswith("row") and name.endswith(".json")]
-        contents = [(name, self.store.read(f"{self.path}/{name}")) for name in names]
-        where = self.store.locate(self.path)
-        return [Row.from_json(content.decode(), f"{where}/{name}") for name, content in contents if content is not None]
+    def read(self, name: str) -> Row | None:
+        """The row in a file of the trial's folder, if it is there."""
+        path = f"{self.path}/{name}"
+        content = self.store.read(path)
+        return None if content is None else Row.from_json(content.decode(), self.store.locate(path))
+
+    def await_row(self, seconds: float) -> Row | None:
+        """The trial's row; where none is seen it is looked for again, with growing waits, for so many seconds.
+
+        A client of a network file system may remember for a while that a file is not there. To open its folder makes it
+        ask the server again.
+        """
+        deadline, wait = time.monotonic() + seconds, 0.1
+        while True:
+            self.store.files(self.path)
+            row = self.read_row()
+            if row is not None or time.monotonic() >= deadline:
+                return row
+            time.sleep(min(wait, max(0.0, deadline - time.monotonic())))
+            wait *= 2
 
     def write_row(self, row: Row) -> None:
-        """Write a branch's row, or the trial's own, which finishes it.
+        """Write a branch's row, or the trial's own, which finishes it. A failed trial's never replaces one that is there.
 
         The state to resume from is dropped after that, unless the trial failed and may be retried; and what killed
         processes left half-written on a file system without nameless files.
         """
-        self.store.write(f"{self.path}/{_of_share('row', row.budget_share)}.json", row.to_json().encode())
-        if row.budget_share == 1.0 and row.status != "failed":
+        path, content = f"{self.path}/{_of_share('row', row.budget_share)}.json", row.to_json().encode()
+        if row.status == "failed":
+            self.store.write_if_absent(path, content)
+            return
+        self.store.write(path, content)
+        if row.budget_share == 1.0:
             for name in self.store.files(self.path):
                 if name == "state.pt" or name.endswith(".tmp"):
                     self.store.delete(f"{self.path}/{name}")

@@ -13,8 +13,10 @@ import filelock
 
 from scaling.errors import UserError
 from scaling.files import json_bytes
+from scaling.folder import patient
 from scaling.results import Row, to_table
 from scaling.study.declaration import Study, stable
+from scaling.study.lease import lease
 from scaling.study.prepare import is_prepared, keep_limit, prepare_data, shards_path
 from scaling.study.store import Store, StudyFolder
 from scaling.sweep.cluster import ray_cluster
@@ -49,7 +51,7 @@ def run_study(
     store, cache = Store(store_uri), cache.absolute()
     store.check_writable()
     folder = StudyFolder(store, study.name)
-    with _exclusive(folder):
+    with _exclusive(folder, say), patient():
         if retry:
             _forget_failed(folder)
         sweep = Sweep.prepare(study, folder, shards_path(study, store), cache) if is_prepared(study, store) else None
@@ -127,12 +129,13 @@ def _forget_failed(folder: StudyFolder) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(folder: StudyFolder) -> Iterator[None]:
-    """Hold a local store's study for one run; the lock goes with the process, however it ends."""
+def _exclusive(folder: StudyFolder, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold a study for one run: by a lock that goes with the process, however it ends, or on an object store by a lease."""
     if folder.store.local is None:
-        yield
+        with lease(folder.store, folder.running_path, say):
+            yield
         return
-    path = folder.store.local / folder.name / ".running"
+    path = folder.store.local / folder.running_path
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, timeout=0)
     try:

@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import torch
@@ -47,6 +48,9 @@ class Recorder:
     A state is resumed from by the trial that left it: same `identity` (all that is declared) and same `setting` (what the
     search chose). One of another setting is replaced: the search asks for something else by now. Rank 0 `keeps` them.
     The trial is `shown` by these settings on TensorBoard's HPARAMS page.
+
+    What is reported is written by a thread while the training continues, one evaluation at a time: `flush` it before what
+    says that it is there. A process that is killed loses the evaluation being written, at most.
     """
 
     def __init__(
@@ -63,6 +67,8 @@ class Recorder:
         self.identity, self.setting = identity, setting
         self.shown = shown or {}
         self.curve: list[Metrics] = []
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="recorder")
+        self._written: Future[None] | None = None
 
     def load(self) -> State | None:
         """The state to resume from, the same on all workers; None to begin.
@@ -97,14 +103,36 @@ class Recorder:
         return body if head["setting"] == self.setting else None
 
     def report(self, metrics: Metrics, state: State) -> None:
-        """Keep an evaluation (on rank 0) and forward its metrics to the host (on all)."""
+        """Keep an evaluation (on rank 0) and forward its metrics to the host (on all).
+
+        Raises:
+            OSError: The evaluation before could not be written.
+        """
         if self.keeps:
+            self.flush()
             self.curve.append({**metrics, "time": time.time()})
             content = io.BytesIO()
-            torch.save({"loop": state, "curve": self.curve}, content)
-            self.folder.write_state(self._head(content.getbuffer()) + content.getbuffer())
-            self.folder.write_progress(_csv(self.curve), curve_events(self.curve, self.shown))
+            torch.save({"loop": state, "curve": self.curve}, content)  # here: the next step changes it
+            self._written = self._writer.submit(self._write, content.getbuffer(), list(self.curve))
         self.forward(metrics)
+
+    def _write(self, body: memoryview, curve: list[Metrics]) -> None:
+        self.folder.write_state(self._head(body) + body)
+        self.folder.write_progress(_csv(curve), curve_events(curve, self.shown))
+
+    def flush(self) -> None:
+        """Wait until all that was reported is written.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        if self._written is not None:
+            written, self._written = self._written, None
+            written.result()
+
+    def close(self) -> None:
+        """Let the thread end what it is at."""
+        self._writer.shutdown()
 
     def _head(self, body: memoryview) -> bytes:
         checksum = xxhash.xxh3_128_hexdigest(body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -141,6 +142,7 @@ def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int,
 
     def finish(outcome: Outcome) -> None:
         if rank == 0:
+            recorder.flush()
             job.finish(outcome, measured)
 
     context = Context(
@@ -155,4 +157,5 @@ def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int,
         compiled=job.compiled,
         hopeless=job.hopeless,
     )
-    finish(train(job.task, context))
+    with contextlib.closing(recorder):
+        finish(train(job.task, context))

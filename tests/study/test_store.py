@@ -1,5 +1,7 @@
+import dataclasses
 import shutil
 import stat
+import threading
 
 import pytest
 
@@ -47,3 +49,46 @@ def test_simulated_spectra_need_a_local_store(tmp_path):
     assert Store(str(tmp_path)).simulated("digest") == tmp_path / "data" / "digest"
     with pytest.raises(UserError, match="need a local store"):
         Store("s3://bucket/x").simulated("digest")
+
+
+@pytest.fixture(params=["local", "s3"])
+def study(request, tmp_path):
+    """A study's folder in an empty store."""
+    uri = tmp_path / "store" if request.param == "local" else request.getfixturevalue("s3_server")(tmp_path.name)
+    return StudyFolder(Store(str(uri)), "mine")
+
+
+def test_rows_branches_and_curves_are_read_side_by_side_in_the_order_of_trials(study):
+    for trial in ("c", "a", "b"):
+        study.trial(trial).write_row(example_row(study="mine", trial=trial))
+    study.trial("a").write_row(example_row(study="mine", trial="a", budget_share=0.5))
+    study.trial("a").write_progress("step,val_mae_dex\n1,0.5\n", b"")
+    study.trial("d").write_progress("step,val_mae_dex\n1,0.5\n2,0.25\n", b"")
+    study.trial("e").write_state(b"state")
+    assert [row.trial for row in study.rows()] == ["a", "b", "c"]
+    assert [(row.trial, row.budget_share) for row in study.rows_with_branches()] == [
+        ("a", 0.5),
+        ("a", 1.0),
+        ("b", 1.0),
+        ("c", 1.0),
+    ]
+    assert study.unfinished() == {"d": "step 2, val MAE 0.250 dex"}
+
+
+def test_a_failed_row_never_replaces_one_that_is_there(study):
+    trial, done = study.trial("t"), example_row(study="mine", trial="t")
+    failed = dataclasses.replace(done, status="failed", error="lost")
+    trial.write_row(failed)
+    assert trial.read_row().error == "lost"
+    trial.write_row(done)
+    trial.write_row(failed)
+    assert trial.read_row() == done
+
+
+def test_a_row_that_is_seen_late_is_waited_for(tmp_path):
+    trial = StudyFolder(Store(str(tmp_path)), "mine").trial("t")
+    assert trial.await_row(0.0) is None
+    later = threading.Timer(0.3, trial.write_row, [example_row()])
+    later.start()
+    assert trial.await_row(30.0) == example_row()
+    later.join()
