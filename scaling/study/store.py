@@ -8,6 +8,7 @@ STORE/data/<simulation>/hdf5, shards
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from scaling.errors import UserError
 from scaling.files import user_cache
 from scaling.folder import Folder
-from scaling.results import ERROR_RATE, MAE, Row, to_table
+from scaling.results import ERROR_RATE, MAE, REMEDY, Row, to_table
 
 FULL = "no room: "
 """How an error that a trial leaves in words begins where the disk was full: its searcher is another process."""
@@ -121,11 +122,13 @@ class StudyFolder:
         for key in self.store.folders(f"{self.name}/trials"):
             trial = self.trial(key)
             curve = trial.read_progress()
-            if curve and trial.read_row() is None:
-                header, *points = curve.splitlines()
-                last = dict(zip(header.split(","), points[-1].split(","), strict=True))
-                measure = ERROR_RATE if ERROR_RATE.val in last else MAE
-                found[key] = f"step {last['step']}, val {measure.tell(float(last[measure.val]))}"
+            if curve is not None and trial.read_row() is None:
+                try:
+                    last = list(csv.DictReader(curve.splitlines()))[-1]
+                    measure = ERROR_RATE if ERROR_RATE.val in last else MAE
+                    found[key] = f"step {int(last['step'])}, val {measure.tell(float(last[measure.val]))}"
+                except (IndexError, KeyError, TypeError, ValueError, csv.Error):
+                    found[key] = "its curve cannot be read, and is written anew at the next evaluation"
         return found
 
     def write_table(self, rows: list[Row]) -> None:
@@ -151,15 +154,31 @@ class TrialFolder:
 
     def read_row(self) -> Row | None:
         """The trial's row, if it is finished."""
-        content = self.store.read(f"{self.path}/row.json")
-        return None if content is None else Row.from_json(content.decode(), self.store.locate(f"{self.path}/row.json"))
+        return self._row("row.json")
 
     def read_rows(self) -> list[Row]:
         """The trial's row and those of its branches, as far as they are there."""
-        names = [name for name in self.store.files(self.path) if name.startswith("row") and name.endswith(".json")]
-        contents = [(name, self.store.read(f"{self.path}/{name}")) for name in names]
-        where = self.store.locate(self.path)
-        return [Row.from_json(content.decode(), f"{where}/{name}") for name, content in contents if content is not None]
+        there = {*self.store.files(self.path), *(["row.json"] if self.store.local else [])}
+        found = [self._row(name) for name in sorted(there) if name.startswith("row") and name.endswith(".json")]
+        return [row for row in found if row is not None]
+
+    def _row(self, name: str) -> Row | None:
+        """A row of this trial, if it is there.
+
+        Raises:
+            UserError: What is there is no row, or another trial's.
+        """
+        path = f"{self.path}/{name}"
+        content, place = self.store.read(path), self.store.locate(path)
+        if content is None:
+            if self.store.local and (self.store.local / path).is_dir():
+                raise UserError(f"{place}: a folder in place of a results row; {REMEDY}")
+            return None
+        row, (study, trial) = Row.from_json(content, place), self.path.split("/trials/")
+        own = (row.study, row.trial) == (study, trial) and trial.startswith(f"{row.cell}-t")
+        if not own or name != f"{_of_share('row', row.budget_share)}.json":
+            raise UserError(f"{place}: the row of trial {row.trial} of study {row.study}, not of this one: {REMEDY}")
+        return row
 
     def write_row(self, row: Row) -> None:
         """Write a branch's row, or the trial's own, which finishes it.
@@ -185,7 +204,7 @@ class TrialFolder:
     def read_progress(self) -> str | None:
         """The curve so far, as CSV."""
         content = self.store.read(f"{self.path}/progress.csv")
-        return None if content is None else content.decode()
+        return None if content is None else content.decode(errors="replace")
 
     def write_state(self, content: bytes) -> None:
         """The state to resume from."""
@@ -211,7 +230,7 @@ class TrialFolder:
     def read_error(self) -> str | None:
         """What went wrong in the last attempt, if anything did."""
         content = self.store.read(f"{self.path}/error.txt")
-        return None if content is None else content.decode()
+        return None if content is None else content.decode(errors="replace")
 
     def delete_row(self) -> None:
         """Forget a failed trial's row, so that it is tried again."""
