@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from scaling.errors import UserError
 from scaling.files import user_cache
 from scaling.folder import Folder, side_by_side
-from scaling.results import ERROR_RATE, MAE, Row, to_table
+from scaling.results import ERROR_RATE, MAE, REMEDY, Row, to_table
 
 FULL = "no room: "
 """How an error that a trial leaves in words begins where the disk was full: its searcher is another process."""
@@ -143,7 +143,7 @@ class StudyFolder:
         found = {}
         begun = [key for key, names in self._trials().items() if "progress.csv" in names and "row.json" not in names]
         for key, curve in zip(begun, side_by_side(lambda key: self.trial(key).read_progress(), begun), strict=True):
-            if curve:
+            if curve is not None:
                 found[key] = _last_point(curve)
         return found
 
@@ -173,10 +173,22 @@ class TrialFolder:
         return self.read("row.json")
 
     def read(self, name: str) -> Row | None:
-        """The row in a file of the trial's folder, if it is there."""
+        """A row of this trial, its own or a branch's, if it is there.
+
+        Raises:
+            UserError: What is there is no row, or another trial's.
+        """
         path = f"{self.path}/{name}"
-        content = self.store.read(path)
-        return None if content is None else Row.from_json(content.decode(), self.store.locate(path))
+        content, place = self.store.read(path), self.store.locate(path)
+        if content is None:
+            if self.store.local and (self.store.local / path).is_dir():
+                raise UserError(f"{place}: a folder in place of a results row; {REMEDY}")
+            return None
+        row, (study, trial) = Row.from_json(content, place), self.path.split("/trials/")
+        own = (row.study, row.trial) == (study, trial) and trial.startswith(f"{row.cell}-t")
+        if not own or name != f"{_of_share('row', row.budget_share)}.json":
+            raise UserError(f"{place}: the row of trial {row.trial} of study {row.study}, not of this one: {REMEDY}")
+        return row
 
     def await_row(self, seconds: float) -> Row | None:
         """The trial's row; where none is seen it is looked for again, with growing waits, for so many seconds.
@@ -226,7 +238,7 @@ class TrialFolder:
     def read_progress(self) -> str | None:
         """The curve so far, as CSV."""
         content = self.store.read(f"{self.path}/progress.csv")
-        return None if content is None else content.decode()
+        return None if content is None else content.decode(errors="replace")
 
     def write_state(self, content: bytes) -> None:
         """The state to resume from."""
@@ -252,7 +264,7 @@ class TrialFolder:
     def read_error(self) -> str | None:
         """What went wrong in the last attempt, if anything did."""
         content = self.store.read(f"{self.path}/error.txt")
-        return None if content is None else content.decode()
+        return None if content is None else content.decode(errors="replace")
 
     def delete_row(self) -> None:
         """Forget a failed trial's row, so that it is tried again."""

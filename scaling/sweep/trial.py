@@ -219,6 +219,7 @@ def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: Device, w
         noise=rules.noise,
         train_flops=flops,
         lr=trial.lr,
+        lr_bracketed=False,
         weight_decay=recipe.weight_decay,
         batch_size=recipe.batch_size,
         seed=cell.seed,

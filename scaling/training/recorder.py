@@ -16,7 +16,7 @@ import xxhash
 
 from scaling.errors import UserError
 from scaling.training.events import HParams, curve_events
-from scaling.training.loop import State
+from scaling.training.state import State
 
 Metrics = dict[str, float]
 LOG = logging.getLogger(__name__)
@@ -83,9 +83,19 @@ class Recorder:
             torch.distributed.broadcast_object_list(found)
         if found[0] is None:
             return None
-        saved = torch.load(io.BytesIO(found[0]), map_location="cpu", weights_only=True)
-        self.curve = saved["curve"]
-        return saved["loop"]
+        try:
+            self.curve, state = _unpacked(found[0])
+            return state
+        except Exception:  # PyTorch raises anything for a content that is no state
+            self.refuse()
+            return None
+
+    def refuse(self) -> None:
+        """Set the state aside that cannot be resumed from, for the trial to begin anew. Called on all workers."""
+        self.curve = []
+        if self.keeps:
+            LOG.warning("%s: damaged; it is set aside and the trial begins anew", self.folder.state_place)
+            self.folder.set_state_aside()
 
     def _read(self) -> bytes | None:
         """The saved state without its first line, if it is whole and this trial's."""
@@ -95,8 +105,7 @@ class Recorder:
         first, _, body = content.partition(b"\n")
         head = state_head(first)
         if head is None or head["checksum"] != xxhash.xxh3_128_hexdigest(body):
-            LOG.warning("%s: damaged; it is set aside and the trial begins anew", self.folder.state_place)
-            self.folder.set_state_aside()
+            self.refuse()
             return None
         if head["identity"] != self.identity:
             raise UserError(other_configuration(self.folder.state_place))
@@ -156,9 +165,18 @@ def other_configuration(place: str) -> str:
     )
 
 
+def _unpacked(body: bytes) -> tuple[list[Metrics], State]:
+    """The curve and the loop's state. A curve that could not be written again is an error."""
+    saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    curve = saved["curve"]
+    _csv(curve), curve_events(curve, {})
+    return curve, saved["loop"]
+
+
 def _csv(curve: list[Metrics]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(curve[0]), lineterminator="\n")
+    names = dict.fromkeys(name for point in curve for name in point)
+    writer = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
     writer.writeheader()
     writer.writerows(curve)
     return text.getvalue()
