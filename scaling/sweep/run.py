@@ -7,6 +7,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -21,7 +22,14 @@ from scaling.sweep.sweep import Sweep, run_sweep
 
 
 def run_study(
-    study: Study, store_uri: str, *, address: str | None, cache: Path, retry: bool, say: Callable[[str], None]
+    study: Study,
+    store_uri: str,
+    *,
+    address: str | None,
+    cache: Path,
+    retry: bool,
+    say: Callable[[str], None],
+    callbacks: Callable[[], list[Any]] = list,
 ) -> list[Row]:
     """Do everything of a study that is not done; returns its rows.
 
@@ -32,6 +40,7 @@ def run_study(
         cache: folder for the nodes' memory maps.
         retry: forget the rows of failed trials first, so that they are tried again.
         say: told what happens, a line at a time.
+        callbacks: makes Tune callbacks, once Ray may be imported.
 
     Raises:
         UserError: for anything the user has to correct first, before a trial is started.
@@ -50,7 +59,7 @@ def run_study(
                 sweep.check()  # a declaration that disagrees with the store is refused before it replaces study.json
                 folder.write_declaration(json_bytes(stable(study)))
                 say(f"sweep: {sweep.remaining()} trials to run")
-                run_sweep(sweep, say)
+                run_sweep(sweep, say, callbacks())
                 if left := sweep.remaining():
                     say(f"stopped with {left} trials left; the same command continues")
                     return sweep.rows()

@@ -117,7 +117,7 @@ class CellSearch(Searcher):
         self.journal.running(cell, number, lr)
         if self.progress is not None:
             self.progress.started(cell.trial(number), cell)
-        return {"trial": self.live[trial_id]}
+        return {"trial": self.live[trial_id], **self.live[trial_id].about()}
 
     def remaining(self) -> list[tuple[Cell, int]]:
         """The cells that are not done, each with its trials without a row."""

@@ -137,7 +137,7 @@ class Sweep:
         return len(keys - {row.trial for row in self.rows()})
 
 
-def run_sweep(sweep: Sweep, progress: Callable[[str], None]) -> list[Row]:
+def run_sweep(sweep: Sweep, progress: Callable[[str], None], callbacks: list[Any]) -> list[Row]:
     """Run every trial that has no row, on the cluster that Ray is connected to. Returns all rows.
 
     Raises:
@@ -168,6 +168,7 @@ def run_sweep(sweep: Sweep, progress: Callable[[str], None]) -> list[Row]:
                 name=sweep.study.name,
                 storage_path=scratch,
                 verbose=0,
+                callbacks=callbacks,
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
             ),

@@ -28,6 +28,9 @@ class FakeTrial:
         self.study, self.cell, self.number, self.lr, self.store = study, cell, number, lr, store
         self.key, self.output = cell.trial(number), self
 
+    def about(self):
+        return {"lr": self.lr}
+
     def read_row(self):
         return self.store.get(self.key)
 
