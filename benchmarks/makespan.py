@@ -113,7 +113,7 @@ def simulate(study: Study, gpus: int) -> dict[str, float]:
     rates = Rates(study, [])
 
     def make(cell: Cell, number: int, lr: float, **_):
-        return SimpleNamespace(cell=cell, number=number, lr=lr, key=cell.trial(number), settings={})
+        return SimpleNamespace(cell=cell, number=number, lr=lr, key=cell.trial(number), about=dict)
 
     search = SweepSearch(study, make, rates, nodes, Silent(), Silent(), lambda bundles: None, clock=lambda: now)
     events: list[tuple[float, str, str]] = []

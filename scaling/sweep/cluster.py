@@ -20,8 +20,10 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-    # Tune lets a custom searcher queue one trial by default; with reused processes that would make a run serial.
-    "TUNE_MAX_PENDING_TRIALS_PG": "4",
+    # Tune lets a custom searcher queue one trial by default; ours hands out only what has room.
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",
+    # Ctrl-C ends the run at once: trials resume from the store, and Tune would ask for it twice.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # glibc keeps what is freed, up to 512 MiB a process, for the next block of spectra or the next step's activations:
@@ -39,6 +41,11 @@ JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where `ray job submit` leaves the job's own settings for the driver."""
 
 
+def joins(address: str | None) -> str | None:
+    """The cluster that was there before: the one named, else the one that this process is a job of; None if there is none."""
+    return address or os.environ.get("RAY_ADDRESS") or ("auto" if os.environ.get("RAY_JOB_ID") else None)
+
+
 @contextlib.contextmanager
 def ray_cluster(address: str | None = None) -> Iterator[None]:
     """Connect to Ray at `address`; without one, to the cluster this process is a job of, or to a new local one.
@@ -50,8 +57,8 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    job = os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID")
-    if not address and not job:
+    there = joins(address)
+    if there is None:
         # Ray listens on all interfaces of the host: never without a token (Ray keeps it in the user's home folder).
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     if address or "RAY_ADDRESS" in os.environ:
@@ -63,8 +70,8 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         return
     try:
         ray.init(
-            address=address or ("auto" if job else "local"),
-            runtime_env=_runtime_env(joins=bool(address or job)),
+            address=there or "local",
+            runtime_env=_runtime_env(joins=there is not None),
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

@@ -95,7 +95,7 @@ class Progress:
         result = self._scores(row) if row.status == "done" else row.status.upper()
         self.latest = f"{row.trial} lr {row.lr:.2g}: {result} in {duration(row.wall_seconds)}"
         if self.live_table is None:
-            self.say(f"{self.line()} | {self.latest}")
+            self.say(f"{self.latest} | {self.line()}")
         elif row.status == "failed":
             self.say(f"{row.trial} failed: {row.error}")
 

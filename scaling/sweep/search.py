@@ -118,7 +118,7 @@ class SweepSearch(Searcher):
         self.admission.start(trial_id, placement, nodes)
         self.journal.running(cell, number, lr)
         self.idle_since = self.clock()
-        return {"trial": trial, **trial.settings}
+        return {"trial": trial, **trial.about()}
 
     def on_trial_start(self, trial_id: str) -> None:
         """Note that Tune has a process for the trial. One under Ray Train still waits for its workers."""

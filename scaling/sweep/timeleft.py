@@ -82,7 +82,7 @@ class TimeLeft:
             chains.append(max(begun, default=0.0) + later)
             for name, need in needs(self.study.placement(cell)).items():
                 busy[name] = busy.get(name, 0.0) + need * (sum(begun) + later)
-        return max(*chains, *(work / there[name] for name, work in busy.items() if there.get(name)))
+        return max(chains + [work / there[name] for name, work in busy.items() if there.get(name)])
 
 
 def needs(placement: Placement) -> dict[str, float]:

@@ -68,8 +68,7 @@ class Trial:
         """The trial's folder in the store."""
         return self.folder.trial(self.key)
 
-    @property
-    def settings(self) -> dict[str, float | str]:
+    def about(self) -> dict[str, float | str]:
         """What dashboards show the trial by."""
         model, cell = self.study.model(self.cell.width), self.cell
         return {
@@ -89,7 +88,7 @@ class Trial:
             final = {f"{split}_{name}": getattr(row, f"{split}_{name}") for split in ("val", "test") for name in scores}
             final |= {"seconds": row.wall_seconds, "mfu": row.mfu}
             well = row.status not in ("failed", "diverged")
-            self.output.write_final_events(final_events(self.settings, final, f"val_{score}", ended_well=well))
+            self.output.write_final_events(final_events(self.about(), final, f"val_{score}", ended_well=well))
         self.output.write_row(row)
 
     def task(self) -> Task:
@@ -130,7 +129,7 @@ class Trial:
             gpus=placement.gpus,
             micro_batch=placement.micro_batch,
             compiled=placement.compiled,
-            shown=self.settings,
+            shown=self.about(),
         )
         if placement.host == "ray_train":
             storage, nodes = self.folder.ray_train_storage, None if placement.min_workers else self.nodes

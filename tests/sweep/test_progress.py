@@ -133,6 +133,9 @@ def test_the_time_left_shares_the_cluster_and_learns_from_the_nearest_size(study
     rows = [finished(study, cell, 0, 3.0) for cell in study.cells()]
     assert Watched(study, rows).progress.seconds_left() == pytest.approx(4 * 3.0 / 2)
     assert Watched(study).progress.seconds_left() is None
+    done = Watched(study, [finished(study, cell, number) for cell in study.cells() for number in range(2)])
+    assert done.progress.seconds_left() == 0.0
+    assert "left" not in done.progress.line()
 
 
 def test_a_two_worker_trial_takes_both_devices_and_its_own_time():
