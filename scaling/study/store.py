@@ -68,6 +68,11 @@ class StudyFolder:
         return f"{self.name}/results.parquet"
 
     @property
+    def limit_path(self) -> str:
+        """`limit.json` within the store."""
+        return f"{self.name}/limit.json"
+
+    @property
     def ray_train_storage(self) -> str:
         """Where Ray Train keeps its bookkeeping while a trial runs: nothing that a result depends on."""
         return self.store.locate(f"{self.name}/ray-train")
@@ -96,11 +101,11 @@ class StudyFolder:
 
     def read_limit(self) -> bytes | None:
         """The information limit of the study's test spectra, where it is known."""
-        return self.store.read(f"{self.name}/limit.json")
+        return self.store.read(self.limit_path)
 
     def write_limit(self, content: bytes) -> None:
         """Keep the information limit beside the results."""
-        self.store.write(f"{self.name}/limit.json", content)
+        self.store.write(self.limit_path, content)
 
     def read_anchors(self) -> list[tuple[str, bytes]]:
         """Scores of models beside the study, in the order of their names, each with its place for messages."""
@@ -187,7 +192,7 @@ class TrialFolder:
         row, (study, trial) = Row.from_json(content, place), self.path.split("/trials/")
         own = (row.study, row.trial) == (study, trial) and trial.startswith(f"{row.cell}-t")
         if not own or name != f"{_of_share('row', row.budget_share)}.json":
-            raise UserError(f"{place}: the row of trial {row.trial} of study {row.study}, not of this one: {REMEDY}")
+            raise UserError(f"{place}: is that of study {row.study}, cell {row.cell}, trial {row.trial}: {REMEDY}")
         return row
 
     def await_row(self, seconds: float) -> Row | None:

@@ -123,19 +123,17 @@ def write_study_report(study: Study, folder: StudyFolder) -> str:
     """
     from analysis.anchors import parse_anchor
     from analysis.report import write_report
-    from analysis.snr import read_limit
+    from analysis.snr import parse_limit
 
     rows = collect(study, folder)
     keep_limit(study, folder)
     with tempfile.TemporaryDirectory(prefix="spectral-scaling-report-") as scratch:
-        limit, known = Path(scratch) / "limit.json", folder.read_limit()
-        if known is not None:
-            limit.write_bytes(known)
+        known = folder.read_limit()
         write_report(
             to_table(rows).to_pandas(),
             Path(scratch) / "report",
-            limit=None if known is None else read_limit(limit),
-            anchors=[parse_anchor(content.decode(), place) for place, content in folder.read_anchors()],
+            limit=None if known is None else parse_limit(known, folder.store.locate(folder.limit_path)),
+            anchors=[parse_anchor(content, place) for place, content in folder.read_anchors()],
         )
         return folder.publish_report(Path(scratch) / "report")
 
