@@ -56,6 +56,14 @@ def size_text(num_bytes: float) -> str:
     return f"{num_bytes:.0f} bytes"
 
 
+def human(number: float) -> str:
+    """A count as people say it: 512, 16k, 1.5M."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
 def disk_is_full(path: Location, needed: int) -> FullError:
     """The error to raise where ``path`` has no room for ``needed`` more bytes."""
     free = shutil.disk_usage(_existing(Path(path))).free

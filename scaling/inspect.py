@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
-from scaling.files import Location, location
+from scaling.files import Location, human, location
 from scaling.folder import Folder
-from scaling.study.plan import human
 from scaling.study.store import Store, StudyFolder
 
 

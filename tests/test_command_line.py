@@ -60,7 +60,7 @@ def test_plan_prints_the_cost_and_writes_json(capsys, tmp_path):
     assert "4,809,729" in text
     assert "device-hours" in text
     plan = json.loads((tmp_path / "plan.json").read_text())
-    assert plan["trials"] == 560
+    assert plan["expected_trials"] < plan["trials"] == 336
     assert {cell["num_params"] for cell in plan["cells"]} >= {4_809_729}
 
 
@@ -183,6 +183,11 @@ def test_inspect_of_nothing_known(capsys, tmp_path):
 
 def test_wrong_numbers_on_the_command_line(capsys, tmp_path):
     assert "mfu" in mistake(capsys, "plan", "experiments.demo", "--mfu", 20)
+    assert "--store" in mistake(capsys, "plan", "experiments.demo", "--measure")
+    assert "--nodes 0" in mistake(capsys, "plan", "experiments.demo", "--nodes", 0)
+    assert "--gpus-per-node" in mistake(
+        capsys, "plan", "experiments.bosz_1m", "--cpus-per-node", 8, "--gpus-per-node", 0
+    )
     assert "999" in mistake(capsys, "simulate", tmp_path / "out", "--pixels", 999)
     assert not (tmp_path / "out").exists()
 

@@ -9,13 +9,27 @@ import sys
 from pathlib import Path
 
 from scaling.commands.common import AddCommand, load_study, say, study_and_store, study_folder, write_json
+from scaling.errors import UserError
 
 
 def add_commands(command: AddCommand) -> None:
     """Add these commands to the parser."""
-    sub = command("plan", _plan, "Print a study's cells, parameters, FLOPs and hours; runs nothing.")
+    sub = command(
+        "plan", _plan, "Print what a study costs and needs: hours, wall time, memory, disk; trains nothing of it."
+    )
     sub.add_argument("study", metavar="STUDY", help="a module such as experiments.demo, or a file")
-    sub.add_argument("--tflops", type=float, default=312.0, help="peak of one device (default: an A100 in bf16)")
+    sub.add_argument("--store", metavar="URI", help="whose rows and timing runs say how fast trials are")
+    sub.add_argument("--measure", action="store_true", help="time some rungs on the cluster first; kept in the store")
+    sub.add_argument(
+        "--address", help="with --measure: Ray cluster to time on; one is started on this machine otherwise"
+    )
+    sub.add_argument("--nodes", type=int, help="plan for so many equal nodes (default: this machine)")
+    sub.add_argument("--cpus-per-node", type=float, metavar="C")
+    sub.add_argument("--gpus-per-node", type=float, metavar="G")
+    sub.add_argument("--gpu-memory", type=float, metavar="GB", help="of one GPU; else what the timing run found")
+    sub.add_argument("--cache-limit", type=float, metavar="GB", help="what the maps of a node may take")
+    sub.add_argument("--budget", type=float, metavar="HOURS", help="device-hours that the grid is trimmed to")
+    sub.add_argument("--tflops", type=float, help="assumed peak of one device where nothing is measured")
     sub.add_argument("--mfu", type=float, default=0.2, help="fraction of it that training reaches")
     sub.add_argument("--json", type=Path, metavar="OUT")
 
@@ -46,13 +60,33 @@ def add_commands(command: AddCommand) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from scaling.study.declaration import stable
-    from scaling.study.plan import describe, make_plan
+    from scaling.data.batches.cache import cache_limit
+    from scaling.study.store import Store
+    from scaling.sweep.describe import describe, describe_trimmed, to_json
+    from scaling.sweep.plan import make_plan, plan_costs, planned_cluster, require, within
 
-    plan = make_plan(load_study(options.study), tflops=options.tflops, mfu=options.mfu)
-    print(describe(plan))
-    write_json(options, {"device_hours": plan.device_hours, "trials": plan.num_trials, "cells": stable(plan.cells)})
-    return 0
+    study = load_study(options.study)
+    for name in ("nodes", "cpus_per_node", "gpus_per_node", "gpu_memory", "cache_limit", "budget"):
+        value, least = getattr(options, name), 0 if name == "gpus_per_node" else sys.float_info.min
+        if value is not None and not least <= value < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: give a number above 0")
+    if options.measure and not options.store:
+        raise UserError("--measure: name a store with --store, which remembers what was measured")
+    store = Store(options.store) if options.store else None
+    costs, memory = plan_costs(
+        study, store, tflops=options.tflops, mfu=options.mfu, measure=options.measure, address=options.address, say=say
+    )
+    cluster = planned_cluster(study, options.nodes, options.cpus_per_node, options.gpus_per_node)
+    plan = make_plan(study, costs, cluster)
+    memory = options.gpu_memory * 1e9 if options.gpu_memory else memory
+    limit = None if options.cache_limit is None else str(options.cache_limit)
+    needs = require(plan, store=store, gpu_memory=memory, cache_limit=cache_limit(limit))
+    print(describe(plan, needs))
+    trimmed = None if options.budget is None else within(plan, options.budget, costs)
+    if trimmed is not None:
+        print(describe_trimmed(plan, trimmed))
+    write_json(options, to_json(plan, needs, trimmed))
+    return 1 if needs.problems else 0
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ __all__ = [
     "Cell",
     "Data",
     "DataRules",
+    "ExpectedLaw",
     "Ladder",
     "Placement",
     "Recipe",
@@ -102,6 +103,31 @@ class Search:
 
 
 @declared
+class ExpectedLaw:
+    """The error, in dex, that `scaling plan` assumes: floor + a/N^alpha + b/D^beta, times e^(scatter · normal) of each run.
+
+    N counts parameters, D spectra. Nothing else uses it: it says which rates are tried in a simulated search, and what a
+    smaller grid does to the interval of a forecast.
+    """
+
+    floor: Annotated[float, Field(ge=0)] = 0.05
+    a: Positive = 10.0
+    alpha: Positive = 0.4
+    b: Positive = 5.0
+    beta: Positive = 0.4
+    scatter: Fraction = 0.01
+
+    def error(self, num_params: int, num_spectra: int) -> float:
+        """What runs of this size give on average."""
+        return self.floor + self.a * num_params**-self.alpha + self.b * num_spectra**-self.beta
+
+    def describe(self) -> str:
+        """The law in words."""
+        law = f"{self.floor:g} + {self.a:g}/N^{self.alpha:g} + {self.b:g}/D^{self.beta:g}"
+        return f"{law} dex, scatter {self.scatter:.1%}"
+
+
+@declared
 class Placement:
     """What a trial of at least this width and this many spectra occupies. The last placement that applies holds.
 
@@ -168,7 +194,7 @@ class Study:
     `repeat_every` in every n-th along either axis: their scatter is the noise that a law's misfit is tested against.
     With `hold_out_edge`, the cells of the largest width and of the largest number of spectra are kept out of the fit,
     and the law's forecast of them is scored. `placements` say where trials run; they change results by rounding only,
-    except that with dropout each worker draws masks of its own.
+    except that with dropout each worker draws masks of its own. `expected` is what the plan assumes.
     """
 
     name: Name
@@ -182,6 +208,7 @@ class Study:
     repeat_every: Count = 1
     hold_out_edge: bool = True
     placements: tuple[Placement, ...] = (Placement(),)
+    expected: ExpectedLaw = field(default_factory=ExpectedLaw)
 
     def __post_init__(self) -> None:
         """Check what can be checked without data or a cluster.

@@ -14,8 +14,8 @@ from scaling.errors import UserError
 from scaling.model.checkpoint import load_model
 from scaling.results import Row, to_table
 from scaling.study.declaration import Budget, Cell, Data, DataRules, Ladder, Simulation, Whitening
-from scaling.study.plan import make_plan
 from scaling.study.store import Store, StudyFolder
+from scaling.sweep.plan import make_plan
 from scaling.sweep.sweep import Sweep
 from tests.study.example import example_study
 
@@ -69,7 +69,7 @@ def test_several_labels_after_a_whitening_map(prepare, tmp_path):
     assert about["boundary"] is None
     assert row.num_params == sum(parameter.numel() for parameter in model.parameters())
     assert model.head.out_features == 3
-    planned = {plan.cell: plan.num_params for plan in make_plan(study, tflops=1, mfu=0.5).cells}
+    planned = {plan.cell: plan.num_params for plan in make_plan(study).cells}
     assert planned[CELL] == row.num_params
     assert Row.from_json(row.to_json(), "row.json").to_json() == row.to_json()
     assert trial.task().whitening == WHITENING

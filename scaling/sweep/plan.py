@@ -1,0 +1,211 @@
+"""What a study will cost, before it runs: hours of each cell, the wall time on a cluster, and a grid that fits a budget."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from scaling.model import ladder
+from scaling.study.declaration import Cell, Placement, Study
+from scaling.study.store import Store, StudyFolder
+from scaling.sweep.cluster import ray_cluster
+from scaling.sweep.costs import Costs, Speed, TrialCost, keep_speeds, read_speeds, speeds_of_rows, total_steps
+from scaling.sweep.modelled import Cluster, Simulated, occupied, simulate, smallest_cluster
+from scaling.sweep.needs import Needs, NodeNeeds, device_needs, known_shards, node_needs, too_large
+from scaling.sweep.trim import Precision, forecast_precision, trim
+from scaling.training.recipe import samples_seen
+
+CONTEXT = 500_000_000
+"""Bytes of a GPU that each process takes for CUDA itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellPlan:
+    """One cell's size and cost. `trial_flops` and `cost` are one trial's; `trials` are expected, and at most `at_most`.
+
+    `steps` and `samples_seen` are of the whole budget; the cost counts the decays of branches too. `device_hours` are those
+    of the expected trials.
+    """
+
+    cell: Cell
+    num_params: int
+    epochs: float
+    steps: int
+    samples_seen: int
+    trial_flops: int
+    cost: TrialCost
+    trials: int
+    at_most: int
+    device_hours: float
+    placement: Placement
+    held_out: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All cells of a study, and the simulated sweep of them on a cluster."""
+
+    study: Study
+    cells: tuple[CellPlan, ...]
+    cluster: Cluster
+    sweep: Simulated
+
+    @property
+    def num_trials(self) -> int:
+        """Trials of all cells, at most."""
+        return sum(cell.at_most for cell in self.cells)
+
+    @property
+    def device_hours(self) -> float:
+        """Hours of one device that the study is expected to take."""
+        return sum(cell.device_hours for cell in self.cells)
+
+    @property
+    def most_device_hours(self) -> float:
+        """The same, were every cell to use all its trials."""
+        return sum(cell.device_hours / cell.trials * cell.at_most for cell in self.cells)
+
+
+def make_plan(study: Study, costs: Costs | None = None, cluster: Cluster | None = None) -> Plan:
+    """Each cell's parameters, steps, FLOPs and hours, and the study on the cluster: the smallest that can run it, if none is given.
+
+    Raises:
+        UserError: a cell can never run on the cluster.
+    """
+    costs, cluster = costs or Costs(study, [], []), cluster or smallest_cluster(study)
+    known = {cell: costs.trial(cell) for cell in study.cells()}
+    sweep = simulate(study, cluster, lambda cell: known[cell].seconds)
+    cells, recipe = [], study.recipe
+    for cell, cost in known.items():
+        config, place = study.model(cell.width), study.placement(cell)
+        steps = recipe.budget.steps(cell.num_spectra, recipe.batch_size)
+        seen = samples_seen(steps, cell.num_spectra, recipe.batch_size)
+        decays = total_steps(study, cell) - steps
+        cells.append(
+            CellPlan(
+                cell=cell,
+                num_params=ladder.count_parameters(config).reach_loss,
+                epochs=seen / cell.num_spectra,
+                steps=steps,
+                samples_seen=seen,
+                trial_flops=ladder.train_flops(config, seen + decays * recipe.batch_size),
+                cost=cost,
+                trials=sweep.trials[cell],
+                at_most=study.search.trials if cell.seed == study.seeds[0] else 1,
+                device_hours=sweep.trials[cell] * cost.seconds * occupied(study, place) / 3600,
+                placement=place,
+                held_out=study.held_out(cell),
+            )
+        )
+    return Plan(study=study, cells=tuple(cells), cluster=cluster, sweep=sweep)
+
+
+def planned_cluster(study: Study, nodes: int | None, cpus: float | None, gpus: float | None) -> Cluster:
+    """What is given, one node like this machine where nothing is; where the study does not fit that, the smallest that it fits."""
+    import torch
+
+    here = Cluster(nodes=1, cpus=float(len(os.sched_getaffinity(0))), gpus=float(torch.cuda.device_count()))
+    if nodes is None and cpus is None and gpus is None:
+        return smallest_cluster(study) if here.lacks(study) else here
+    return Cluster(nodes=nodes or 1, cpus=here.cpus if cpus is None else cpus, gpus=here.gpus if gpus is None else gpus)
+
+
+def plan_costs(
+    study: Study,
+    store: Store | None,
+    *,
+    tflops: float | None,
+    mfu: float,
+    measure: bool,
+    address: str | None,
+    say: Callable[[str], None],
+) -> tuple[Costs, int | None]:
+    """What trials take as far as the store knows, after a timing run if it is asked for; and the bytes of a GPU, if known.
+
+    Raises:
+        UserError: a speed is not positive, the store cannot be used, or nothing could be timed.
+    """
+    manifest = known_shards(study, store)
+    scored = manifest.num_rows("val"), manifest.num_rows("test")
+    timed: list[Speed] = []
+    costs = Costs(
+        study, [], timed, tflops=tflops, mfu=mfu, scored=scored
+    )  # refuses bad numbers before anything is timed
+    if store is None:
+        return costs, None
+    if measure:
+        from scaling.sweep.timing import measure as time_rungs
+
+        store.check_writable()
+        with ray_cluster(address):
+            timed = keep_speeds(store, time_rungs(study, say))
+    timed = timed or read_speeds(store)
+    rows = speeds_of_rows(study, StudyFolder(store, study.name).rows())
+    memory = min((speed.memory for speed in timed if speed.memory), default=None)
+    return Costs(study, rows, timed, tflops=tflops, mfu=mfu, scored=scored), memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirements:
+    """What rungs need of a worker's device, and all of a node; `problems` says what cannot fit, and how it would."""
+
+    workers: dict[str, Needs]
+    node: NodeNeeds
+    problems: tuple[str, ...]
+
+
+def require(
+    plan: Plan, *, store: Store | None = None, gpu_memory: float | None = None, cache_limit: int | None = None
+) -> Requirements:
+    """Device memory of each rung where most spectra are used, and a node's memory and disk.
+
+    Args:
+        plan: The plan.
+        store: The study's, where its shard set may be.
+        gpu_memory: Bytes of a GPU; nothing is refused for want of it where it is not known.
+        cache_limit: Bytes that a node's maps may take.
+    """
+    study, manifest = plan.study, known_shards(plan.study, store)
+    workers, largest, problems = dict[str, Needs](), dict[Placement, Needs](), []
+    for cell in study.cells():
+        place = study.placement(cell)
+        share = max(0, int(min(1.0, place.gpus) * (gpu_memory or 0)) - CONTEXT) if place.gpus else 0
+        needs = device_needs(study, cell.width, place, cell.num_spectra, manifest, share)
+        workers[f"w{cell.width}"] = max(workers.get(f"w{cell.width}", needs), needs, key=lambda each: each.total)
+        largest[place] = max(largest.get(place, needs), needs, key=lambda each: each.total)
+        if gpu_memory and place.gpus and (problem := too_large(needs, share, place, f"w{cell.width}")):
+            problems.append(problem)
+    node = node_needs(study, plan.cluster, manifest, largest, cache_limit)
+    problems += [node.problem] if node.problem else []
+    return Requirements(workers=workers, node=node, problems=tuple(dict.fromkeys(problems)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trimmed:
+    """The grid that fits a budget, and the precision of a forecast at the full grid's largest cell from either."""
+
+    budget: float
+    plan: Plan
+    full: Precision
+    trimmed: Precision
+
+
+def within(plan: Plan, budget: float, costs: Costs) -> Trimmed:
+    """Trim the grid until the expected device-hours fit.
+
+    Raises:
+        UserError: as `trim`.
+    """
+
+    def hours(study: Study) -> dict[Cell, float]:
+        smaller = plan if study == plan.study else make_plan(study, costs, plan.cluster)
+        return {cell.cell: cell.device_hours for cell in smaller.cells}
+
+    study = trim(plan.study, budget, hours)
+    target = (max(cell.num_params for cell in plan.cells), plan.study.data.num_spectra[-1])
+    full = forecast_precision(plan.study, target)
+    if study == plan.study:
+        return Trimmed(budget=budget, plan=plan, full=full, trimmed=full)
+    smaller = make_plan(study, costs, plan.cluster)
+    return Trimmed(budget=budget, plan=smaller, full=full, trimmed=forecast_precision(study, target))

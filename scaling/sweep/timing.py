@@ -1,0 +1,198 @@
+"""The timing run: how fast each kind of device of a cluster trains some rungs of a study, on made-up spectra."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+from scaling.data.batches import LinearMap, TrainingBatches, Worker
+from scaling.data.batches.cache import default_cache_root
+from scaling.data.batches.training import _Share
+from scaling.errors import UserError
+from scaling.model.ladder import train_flops
+from scaling.study.declaration import Placement, Study
+from scaling.sweep.costs import Speed, share_of
+from scaling.training.device import cuda_device
+from scaling.training.evaluate import autocast
+from scaling.training.step import Stepper
+
+SECONDS, CHUNK_SECONDS, WARM_UP = 2.0, 0.1, 3
+POOL = 1024
+"""Made-up spectra, of which batches are drawn; also those scored at a time."""
+MAX_COPIES = 8
+
+
+class MadeUp(TrainingBatches):
+    """Batches of random spectra that are on the device already: of `rows` rows, with the noise that the rules ask for."""
+
+    def __init__(self, study: Study, rows: int, device: torch.device) -> None:
+        rules = study.data.rules
+        self.rules, self.seed, self.rows, self.steps_per_epoch = rules, 0, rows, 1
+        self.worker = Worker(cache_root=default_cache_root(), device=device)
+        self._noise: Any = rules.noise == "fixed" or None
+        self._standardise: Any = lambda flux: flux
+        channels = 1 if rules.noise == "fixed" else 2
+        self.pool = torch.rand(POOL, channels, study.ladder.num_pixels, device=device)
+        self.labels = torch.randint(0, 2, (POOL, len(rules.labels)), device=device).float()
+
+    def global_rows(self, step: int) -> int:
+        """All rows are this worker's."""
+        return self.rows
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _open(self, shards: Any, access: Any) -> None:
+        """Nothing is opened."""
+
+    def _share(self, step: int) -> _Share:
+        chosen = torch.randint(0, POOL, (self.rows,), device=self.worker.device)
+        return _Share(self.pool[chosen], self.labels[chosen], slice(None), self.rows)
+
+
+def time_rung(study: Study, width: int, place: Placement, device: torch.device, seconds: float = SECONDS) -> Speed:
+    """Train a rung for some seconds as one worker of a placement would, and score some spectra."""
+    started = time.perf_counter()
+    config, recipe = study.model(width), study.recipe
+    batches = MadeUp(study, -(-recipe.batch_size // place.workers), device)
+    rule = study.ladder.whitening
+    whitening = None
+    if rule is not None:
+        size = config.whitening_components
+        whitening = LinearMap(torch.randn(size, config.num_pixels), torch.zeros(size))
+    stepper = Stepper(
+        config,
+        recipe,
+        batches,
+        lr=1e-4,
+        seed=0,
+        device=device,
+        micro_batch=place.micro_batch,
+        compiled=place.compiled,
+        classify=study.data.rules.boundary is not None,
+        whitening=whitening,
+        frozen_epochs=rule.frozen_epochs if rule else 0,
+    )
+    schedule = recipe.runs(study.data.num_spectra[-1])[-1]
+
+    def score(step: int) -> None:
+        with torch.inference_mode(), autocast(device, recipe.precision):
+            stepper.model(batches.pool[:, 0])
+
+    stepper.step(0, schedule)
+    _wait(device)
+    first = time.perf_counter() - started
+    step_seconds = _seconds_of(lambda step: stepper.step(step, schedule), device, seconds)
+    stepper.model.eval()
+    name, gpu = ("cpu", False) if device.type == "cpu" else (torch.cuda.get_device_name(device), True)
+    return Speed(
+        device=name,
+        memory=torch.cuda.mem_get_info(device)[1] if gpu else 0,
+        gpu=gpu,
+        share=share_of(place),
+        workers=place.workers,
+        precision=recipe.precision,
+        width=width,
+        tokens=config.num_tokens,
+        rows=batches.rows,
+        flops=float(train_flops(config, batches.rows)),
+        step_seconds=step_seconds,
+        eval_seconds=_seconds_of(score, device, seconds / 4) / POOL,
+        start_seconds=max(0.0, first - step_seconds),
+    )
+
+
+def _seconds_of(call: Callable[[int], None], device: torch.device, seconds: float) -> float:
+    """The median over chunks of calls; a GPU is waited for after each chunk only, as in training."""
+    chunk, taken, number = 1, list[float](), 0
+    until = math.inf
+    while not taken or time.perf_counter() < until:
+        started = time.perf_counter()
+        for _ in range(chunk):
+            call(number)
+            number += 1
+        _wait(device)
+        each = (time.perf_counter() - started) / chunk
+        if number <= WARM_UP:
+            chunk, until = max(1, min(1000, math.ceil(CHUNK_SECONDS / each))), time.perf_counter() + seconds
+        else:
+            taken.append(each)
+    return median(taken)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def rungs_to_time(study: Study) -> dict[Placement, list[int]]:
+    """The smallest and the largest rung of each placement, and the study's middle one."""
+    widths = defaultdict[Placement, set[int]](set)
+    for cell in study.cells():
+        widths[study.placement(cell)].add(cell.width)
+    middle = study.widths[len(study.widths) // 2]
+    return {place: sorted({min(mine), max(mine), *({middle} & mine)}) for place, mine in widths.items()}
+
+
+def _time_rungs(study: Study, place: Placement, widths: list[int]) -> list[Speed]:
+    """A task: its process has the devices of one worker."""
+    if not place.gpus:
+        torch.set_num_threads(max(1, int(place.cpus)))
+    device = cuda_device() if place.gpus else torch.device("cpu")
+    time_rung(study, widths[0], place, device, 0.0)  # what a process does once is none of a trial's, which reuses it
+    return [time_rung(study, width, place, device) for width in widths]
+
+
+def measure(study: Study, say: Callable[[str], None]) -> list[Speed]:
+    """Time rungs on a node of each kind that the cluster has, which Ray is connected to.
+
+    As many tasks run side by side as workers would: what they take from each other is measured too. What workers of one trial
+    exchange is not.
+
+    Raises:
+        UserError: no node has the devices of any placement, or none could be timed.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    kinds: dict[tuple[object, ...], dict[str, Any]] = {}
+    for node in ray.nodes():
+        there = node["Resources"]
+        if node["Alive"] and there.get("CPU"):
+            models = tuple(sorted(name for name in there if name.startswith("accelerator_type:")))
+            kinds.setdefault((models, there["CPU"], there.get("GPU", 0)), node)
+    found: list[Speed] = []
+    for node in kinds.values():
+        on_node, there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), node["Resources"]
+        for place, widths in rungs_to_time(study).items():
+            fitting = [there.get(name, 0) / each for name, each in (("CPU", place.cpus), ("GPU", place.gpus)) if each]
+            copies = min(MAX_COPIES, math.floor(min(fitting) + 1e-9))
+            if not copies:
+                continue
+            say(
+                f"timing w{', w'.join(map(str, widths))} on {node['NodeManagerHostname']}: {copies} x {place.describe()}"
+            )
+            task = ray.remote(_time_rungs).options(
+                num_cpus=place.cpus, num_gpus=place.gpus, scheduling_strategy=on_node
+            )
+            try:
+                runs = ray.get([task.remote(study, place, widths) for _ in range(copies)])
+            except ray.exceptions.RayError as error:
+                reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+                say(f"node {node['NodeManagerHostname']}: cannot be timed ({reason})")
+                continue
+            found += [_median(list(copy)) for copy in zip(*runs, strict=True)]
+    if not found:
+        raise UserError("--measure: no node of this cluster could time a rung; name a cluster with --address")
+    return found
+
+
+def _median(copies: list[Speed]) -> Speed:
+    timed = ("step_seconds", "eval_seconds", "start_seconds")
+    return copies[0].model_copy(update={name: median(getattr(copy, name) for copy in copies) for name in timed})

@@ -1,0 +1,97 @@
+"""A grid that fits a budget, and what a smaller grid does to the interval of a forecast."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from scaling.data.seeds import stable_seed
+from scaling.errors import UserError
+from scaling.model.ladder import count_parameters
+from scaling.study.declaration import Cell, Study
+
+KEPT = 3
+"""Rungs of each axis below which a law cannot be fitted."""
+DRAWS = 5
+"""Simulated studies of which an interval is the median."""
+EQUAL = 1.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """Half the interval of a forecast, relative to its value: of the law itself, and of one new run; NaN where no law can be fitted."""
+
+    curve: float
+    new_run: float
+
+    def describe(self) -> str:
+        """Both in words."""
+        return (
+            "no law can be fitted" if np.isnan(self.curve) else f"law ±{self.curve:.1%}, a new run ±{self.new_run:.1%}"
+        )
+
+
+def trim(study: Study, budget: float, hours: Callable[[Study], dict[Cell, float]]) -> Study:
+    """Drop rungs until the expected hours fit: the dearest width, until three are left, then the dearest number of spectra.
+
+    Of rungs that cost the same (within 2 %), as numbers of spectra do where every trial sees as many, an inner one is dropped,
+    so that the grid reaches as far as before.
+
+    Raises:
+        UserError: the budget is not positive, or the smallest grid does not fit it.
+    """
+    if not 0 < budget < np.inf:
+        raise UserError(f"--budget {budget:g}: give device-hours above 0, such as 500")
+    while (total := sum((each := hours(study)).values())) > budget:
+        widths, sizes = study.widths, study.data.num_spectra
+        if len(widths) > KEPT:
+            gone = _dearest(widths, each, "width")
+            study = dataclasses.replace(study, widths=tuple(width for width in widths if width != gone))
+        elif len(sizes) > KEPT:
+            gone = _dearest(sizes, each, "num_spectra")
+            data = dataclasses.replace(study.data, num_spectra=tuple(size for size in sizes if size != gone))
+            study = dataclasses.replace(study, data=data)
+        else:
+            raise UserError(
+                f"--budget {budget:g}: {len(widths)} widths and {len(sizes)} numbers of spectra still take {total:,.1f} device-hours, "
+                "and fewer than 3 support no law: give more, or declare a shorter Recipe.budget"
+            )
+    return study
+
+
+def _dearest(rungs: tuple[int, ...], hours: dict[Cell, float], axis: str) -> int:
+    costs = [sum(spent for cell, spent in hours.items() if getattr(cell, axis) == rung) for rung in rungs]
+    dearest = [place for place, cost in enumerate(costs) if cost * EQUAL >= max(costs)]
+    return rungs[dearest[len(dearest) // 2]]
+
+
+def forecast_precision(study: Study, target: tuple[int, int]) -> Precision:
+    """Of a forecast at (parameters, spectra) from all cells of a grid, whose errors are simulated from `Study.expected`."""
+    import pandas as pd
+
+    from analysis.compare import compare
+    from analysis.forecast import prediction_table
+    from analysis.table import points_from_columns
+
+    law, recipe, found = study.expected, study.recipe, []
+    params = {width: count_parameters(study.model(width)).reach_loss for width in study.widths}
+    for draw in range(DRAWS):
+        rows = []
+        for cell in study.cells():
+            chance = np.random.default_rng(stable_seed("forecast", draw, cell.key)).normal()
+            error = law.error(params[cell.width], cell.num_spectra) * np.exp(max(law.scatter, 1e-4) * chance)
+            seen = recipe.budget.samples or (recipe.budget.epochs or 1) * cell.num_spectra
+            rows.append((params[cell.width], cell.num_spectra, cell.seed, seen, error))
+        table = pd.DataFrame(rows, columns=["N", "D", "seed", "S", "loss"])
+        n, d = (name if table[name].nunique() > 1 else None for name in ("N", "D"))
+        try:
+            fitted = compare(points_from_columns(table, n, d, "loss", samples_seen="S" if n and d else None))
+        except UserError:
+            return Precision(curve=float("nan"), new_run=float("nan"))
+        at = prediction_table(fitted, *target).iloc[0]
+        found.append([(at[f"{kind}high"] - at[f"{kind}low"]) / (2 * at["value"]) for kind in ("curve_", "")])
+    curve, new_run = np.median(found, axis=0)
+    return Precision(curve=float(curve), new_run=float(new_run))
