@@ -58,25 +58,28 @@ def study(request, tmp_path):
     return StudyFolder(Store(str(uri)), "mine")
 
 
+def row_of(trial, **changes):
+    return example_row(study="mine", cell="w0004-d00000128-s1", trial=trial, **changes)
+
+
+A, B, C, D, E = (f"w0004-d00000128-s1-t{number:02d}" for number in range(5))
+
+
 def test_rows_branches_and_curves_are_read_side_by_side_in_the_order_of_trials(study):
-    for trial in ("c", "a", "b"):
-        study.trial(trial).write_row(example_row(study="mine", trial=trial))
-    study.trial("a").write_row(example_row(study="mine", trial="a", budget_share=0.5))
-    study.trial("a").write_progress("step,val_mae_dex\n1,0.5\n", b"")
-    study.trial("d").write_progress("step,val_mae_dex\n1,0.5\n2,0.25\n", b"")
-    study.trial("e").write_state(b"state")
-    assert [row.trial for row in study.rows()] == ["a", "b", "c"]
-    assert [(row.trial, row.budget_share) for row in study.rows_with_branches()] == [
-        ("a", 0.5),
-        ("a", 1.0),
-        ("b", 1.0),
-        ("c", 1.0),
-    ]
-    assert study.unfinished() == {"d": "step 2, val MAE 0.250 dex"}
+    for trial in (C, A, B):
+        study.trial(trial).write_row(row_of(trial))
+    study.trial(A).write_row(row_of(A, budget_share=0.5))
+    study.trial(A).write_progress("step,val_mae_dex\n1,0.5\n", b"")
+    study.trial(D).write_progress("step,val_mae_dex\n1,0.5\n2,0.25\n", b"")
+    study.trial(E).write_state(b"state")
+    assert [row.trial for row in study.rows()] == [A, B, C]
+    found = [(row.trial, row.budget_share) for row in study.rows_with_branches()]
+    assert found == [(A, 0.5), (A, 1.0), (B, 1.0), (C, 1.0)]
+    assert study.unfinished() == {D: "step 2, val MAE 0.250 dex"}
 
 
 def test_a_failed_row_never_replaces_one_that_is_there(study):
-    trial, done = study.trial("t"), example_row(study="mine", trial="t")
+    trial, done = study.trial(A), row_of(A)
     failed = dataclasses.replace(done, status="failed", error="lost")
     trial.write_row(failed)
     assert trial.read_row().error == "lost"
@@ -86,9 +89,9 @@ def test_a_failed_row_never_replaces_one_that_is_there(study):
 
 
 def test_a_row_that_is_seen_late_is_waited_for(tmp_path):
-    trial = StudyFolder(Store(str(tmp_path)), "mine").trial("t")
+    trial = StudyFolder(Store(str(tmp_path)), "mine").trial(A)
     assert trial.await_row(0.0) is None
-    later = threading.Timer(0.3, trial.write_row, [example_row()])
+    later = threading.Timer(0.3, trial.write_row, [row_of(A)])
     later.start()
-    assert trial.await_row(30.0) == example_row()
+    assert trial.await_row(30.0) == row_of(A)
     later.join()
