@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from scaling.errors import NodeError, UserError
-from scaling.sweep import cluster
+from scaling.sweep import cluster, code
 from scaling.sweep.code import PACKAGE, code_hash
+from scaling.sweep.health import try_gpu
 from scaling.sweep.nodes import Node, Nodes
 
 
@@ -66,6 +67,24 @@ def test_the_code_goes_with_the_study_of_the_working_folder_and_nothing_else(mon
     assert cluster._own_code() == sorted(str(path) for path in (PACKAGE, tmp_path / "mine", tmp_path / "alone.py"))
 
 
+def test_the_code_outside_a_checkout_is_named_by_its_content(monkeypatch, tmp_path):
+    def name(folder, content):
+        (folder / "inner").mkdir(parents=True)
+        (folder / "inner" / "a.py").write_text(content)
+        (folder / "data.npz").write_text(str(folder))
+        monkeypatch.setattr(code, "PACKAGE", folder)
+        monkeypatch.setattr(code, "code_hash", code_hash.__wrapped__)
+        return code.code_commit()
+
+    monkeypatch.delenv(code.COMMIT, raising=False)
+    first = name(tmp_path / "one", "x = 1")
+    assert first.startswith("source-")
+    assert name(tmp_path / "two", "x = 1") == first
+    assert name(tmp_path / "three", "x = 2") != first
+    monkeypatch.setenv(code.COMMIT, "0123abc+changes")
+    assert code.code_commit() == "0123abc+changes"
+
+
 def nodes_of(*hosts):
     said = []
     nodes = Nodes(Path("shards"), Path("cache"), said.append, gpus_needed=False, code="")
@@ -91,6 +110,11 @@ def test_nodes_that_are_bad_one_after_the_other_stop_the_sweep():
     nodes, _ = nodes_of("a")
     nodes.set_aside("a", "no disk")
     assert "node a: no disk" in nodes.problem, "there is no other"
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_works_has_no_problem():
+    assert try_gpu() == ""
 
 
 @pytest.mark.ray

@@ -15,7 +15,7 @@ import torch
 import torch.multiprocessing
 
 from scaling.data.batches.rules import DataRules
-from scaling.errors import UserError
+from scaling.errors import NodeError, UserError
 from scaling.model.ladder import Ladder
 from scaling.training.device import Device
 from scaling.training.loop import Outcome, Task
@@ -131,6 +131,12 @@ def test_a_damaged_shard_ends_all_workers_at_once_with_one_line(make_job, shards
         run_under_ray_train(job, str(tmp_path / "storage"), max_failures=0)
     assert "\n" not in str(raised.value)
     assert (job.folder.path / "attempts").read_text() == ".", "once, for both workers"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_pytorch_cannot_use_is_an_error_of_the_node(make_job):
+    with pytest.raises(NodeError, match="cannot use the GPU"):
+        run_in_process(make_job("process", gpus=0.5), ignore)
 
 
 def _gloo_worker(rank, port, job, kill_at):
