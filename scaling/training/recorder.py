@@ -17,6 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from scaling.errors import UserError
+from scaling.parse import parse_object
 from scaling.training.state import State
 
 Metrics = dict[str, float]
@@ -116,9 +117,9 @@ class Recorder:
 def state_head(start: bytes) -> dict[str, str] | None:
     """The first line of a saved state: `identity`, `setting` and `checksum`; None if it is none."""
     try:
-        head = json.loads(start.partition(b"\n")[0])
+        head = parse_object(start.partition(b"\n")[0], "the first line", "")
         return {name: str(head[name]) for name in ("identity", "setting", "checksum")}
-    except (ValueError, KeyError, TypeError):
+    except (UserError, KeyError):
         return None
 
 
