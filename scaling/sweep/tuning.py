@@ -17,7 +17,7 @@ from scaling.errors import NodeError, UserError
 from scaling.files import FullError
 from scaling.sweep.code import code_hash
 from scaling.sweep.journal import Journal
-from scaling.sweep.nodes import Nodes, check_placements, choose_access
+from scaling.sweep.nodes import Nodes, check_placements, choose_access, maps_bytes
 from scaling.sweep.progress import Progress
 from scaling.sweep.rates import Rates
 from scaling.sweep.search import Result, SweepSearch
@@ -46,7 +46,9 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
     offers = nodes.wait_for_first()
     if not may_grow:
         check_placements(study, offers)
-    access = choose_access(study, Manifest.load(sweep.shards), offers, cache_limit())
+    manifest = Manifest.load(sweep.shards)
+    access = choose_access(study, manifest, offers, cache_limit())
+    nodes.room_needed = maps_bytes(study, manifest, access)
     sweep = dataclasses.replace(sweep, access=access)
     if streamed := [n for n, way in access.items() if way == "streamed"]:
         say(f"{', '.join(f'{n:,}' for n in streamed)} spectra are streamed from the shards; no node keeps a copy")

@@ -15,6 +15,7 @@ import torch
 import xxhash
 
 from scaling.errors import UserError
+from scaling.parse import parse_object
 from scaling.training.events import HParams, curve_events
 from scaling.training.state import State
 
@@ -151,9 +152,9 @@ class Recorder:
 def state_head(start: bytes) -> dict[str, str] | None:
     """The first line of a saved state: `identity`, `setting` and `checksum`; None if it is none."""
     try:
-        head = json.loads(start.partition(b"\n")[0])
+        head = parse_object(start.partition(b"\n")[0], "the first line", "")
         return {name: str(head[name]) for name in ("identity", "setting", "checksum")}
-    except (ValueError, KeyError, TypeError):
+    except (UserError, KeyError):
         return None
 
 

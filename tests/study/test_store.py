@@ -45,6 +45,43 @@ def test_what_killed_processes_left_is_removed_with_the_row(tmp_path):
     assert [path.name for path in (tmp_path / "mine/trials/t").iterdir()] == ["row.json"]
 
 
+def test_a_row_belongs_to_its_folder(tmp_path):
+    folder = StudyFolder(Store(str(tmp_path)), "example")
+    row = example_row()
+    path = tmp_path / "example" / "trials" / row.trial / "row.json"
+    trial = folder.trial(row.trial)
+    trial.write_row(row)
+    assert folder.rows() == folder.rows_with_branches() == [row]
+    for other in (
+        dataclasses.replace(row, trial="w0004-d00000128-s1-t01"),
+        dataclasses.replace(row, study="another"),
+        dataclasses.replace(row, cell="w0008-d00000128-s1"),
+        dataclasses.replace(row, budget_share=0.25),
+    ):
+        path.write_text(other.to_json())
+        for read in (folder.rows, folder.rows_with_branches, trial.read_row):
+            with pytest.raises(UserError, match=rf"row\.json: is that of study {other.study}.* delete it"):
+                read()
+    path.unlink()
+    path.mkdir()
+    for read in (folder.rows, folder.rows_with_branches, trial.read_row):
+        with pytest.raises(UserError, match=r"row\.json: a folder"):
+            read()
+
+
+CURVES = [b"", b"\n", b"step\n", b"step,val_mae_dex\n", b"step,val_mae_dex\n1,x\n", b"\xff\x00", b"a,b\n1\n", b'"' * 9]
+
+
+def test_a_curve_that_cannot_be_read_says_so(tmp_path):
+    folder = StudyFolder(Store(str(tmp_path)), "example")
+    trial = folder.trial("t")
+    for content in CURVES:
+        folder.store.write("example/trials/t/progress.csv", content)
+        assert folder.unfinished() == {"t": "its curve cannot be read, and is written anew at the next evaluation"}
+    trial.write_progress("step,val_mae_dex\n4,0.5\n8,0.25\n", b"")
+    assert folder.unfinished() == {"t": "step 8, val MAE 0.250 dex"}
+
+
 def test_simulated_spectra_need_a_local_store(tmp_path):
     assert Store(str(tmp_path)).simulated("digest") == tmp_path / "data" / "digest"
     with pytest.raises(UserError, match="need a local store"):

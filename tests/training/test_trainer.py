@@ -3,7 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import io
+import json
 import os
+import pickle
 import shutil
 import signal
 from pathlib import Path
@@ -13,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.multiprocessing
+import xxhash
 
 from scaling.data.batches.rules import DataRules
 from scaling.errors import NodeError, UserError
@@ -239,7 +243,36 @@ def assert_same(job, other):
     assert job.folder.outcome()["test"] == other.folder.outcome()["test"]
 
 
+def signed(change):
+    """Damages a state's content, or replaces it, and signs it again."""
+
+    def damage(content):
+        head, _, body = content.partition(b"\n")
+        saved = torch.load(io.BytesIO(body), weights_only=True)
+        replaced = change(saved)
+        if replaced is None:
+            file = io.BytesIO()
+            torch.save(saved, file)
+            replaced = file.getvalue()
+        fields = json.loads(head) | {"checksum": xxhash.xxh3_128_hexdigest(replaced)}
+        return json.dumps(fields).encode() + b"\n" + replaced
+
+    return damage
+
+
+def another_shape(saved):
+    saved["loop"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+
+
 DAMAGES = {
+    "no state of PyTorch": signed(lambda saved: b"PK garbage"),
+    "code in a pickle": signed(lambda saved: pickle.dumps(print)),
+    "no progress": signed(lambda saved: saved["loop"].__delitem__("progress")),
+    "no curve": signed(lambda saved: saved["curve"].clear()),
+    "another model": signed(lambda saved: saved["loop"]["model"].__delitem__("head.bias")),
+    "another shape": signed(another_shape),
+    "a step beyond the run": signed(lambda saved: saved["loop"]["progress"].update(step=10**6)),
+    "weights that are none": signed(lambda saved: saved["loop"]["progress"].update(best_weights={"x": 1})),
     "torn": lambda content: content[: len(content) // 2],
     "empty": lambda content: b"",
     "a flipped bit": lambda content: content[:-5000] + bytes([content[-5000] ^ 1]) + content[-4999:],
