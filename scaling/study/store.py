@@ -23,9 +23,6 @@ from scaling.files import user_cache
 from scaling.folder import Folder, side_by_side
 from scaling.results import ERROR_RATE, MAE, REMEDY, Row, to_table
 
-FULL = "no room: "
-"""How an error that a trial leaves in words begins where the disk was full: its searcher is another process."""
-
 
 @dataclass(frozen=True, slots=True)
 class Store(Folder):
@@ -262,18 +259,8 @@ class TrialFolder:
         """Keep a damaged state as state.pt.damaged."""
         self.store.rename(f"{self.path}/state.pt", f"{self.path}/state.pt.damaged")
 
-    def write_error(self, message: str) -> None:
-        """What went wrong in the last attempt."""
-        self.store.write(f"{self.path}/error.txt", message.encode())
-
-    def read_error(self) -> str | None:
-        """What went wrong in the last attempt, if anything did."""
-        content = self.store.read(f"{self.path}/error.txt")
-        return None if content is None else content.decode(errors="replace")
-
     def delete_row(self) -> None:
         """Forget a failed trial's row, so that it is tried again."""
-        self.store.delete(f"{self.path}/error.txt")
         self.store.delete(f"{self.path}/row.json")
 
 

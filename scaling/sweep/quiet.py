@@ -5,36 +5,53 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any, TextIO
+
+
+class _WithoutRay:
+    """A standard stream without what Ray's listening threads print into it: that goes to a file."""
+
+    def __init__(self, stream: TextIO, file: TextIO) -> None:
+        self.stream, self.file = stream, file
+
+    def write(self, text: str) -> int:
+        """Write where the thread's words belong."""
+        ray = threading.current_thread().name.startswith("ray_")
+        return (self.file if ray else self.stream).write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 @contextlib.contextmanager
 def logged_apart(path: Path) -> Iterator[None]:
-    """Send Ray's messages, tracebacks of lost trials among them, to a file instead of the terminal."""
+    """Send Ray's messages, tracebacks of lost trials and words about lost nodes among them, to a file instead of the terminal."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(path, delay=True)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    names = ["ray", *(name for name in logging.root.manager.loggerDict if name.startswith("ray."))]
-    loggers = [logging.getLogger(name) for name in (*names, "py.warnings")]
-    before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
-    for logger in loggers:
-        top = logger.name in ("ray", "py.warnings")
-        logger.handlers, logger.propagate = [file] if top else [], not top
-        logger.setLevel(logging.INFO if top else logging.NOTSET)
-    logging.captureWarnings(True)
-    try:
-        with warnings.catch_warnings():
-            yield
-    finally:
-        logging.captureWarnings(False)
-        for logger, handlers, propagate, level in before:
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
-        file.close()
+    with open(path, "a", buffering=1) as file:
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        names = ["ray", *(name for name in logging.root.manager.loggerDict if name.startswith("ray.")), "py.warnings"]
+        loggers = [logging.getLogger(name) for name in names]
+        before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
+        for logger in loggers:
+            top = logger.name in ("ray", "py.warnings")
+            logger.handlers, logger.propagate = [handler] if top else [], not top
+            logger.setLevel(logging.INFO if top else logging.NOTSET)
+        logging.captureWarnings(True)
+        streams: Any = (_WithoutRay(sys.stdout, file), _WithoutRay(sys.stderr, file))
+        try:
+            with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+                yield
+        finally:
+            logging.captureWarnings(False)
+            for logger, handlers, propagate, level in before:
+                logger.handlers, logger.propagate = handlers, propagate
+                logger.setLevel(level)
 
 
 @contextlib.contextmanager

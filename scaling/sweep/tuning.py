@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ray import tune
-from ray.tune import Callback
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.logger import JsonLoggerCallback
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 
 from scaling.data.batches.cache import cache_limit
@@ -75,7 +76,10 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
                 trial_dirname_creator=lambda trial: f"{trial.config['trial'].key}-{trial.trial_id}",
             ),
             run_config=tune.RunConfig(
-                name="tune", storage_path=folder.tune_storage, verbose=0, callbacks=[Starts(search), *callbacks]
+                name="tune",
+                storage_path=folder.tune_storage,
+                verbose=0,
+                callbacks=[Starts(search), JsonLoggerCallback(), *callbacks],
             ),
         ).fit()
     if may_grow:
@@ -106,8 +110,8 @@ def _trainable(config: dict[str, Any]) -> dict[str, Any]:
         return {"mistake": str(error)}
     except Exception as error:
         return {"failure": describe_exception(error)}
-    seconds = {"device_seconds": row.device_seconds, "mfu": row.mfu}
-    return {"row": row.to_json(), row.measure.val: row.val_error, row.measure.test: row.test_error, **seconds}
+    names = ("trial", "status", row.measure.val, row.measure.test, "device_seconds", "mfu")
+    return {"row": row.to_json(), **{name: getattr(row, name) for name in names}}
 
 
 def _resources(config: dict[str, Any]) -> Any:
@@ -138,12 +142,18 @@ class Referee(FIFOScheduler):
         return {}
 
 
-class Starts(Callback):
-    """Tells the searcher which trials have a process."""
+class Starts(TrialProgressCallback):
+    """Tells the searcher which trials have a process, in place of the callback by which Tune prints results."""
 
     def __init__(self, search: SweepSearch) -> None:
+        super().__init__()
         self.search = search
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune."""
         self.search.on_trial_start(trial.trial_id)
+
+    def on_trial_result(self, *args: Any, **info: Any) -> None:
+        """Nothing: the searcher hears of it."""
+
+    on_trial_error = on_trial_complete = on_trial_result

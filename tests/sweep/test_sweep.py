@@ -8,6 +8,7 @@ import time
 
 import pandas as pd
 import pytest
+from ray import tune
 
 from experiments.smoke import STUDY
 from scaling.study.store import Store, StudyFolder
@@ -51,18 +52,36 @@ def test_the_chain_runs_from_spectra_to_report(undisturbed):
     store, _, _, printed = undisturbed
     table = pd.read_parquet(store / "smoke" / "results.parquet")
     assert len(table) == len(STUDY.cells()) * STUDY.search.trials
-    assert set(table["status"]) == {"done"}
+    assert set(table["status"]) <= {"done", "pruned"}
+    done = table[table["status"] == "done"]
+    assert set(done["cell"]) == {cell.key for cell in STUDY.cells()}
     assert table["trial"].is_unique
     assert table["eval_pin"].nunique() == 1
     assert set(table["host"]) == {"process", "ray_train"}
-    assert (table["samples_seen"] == 8192).all()
-    assert (table["test_mae_dex"] < 1.0).all()  # always answering the mean gives about 1.04 dex
+    assert (done["samples_seen"] == 8192).all()
+    assert (done["test_mae_dex"] < 1.0).all()  # always answering the mean gives about 1.04 dex
     assert "cells 6/6" in printed
     assert "left" in printed
     assert (store / "smoke" / "report" / "index.html").stat().st_size > 10_000
     trial = StudyFolder(Store(str(store)), "smoke").trial(table["trial"][0])
     assert trial.read_state() is None  # nothing to resume once the row is there
     assert not (store / "smoke" / "ray-train").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_tunes_own_results_open_from_the_store_and_agree_with_the_rows(undisturbed):
+    store = undisturbed[0]
+    found = tune.ResultGrid(tune.ExperimentAnalysis(str(store / "smoke" / "tune"))).get_dataframe()
+    rows = pd.read_parquet(store / "smoke" / "results.parquet").set_index("trial")
+    assert sorted(found["trial"]) == sorted(rows.index)
+    for _, trial in found.iterrows():
+        row = rows.loc[trial["trial"]]
+        assert trial["config/lr"] == row["lr"]
+        assert trial["config/num_params"] == row["num_params"]
+        assert trial["status"] == row["status"]
+        if row["status"] == "done":
+            assert trial["val_mae_dex"] == row["val_mae_dex"]
 
 
 @pytest.mark.ray
