@@ -20,8 +20,8 @@ help:  ## What can be made
 demo: .venv/installed  ## The main job: simulate, shard, sweep, fit, report (about 8 minutes on 2 cores)
 	$(BIN)/scaling run experiments.demo --store $(STORE)
 
-test: .venv/installed  ## All tests that need no GPU
-	$(BIN)/pytest -m "not gpu"
+test: .venv/installed  ## All tests that need no GPU and no browser
+	$(BIN)/pytest -m "not gpu and not browser"
 
 quick: .venv/installed  ## The tests that start no Ray cluster
 	$(BIN)/pytest -m "not gpu and not ray and not slow"

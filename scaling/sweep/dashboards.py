@@ -126,11 +126,16 @@ def _optuna(folder: StudyFolder, study: Study, port: int) -> Page:
     if program is None:
         return Page(name, port, problem="not installed; pip install 'spectral-scaling[dashboards]'")
     journal = folder.journal
-    if not journal.exists():  # the run is on another machine, or none has been
-        from scaling.sweep.journal import Journal
+    from scaling.sweep.journal import Journal, sweep_page
 
+    if not journal.exists():  # the run is on another machine, or none has been
         Journal(study, journal, folder.rows())
-    return Page(name, port, "/dashboard/", (program, str(journal), "--host", HOST, "--port", str(port)))
+    return Page(
+        name,
+        port,
+        f"/dashboard/{sweep_page(journal, study.name)}",
+        (program, str(journal), "--host", HOST, "--port", str(port)),
+    )
 
 
 @contextlib.contextmanager

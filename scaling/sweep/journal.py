@@ -141,6 +141,15 @@ class Journal:
         }
 
 
+def sweep_page(path: Path, study: str) -> str:
+    """Where optuna-dashboard shows the whole sweep, below its first page; nothing if a journal does not hold it (yet)."""
+    try:
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        return f"studies/{storage.get_study_id_from_name(study)}"
+    except Exception:  # damaged: the next run builds it anew
+        return ""
+
+
 @dataclass(slots=True)
 class _Entry:
     """The newest entry of a trial in an Optuna study, and Optuna's id of it."""

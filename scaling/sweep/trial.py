@@ -84,9 +84,9 @@ class Trial:
         """Write a branch's row, or the trial's own with what TensorBoard compares trials by."""
         if row.budget_share == 1.0:
             score = self.study.data.rules.score
-            scores = ("mae_dex", "mae_z") if score == "mae_dex" else (score,)
-            final = {f"{split}_{name}": getattr(row, f"{split}_{name}") for split in ("val", "test") for name in scores}
-            final |= {"seconds": row.wall_seconds, "mfu": row.mfu}
+            scores = (score, "mae_z") if score == "mae_dex" else (score,)
+            columns = [f"test_{name}" for name in scores], ["wall_seconds", "mfu"], [f"val_{name}" for name in scores]
+            final = {name: getattr(row, name) for group in columns for name in group}  # HPARAMS first shows five
             well = row.status not in ("failed", "diverged")
             self.output.write_final_events(final_events(self.about(), final, f"val_{score}", ended_well=well))
         self.output.write_row(row)

@@ -16,6 +16,8 @@ from torch.utils.tensorboard.summary import hparams, scalar
 
 Metrics = Mapping[str, float]
 HParams = Mapping[str, float | str]
+CURVE = "curve"
+"""TensorBoard groups by what stands before a slash, in alphabetical order: curves come before final metrics."""
 NOT_DRAWN = ("step", "time", "budget_share")
 
 
@@ -30,10 +32,10 @@ def curve_events(curve: list[dict[str, float]], settings: HParams) -> bytes:
         if settings:
             writer.add_summary(hparams(dict(settings), {})[1], 0, curve[0]["time"])
         for point in curve:
-            under = "" if point["budget_share"] == 1 else f"budget {point['budget_share']:g}/"
+            group = CURVE if point["budget_share"] == 1 else f"{CURVE} at {point['budget_share']:g} of the budget"
             for name, value in point.items():
                 if name not in NOT_DRAWN:
-                    writer.add_summary(scalar(under + _tag(name), value), int(point["step"]), point["time"])
+                    writer.add_summary(scalar(f"{group}/{name}", value), int(point["step"]), point["time"])
 
     return _written(fill)
 
@@ -46,7 +48,7 @@ def final_events(settings: HParams, metrics: Metrics, live: str, *, ended_well: 
 
     def fill(writer: FileWriter) -> None:
         final = {f"final/{name}": value for name, value in metrics.items()}
-        experiment, session, _ = hparams(dict(settings), {**final, _tag(live): math.nan})
+        experiment, session, _ = hparams(dict(settings), {**final, f"{CURVE}/{live}": math.nan})
         status = Status.STATUS_SUCCESS if ended_well else Status.STATUS_FAILURE  # PyTorch's own is always the first
         end = create_summary_metadata(HParamsPluginData(session_end_info=SessionEndInfo(status=status)))
         values = [scalar(name, value) for name, value in final.items() if math.isfinite(value)]
@@ -65,9 +67,3 @@ def _written(fill: Callable[[FileWriter], None]) -> bytes:
         writer.close()
         (file,) = Path(scratch).iterdir()
         return file.read_bytes()
-
-
-def _tag(name: str) -> str:
-    """TensorBoard groups by what stands before a slash: val/mae_dex, train/loss, train/lr."""
-    group, _, rest = name.partition("_")
-    return f"{group}/{rest}" if group in ("val", "train") and rest else f"train/{name}"

@@ -17,8 +17,7 @@ from scaling.sweep.journal import Journal
 from tests.study.example import example_row, example_study
 
 
-@pytest.fixture
-def ports():
+def free_ports():
     """The first of three free ports."""
     for base in range(20000 + os.getpid() % 10000, 40000, 7):
         with socket.socket() as a, socket.socket() as b, socket.socket() as c:
@@ -29,6 +28,11 @@ def ports():
                 continue
             return base
     raise AssertionError("no free ports")
+
+
+@pytest.fixture
+def ports():
+    return free_ports()
 
 
 @pytest.fixture

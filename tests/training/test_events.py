@@ -59,23 +59,23 @@ def test_a_followed_file_grows_in_place_even_after_a_write_that_was_cut_short(tr
         (folder / NAME).write_bytes((read + whole)[:-7])
         trial.write_progress("", curve_events(curve(4), SETTINGS))
     scalars, _ = values(folder / NAME)
-    assert [step for step, _ in scalars["val/mae_dex"]] == [4, 8, 12, 16]
-    assert set(scalars) == {"val/mae_dex", "train/epoch", "train/lr"}
+    assert [step for step, _ in scalars["curve/val_mae_dex"]] == [4, 8, 12, 16]
+    assert set(scalars) == {"curve/val_mae_dex", "curve/epoch", "curve/lr"}
 
 
 def test_a_trial_that_begins_anew_replaces_its_curve(trial, folder):
     trial.write_progress("", curve_events(curve(3), SETTINGS))
     trial.write_progress("", curve_events(curve(4, start=200.0), SETTINGS | {"lr": 2e-2}))
-    assert len(values(folder / NAME)[0]["val/mae_dex"]) == 4
+    assert len(values(folder / NAME)[0]["curve/val_mae_dex"]) == 4
     trial.write_progress("", curve_events(curve(1, start=300.0), SETTINGS))
-    assert len(values(folder / NAME)[0]["val/mae_dex"]) == 1
+    assert len(values(folder / NAME)[0]["curve/val_mae_dex"]) == 1
 
 
 def test_a_branch_has_tags_of_its_own(trial, folder):
     trial.write_progress("", curve_events([*curve(2, share=0.25), *curve(1)], SETTINGS))
     scalars, _ = values(folder / NAME)
-    assert len(scalars["budget 0.25/val/mae_dex"]) == 2
-    assert len(scalars["val/mae_dex"]) == 1
+    assert len(scalars["curve at 0.25 of the budget/val_mae_dex"]) == 2
+    assert len(scalars["curve/val_mae_dex"]) == 1
 
 
 def test_hparams_has_every_trial_with_the_metrics_that_are_numbers(trial, folder):
@@ -89,5 +89,5 @@ def test_hparams_has_every_trial_with_the_metrics_that_are_numbers(trial, folder
         assert {name: v.number_value or v.string_value for name, v in start.hparams.items()} == SETTINGS
     assert scalars == {"final/test_mae_dex": [(0, 0.25)]}
     experiment = metadata.parse_experiment_plugin_data(final[metadata.EXPERIMENT_TAG])
-    assert [m.name.tag for m in experiment.metric_infos] == ["final/test_mae_dex", "final/mfu", "val/mae_dex"]
+    assert [m.name.tag for m in experiment.metric_infos] == ["final/test_mae_dex", "final/mfu", "curve/val_mae_dex"]
     assert {info.name for info in experiment.hparam_infos} == set(SETTINGS)

@@ -188,7 +188,7 @@ def test_the_curve_is_kept_for_tensorboard(make_job):
     steps = [event.step for event in events if event.HasField("summary")]
     assert sorted(set(steps)) == list(curve["step"])
     tags = {value.tag for event in events for value in event.summary.value}
-    assert {"val/mae_dex", "train/loss", "train/lr"} <= tags
+    assert {"curve/val_mae_dex", "curve/train_loss", "curve/lr"} <= tags
 
 
 class KilledError(Exception):
