@@ -185,7 +185,9 @@ def test_wrong_numbers_on_the_command_line(capsys, tmp_path):
     assert "mfu" in mistake(capsys, "plan", "experiments.demo", "--mfu", 20)
     assert "--store" in mistake(capsys, "plan", "experiments.demo", "--measure")
     assert "--nodes 0" in mistake(capsys, "plan", "experiments.demo", "--nodes", 0)
-    assert "--gpus-per-node" in mistake(capsys, "plan", "experiments.bosz_1m", "--cpus-per-node", 8, "--gpus-per-node", 0)
+    assert "--gpus-per-node" in mistake(
+        capsys, "plan", "experiments.bosz_1m", "--cpus-per-node", 8, "--gpus-per-node", 0
+    )
     assert "999" in mistake(capsys, "simulate", tmp_path / "out", "--pixels", 999)
     assert not (tmp_path / "out").exists()
 
