@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from scaling.errors import UserError
+from scaling.parse import Amount, Count, MaybeNaN, Name, Positive, parse, parse_object
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,31 +28,27 @@ class Anchor:
         eval_pin: identifies them and their noise, as in the rows.
     """
 
-    name: str
+    name: Name
     label: str
-    num_params: int
-    num_spectra: int
-    test_mae_dex: float
-    test_mae_sem_dex: float
-    test_mae_z: float
-    test_r2: float
-    num_test: int
+    num_params: Count
+    num_spectra: Count
+    test_mae_dex: Positive
+    test_mae_sem_dex: Amount
+    test_mae_z: Amount
+    test_r2: MaybeNaN
+    num_test: Count
     eval_pin: str
 
 
-def parse_anchor(text: str, place: str) -> Anchor:
+def parse_anchor(content: bytes | str, place: str) -> Anchor:
     """Read what `scaling evaluate --anchor` wrote; `place` is where, for messages.
 
     Raises:
         UserError: if it is not that.
     """
-    try:
-        fields = json.loads(text)
-        return Anchor(**{name: fields[name] for name in Anchor.__dataclass_fields__})
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{place}: not an anchor ({type(error).__name__}: {error}); make it again with `scaling evaluate --anchor`"
-        ) from error
+    remedy = "make the anchor again with `scaling evaluate --anchor`, or remove it"
+    fields = parse_object(content, place, remedy)
+    return parse(Anchor, {name: fields[name] for name in Anchor.__dataclass_fields__ if name in fields}, place, remedy)
 
 
 def require_same_evaluation(rows: pd.DataFrame, anchors: Sequence[Anchor]) -> None:

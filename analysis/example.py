@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import typing
 
 import numpy as np
 import pandas as pd
@@ -53,8 +54,8 @@ def example_rows(*, seed: int = 0) -> pd.DataFrame:
 
 def _row(rung: int, N: int, D: int, seed: int, cell: str, trial: str, rate: float, mae: float) -> Row:
     """A finished trial with a given test error in dex."""
-    kinds = {"int": 0, "float": float("nan"), "bool": False}
-    values = {field.name: kinds.get(str(field.type), "") for field in dataclasses.fields(Row)}
+    empty = {int: 0, float: float("nan"), bool: False}
+    values = {name: empty.get(kind, "") for name, kind in typing.get_type_hints(Row).items()}
     values |= {
         "study": "example",
         "cell": cell,

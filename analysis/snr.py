@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from pydantic import BeforeValidator, ConfigDict
 
 from analysis.figures.style import (
     COLUMN,
@@ -23,8 +24,18 @@ from analysis.figures.style import (
     styled,
 )
 from scaling.errors import UserError
+from scaling.parse import Positive, parse, parse_object
 
 SNR_LABEL = "signal to noise of the spectrum"
+BIN = ["low", "high", "count", "mae_dex", "rmse_dex"]
+REMEDY = "make the limit again with `scaling limit --json`"
+
+
+def _bins(lines: Any) -> pd.DataFrame:
+    whole = isinstance(lines, list) and all(isinstance(line, dict) for line in lines)
+    if not whole or any(type(line.get(name)) not in (int, float) for line in lines for name in BIN):
+        raise ValueError(f"must be a list of objects with the numbers {', '.join(BIN)}")
+    return pd.DataFrame(lines, columns=BIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +53,15 @@ class Limit:
         assumes: what the limit assumes, in words.
     """
 
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
+
     label: str
-    noise_level: float
+    noise_level: Positive
     eval_pin: str
-    mae_dex: float
-    rmse_dex: float
-    guess_mae_dex: float
-    by_snr: pd.DataFrame
+    mae_dex: Positive
+    rmse_dex: Positive
+    guess_mae_dex: Positive
+    by_snr: Annotated[pd.DataFrame, BeforeValidator(_bins)]
     assumes: str
 
 
@@ -59,13 +72,19 @@ def read_limit(path: str | Path) -> Limit:
         UserError: if it is not such a file.
     """
     try:
-        fields: dict[str, Any] = {"eval_pin": "", **json.loads(Path(path).read_text(encoding="utf-8"))}
-        fields["by_snr"] = pd.DataFrame(fields["by_snr"])[["low", "high", "count", "mae_dex", "rmse_dex"]]
-        return Limit(**{name: fields[name] for name in Limit.__dataclass_fields__})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path}: not an information limit ({type(error).__name__}: {error}); make it with `scaling limit --json`"
-        ) from error
+        return parse_limit(Path(path).read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): {REMEDY}") from error
+
+
+def parse_limit(content: bytes, place: str) -> Limit:
+    """The same from a file's content; `place` is where, for messages.
+
+    Raises:
+        UserError: if it is not that.
+    """
+    fields = {"eval_pin": "", **parse_object(content, place, REMEDY)}
+    return parse(Limit, {name: fields[name] for name in Limit.__dataclass_fields__ if name in fields}, place, REMEDY)
 
 
 def snr_bins(cells: pd.DataFrame) -> pd.DataFrame:

@@ -49,13 +49,16 @@ class Cells:
         self.steps = np.asarray(table["steps"].iloc[0])
 
     def error(self, key: str, lr: float) -> float:
+        """Validation error at a rate, between the recorded ones, in dex."""
         return float(np.exp(np.interp(math.log(lr), self.lrs[key], self.errors[key])))
 
     def curve(self, key: str, lr: float) -> np.ndarray:
+        """The same at each evaluation of the trial, (evaluations,)."""
         columns = self.curves[key].T
         return np.exp([np.interp(math.log(lr), self.lrs[key], column) for column in columns])
 
     def regret(self, key: str, lr: float) -> float:
+        """By what fraction the error at a rate is above the cell's lowest."""
         places = np.linspace(self.lrs[key][0], self.lrs[key][-1], 200)
         lowest = np.polyval(self.smooth[key], places).min()
         at = np.clip(math.log(lr), places[0], places[-1])
@@ -99,10 +102,16 @@ def winners_pruned(cells: Cells) -> tuple[int, int, float]:
     """Beside any other recorded trial of its cell as the rival: how often the rule would stop the cell's best, and the closest call."""
     pruned, pairs, closest = 0, 0, 0.0
     for key in cells.lrs:
-        curves = np.minimum.accumulate(np.exp(cells.curves[key]), axis=1)[:, cells.steps >= pruning.AFTER * cells.steps[-1]]
+        curves = np.minimum.accumulate(np.exp(cells.curves[key]), axis=1)[
+            :, cells.steps >= pruning.AFTER * cells.steps[-1]
+        ]
         winner = curves[np.argmin(cells.errors[key])]
         ratios = (winner / curves).max(axis=1)
-        pruned, pairs, closest = pruned + int((ratios > pruning.MARGIN).sum()), pairs + len(ratios) - 1, max(closest, ratios.max())
+        pruned, pairs, closest = (
+            pruned + int((ratios > pruning.MARGIN).sum()),
+            pairs + len(ratios) - 1,
+            max(closest, ratios.max()),
+        )
     return pruned, pairs, closest
 
 
@@ -145,8 +154,12 @@ def main() -> None:
     cells = Cells(pd.read_parquet(RECORDED))
     study = dataclasses.replace(STUDY, search=DEMO.search)
     pruned, pairs, closest = winners_pruned(cells)
-    print(f"pruning stops the cell's best beside {pruned} of {pairs} other trials; closest call {closest:.2f} of {pruning.MARGIN}")
-    print("factor  prune  trials a cell  cost ÷ dense  regret: mean, median, worst  pruned  best / predicted rate (octaves)")
+    print(
+        f"pruning stops the cell's best beside {pruned} of {pairs} other trials; closest call {closest:.2f} of {pruning.MARGIN}"
+    )
+    print(
+        "factor  prune  trials a cell  cost ÷ dense  regret: mean, median, worst  pruned  best / predicted rate (octaves)"
+    )
     for factor in (1.5, 2.0, 2.5, 3.0, 4.0):
         for prune in (True, False):
             search = dataclasses.replace(study.search, factor=factor, prune=prune)

@@ -27,8 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
         remedy = "give another path, or correct this one" if mistake else "run the same command again"
         print(f"scaling: {what}; {remedy}", file=sys.stderr)
         return 2 if mistake else 1
-    except KeyboardInterrupt:
-        print("scaling: interrupted; the same command continues from here", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"scaling: {error or 'interrupted; the same command continues from here'}", file=sys.stderr)
         return 1
 
 

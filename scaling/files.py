@@ -104,10 +104,13 @@ def json_bytes(value: Any) -> bytes:
 
 
 @contextmanager
-def published(path: Path) -> Iterator[Path]:
+def published(path: Path, replace: bool = True) -> Iterator[Path]:
     """A temporary name to write a file under; it gets its own name when it is written and on the disk, or is removed.
 
     Where the file system can, the temporary file has no name at all, so that not even a killed process leaves it behind.
+
+    Raises:
+        FileExistsError: Not to `replace` one, and there is one by then.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -123,11 +126,23 @@ def published(path: Path) -> Iterator[Path]:
             os.fsync(nameless)
             # With a directory's descriptor, which an absolute path does not use, Python follows the link (linkat).
             os.link(f"/proc/self/fd/{nameless}", temporary, src_dir_fd=nameless, follow_symlinks=True)
-        os.replace(temporary, path)
+        (os.replace if replace else _link)(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
         if nameless is not None:
             os.close(nameless)
+
+
+def _link(file: Path, path: Path) -> None:
+    """Give a file a name that none has, in one step where the file system has links."""
+    try:
+        os.link(file, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(file, path)
 
 
 @contextmanager

@@ -7,9 +7,11 @@ import errno
 import functools
 import os
 import posixpath
+import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
@@ -21,29 +23,81 @@ from scaling.errors import UserError
 from scaling.files import FINAL, FullError, Location, is_full, published
 
 Result = TypeVar("Result")
-ATTEMPTS = 4
-FIRST_WAIT_SECONDS = 0.5
-PATIENCE_SECONDS = 8.0
-"""Arrow's client itself tries for about six seconds to reach a server: one that is gone is waited for twice, not four times."""
+Item = TypeVar("Item")
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 8.0
+PATIENCE = "SCALING_PATIENCE"
+"""The retry limit of a process, in this variable of its environment: no call to an object store is begun again later
+than so many seconds after its first attempt. An attempt at a server that is gone takes Arrow's client about six."""
+PATIENCE_SECONDS, RUN_PATIENCE_SECONDS = 8.0, 120.0
+"""The limit unless the variable says otherwise: of a command that a person waits for, and of a sweep with its workers."""
+REFUSED = re.compile(
+    "ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH"
+)
+"""Words of Arrow's errors that are an answer, which trying again does not change."""
+REQUESTS_AT_ONCE = 16
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """Within, this process and the workers it starts wait for a store that is out of reach, unless the user set a limit."""
+    given = os.environ.get(PATIENCE)
+    os.environ.setdefault(PATIENCE, str(RUN_PATIENCE_SECONDS))
+    try:
+        yield
+    finally:
+        if given is None:
+            os.environ.pop(PATIENCE, None)
 
 
 def retrying(function: Callable[[], Result]) -> Result:
-    """Call a function that talks to an object store, again with growing waits where it fails for a passing reason."""
-    started = time.monotonic()
-    for attempt in range(1, ATTEMPTS):
+    """Call a function that talks to an object store, again with growing waits where it fails for a passing reason.
+
+    Raises:
+        OSError: As the last attempt raised it: a lasting one at once, a passing one at the retry limit.
+        UserError: The retry limit in the environment is no number.
+    """
+    limit, started, wait = os.environ.get(PATIENCE, PATIENCE_SECONDS), time.monotonic(), FIRST_WAIT_SECONDS
+    try:
+        last = started + float(limit)
+    except ValueError:
+        raise UserError(
+            f"{PATIENCE} = {limit}: must be a number of seconds, such as {RUN_PATIENCE_SECONDS:g}"
+        ) from None
+    while True:
         try:
             return function()
         except OSError as error:
-            if isinstance(error, FINAL) or is_full(error) or time.monotonic() - started > PATIENCE_SECONDS:
+            if (
+                isinstance(error, FINAL)
+                or is_full(error)
+                or REFUSED.search(str(error))
+                or time.monotonic() + wait > last
+            ):
                 raise
-            time.sleep(FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
-    return function()
+            time.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
 
-@functools.lru_cache(maxsize=64)
+def side_by_side(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """The function of each item, in their order; many at once, as each waits for its answer."""
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return list(pool.map(function, items))
+
+
+_CLIENTS: list[fs.FileSystem] = []
+
+
+@functools.lru_cache(maxsize=1024)
 def _file_system(uri: str) -> tuple[fs.FileSystem, str]:
-    """One client for each URI of a process."""
-    return fs.FileSystem.from_uri(uri)
+    """The process's one client for the server and settings of a URI, and the path there."""
+    once = "allow_delayed_open=true"  # a small object is written by one request, not by three
+    if uri.startswith("s3://") and "allow_delayed_open=" not in uri:
+        uri += f"{'&' if '?' in uri else '?'}{once}"
+    new, path = fs.FileSystem.from_uri(uri)
+    client = next((client for client in _CLIENTS if client == new), new)
+    if client is new:
+        _CLIENTS.append(new)
+    return client, path
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +133,10 @@ class Folder:
 
     def _open(self) -> tuple[fs.FileSystem, str]:
         try:
-            return _file_system(self.uri)
+            return retrying(functools.partial(_file_system, self.uri))
         except (OSError, ValueError, pa.ArrowException) as error:
+            if isinstance(error, OSError) and not REFUSED.search(str(error)):
+                raise
             raise UserError(
                 f"{self.uri}: cannot be opened ({error}); give a folder or a URI such as s3://bucket/path"
             ) from error
@@ -116,25 +172,54 @@ class Folder:
             return None
 
     @contextlib.contextmanager
-    def writing(self, path: str) -> Iterator[pa.NativeFile]:
+    def writing(self, path: str, *, replace: bool = True) -> Iterator[pa.NativeFile]:
         """A stream whose content becomes a file when the block ends well, and is dropped when it does not.
 
         It is written to a local disk as it comes, under a temporary name, and to an object store from memory, at the end.
 
         Raises:
             FullError: There is no room; the file is as it was.
+            FileExistsError: Not to `replace` one, and there is one.
         """
-        try:
+        with self._naming_full(path):
             if self.local:
                 target = self.local / path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with published(target) as temporary, pa.OSFile(str(temporary), "wb") as stream:
+                with published(target, replace) as temporary, pa.OSFile(str(temporary), "wb") as stream:
                     yield stream
             else:
                 stream = pa.BufferOutputStream()
                 yield stream
                 content = stream.getvalue()
+                if not replace and self.size(path) is not None:
+                    raise FileExistsError(errno.EEXIST, "there is one", self.locate(path))
                 self._call(lambda filesystem, target: _put(filesystem, target, content), path)
+
+    def write(self, path: str, content: bytes | memoryview | pa.Buffer) -> None:
+        """Write a file whole; see `writing`."""
+        with self.writing(path) as stream:
+            stream.write(content)
+
+    def extend(self, path: str, content: bytes, head: int) -> None:
+        """Write a file whole; but where it is the beginning of `content` on a local disk, it grows in place.
+
+        A program that follows the file has it open, and would not see another that takes its name. The first `head` bytes
+        may differ.
+
+        Raises:
+            FullError: There is no room. The next call completes what was cut short.
+        """
+        old = (self.read(path) if self.local else None) or b""
+        if self.local is None or len(old) < head or old[head:] != content[head : len(old)]:
+            self.write(path, content)
+            return
+        with self._naming_full(path), (self.local / path).open("ab") as file:
+            file.write(content[len(old) :])
+
+    @contextlib.contextmanager
+    def _naming_full(self, path: str) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             if not is_full(error):
                 raise
@@ -143,11 +228,6 @@ class Folder:
                 "continues from what is there"
             ) from error
 
-    def write(self, path: str, content: bytes | memoryview | pa.Buffer) -> None:
-        """Write a file whole; see `writing`."""
-        with self.writing(path) as stream:
-            stream.write(content)
-
     def rename(self, path: str, new: str) -> None:
         """Give a file another name, in place of what had it."""
         self._call(lambda filesystem, target: filesystem.move(target, posixpath.join(self._open()[1], new)), path)
@@ -155,13 +235,26 @@ class Folder:
     def delete(self, path: str) -> None:
         """Remove a file if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            if self.size(path) is not None:
+            if self.local is None or self.size(path) is not None:
                 self._call(lambda filesystem, target: filesystem.delete_file(target), path)
 
     def delete_folder(self, path: str) -> None:
         """Remove a folder and all in it, if it is there."""
         with contextlib.suppress(FileNotFoundError):
             self._call(lambda filesystem, target: filesystem.delete_dir(target), path)
+
+    def write_if_absent(self, path: str, content: bytes) -> bool:
+        """Write a file unless there is one; returns whether it was written.
+
+        A file system decides that in one step, whatever an NFS client remembers. An object store is asked first, and a file
+        that comes between is replaced: Arrow has no conditional put.
+        """
+        try:
+            with self.writing(path, replace=False) as stream:
+                stream.write(content)
+        except FileExistsError:
+            return False
+        return True
 
     def _require_file(self, path: str) -> None:
         if self.local and not (self.local / path).is_file():
@@ -181,6 +274,15 @@ class Folder:
     def files(self, path: str = "") -> list[str]:
         """Names of the files directly below ``path``, sorted."""
         return self._names(path, fs.FileType.File)
+
+    def tree(self, path: str) -> list[str]:
+        """All files and folders below ``path``, by their path from there, sorted; a thousand with one request."""
+
+        def list_all(filesystem: fs.FileSystem, target: str) -> list[str]:
+            found = filesystem.get_file_info(fs.FileSelector(target, allow_not_found=True, recursive=True))
+            return sorted(info.path.removeprefix(target).lstrip("/") for info in found)
+
+        return self._call(list_all, path)
 
     def _names(self, path: str, kind: fs.FileType) -> list[str]:
         selector = functools.partial(fs.FileSelector, allow_not_found=True)

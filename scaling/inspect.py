@@ -1,4 +1,4 @@
-"""`scaling inspect` and `scaling status`: what is there, in words, and what is wrong with it."""
+"""`scaling inspect`: what is there, in words, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from typing import Any
 from scaling.errors import UserError
 from scaling.files import Location, human, location
 from scaling.folder import Folder
-from scaling.study.declaration import Study
 from scaling.study.store import Store, StudyFolder
-from scaling.sweep.progress import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,20 +106,6 @@ def _inspect_shards(folder: Location) -> Finding:
     if not problems:
         lines = ["  no problems found"]
     return Finding(text="\n".join([text, *lines]), data=data | {"problems": problems}, problems=problems)
-
-
-def study_status(folder: StudyFolder, study: Study) -> tuple[str, dict[str, Any]]:
-    """How far a study is: trials and cells done, what went wrong, what is under way."""
-    rows = folder.rows()
-    keys = {cell.key for cell in study.cells()}
-    mine = [row for row in rows if row.cell in keys]
-    lines = [f"{study.name}: {Progress(study, mine, {}, print).line()}"]
-    lines += [f"  {row.trial}: {row.status}, {row.error}" for row in mine if row.status != "done"]
-    under_way = folder.unfinished()
-    lines += [f"  {key}: begun, not finished ({last})" for key, last in under_way.items()]
-    states = Counter(row.status for row in mine)
-    total = len(keys) * study.search.trials
-    return "\n".join(lines), {"trials": total, "rows": len(mine), "states": dict(states), "unfinished": list(under_way)}
 
 
 def _inspect_store(uri: str) -> Finding:

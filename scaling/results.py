@@ -12,10 +12,14 @@ from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
+import xxhash
 
 from scaling.errors import UserError
+from scaling.files import json_bytes, plain
+from scaling.parse import Amount, MaybeNaN, Natural, parse, parse_object
 
-Status = Literal["done", "diverged", "failed"]
+Status = Literal["done", "diverged", "failed", "pruned"]
+REMEDY = "delete it and run the study again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +75,12 @@ class Row:
     `val_error_rate` and `test_error_rate` are those of a classification, whose errors in dex are NaN and whose `label`
     is like "log_g > 2.5". `other_labels` is JSON: {label: {val_mae, test_mae, test_r2, test_rmse, test_bias}} of further
     labels, each in its own unit. `eval_draws` noise draws of the evaluation spectra are averaged.
+    `lr_bracketed` says whether the cell's best learning rate has a worse one tried on either side; set when rows are collected,
+    as `held_out` is.
     `mfu` is the model's FLOPs (train_flops, evaluation not counted) per second as a fraction of `peak_flops`, what a
     worker's device reaches in large matrix products at that precision. `workers` is as declared, and
     `device_seconds` count so many: an elastic trial (`Placement.min_workers`) may have had fewer for a while.
-    Metrics are NaN unless `status` is "done"; `error` then says what happened.
+    Metrics are NaN unless `status` is "done"; `error` then says what happened. A "pruned" trial was stopped as hopeless.
     """
 
     study: str
@@ -83,66 +89,67 @@ class Row:
     fingerprint: str
     family: str
     rung: str
-    num_params: int
-    num_params_nonembedding: int
-    num_params_total: int
-    num_spectra: int
+    num_params: Natural
+    num_params_nonembedding: Natural
+    num_params_total: Natural
+    num_spectra: Natural
     held_out: bool
-    epochs: float
-    steps: int
-    samples_seen: int
+    epochs: Amount
+    steps: Natural
+    samples_seen: Natural
     budget: str
-    budget_share: float
+    budget_share: Amount
     schedule: str
     noise: str
-    train_flops: float
-    lr: float
-    weight_decay: float
-    batch_size: int
-    seed: int
+    train_flops: Amount
+    lr: Amount
+    lr_bracketed: bool
+    weight_decay: Amount
+    batch_size: Natural
+    seed: Natural
     precision: str
     label: str
-    label_mean: float
-    label_std: float
-    val_mae_dex: float
-    val_mae_z: float
-    val_r2: float
-    val_mae_sem_dex: float
-    val_mae_sem_z: float
-    test_mae_dex: float
-    test_mae_z: float
-    test_r2: float
-    test_mae_sem_dex: float
-    test_mae_sem_z: float
-    test_rmse_dex: float
-    test_rmse_z: float
-    test_bias_dex: float
-    test_bias_z: float
-    test_p90_dex: float
-    test_p90_z: float
-    test_guess_mae_dex: float
+    label_mean: MaybeNaN
+    label_std: Amount
+    val_mae_dex: Amount
+    val_mae_z: Amount
+    val_r2: MaybeNaN
+    val_mae_sem_dex: Amount
+    val_mae_sem_z: Amount
+    test_mae_dex: Amount
+    test_mae_z: Amount
+    test_r2: MaybeNaN
+    test_mae_sem_dex: Amount
+    test_mae_sem_z: Amount
+    test_rmse_dex: Amount
+    test_rmse_z: Amount
+    test_bias_dex: MaybeNaN
+    test_bias_z: MaybeNaN
+    test_p90_dex: Amount
+    test_p90_z: Amount
+    test_guess_mae_dex: Amount
     test_by_snr: str
     test_by_label: str
-    val_error_rate: float
-    test_error_rate: float
+    val_error_rate: Amount
+    test_error_rate: Amount
     other_labels: str
-    eval_draws: int
-    num_val: int
-    num_test: int
-    best_epoch: float
+    eval_draws: Natural
+    num_val: Natural
+    num_test: Natural
+    best_epoch: Amount
     eval_pin: str
     status: Status
     error: str
     access: str
     host: str
-    workers: int
+    workers: Natural
     device: str
-    skipped_steps: int
-    device_seconds: float
-    wall_seconds: float
-    samples_per_second: float
-    peak_flops: float
-    mfu: float
+    skipped_steps: Natural
+    device_seconds: Amount
+    wall_seconds: Amount
+    samples_per_second: Amount
+    peak_flops: Amount
+    mfu: Amount
     code_commit: str
     versions: str
 
@@ -162,35 +169,32 @@ class Row:
         return getattr(self, self.measure.test)
 
     def to_json(self) -> str:
-        """The row as one JSON object; NaN is written as null."""
-        values = {name: None if value != value else value for name, value in dataclasses.asdict(self).items()}
-        return json.dumps(values, indent=1, allow_nan=False) + "\n"
+        """The row as one JSON object, its last field a checksum of the others; NaN is written as null."""
+        values = plain(dataclasses.asdict(self))
+        return json_bytes(values | {"checksum": _checksum(values)}).decode()
 
     @classmethod
-    def from_json(cls, text: str, source: str) -> Row:
+    def from_json(cls, content: str | bytes, source: str) -> Row:
         """Read a row written by `to_json`.
 
         Raises:
-            UserError: naming `source`, if fields are missing or unknown, as after a change of version.
+            UserError: naming `source`: it is no row, or has fields of another version, or was edited.
         """
-        try:
-            values = json.loads(text)
-            given, expected = set(values), {field.name for field in dataclasses.fields(cls)}
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{source}: not a results row ({error}); delete it and run the study again") from error
+        values = parse_object(content, source, REMEDY)
+        checksum = values.pop("checksum", None)
+        given, expected = set(values), {field.name for field in dataclasses.fields(cls)}
         if given != expected:
             raise UserError(
                 f"{source}: a row of another version (missing {sorted(expected - given)}, unknown {sorted(given - expected)}); "
                 "use the version that wrote it, or a new store"
             )
-        hints = typing.get_type_hints(cls)
-        return cls(**{name: _typed(hints[name], value) for name, value in values.items()})
+        if checksum != _checksum(values):
+            raise UserError(f"{source}: edited or damaged, its checksum is another: {REMEDY}")
+        return parse(cls, values, source, REMEDY)
 
 
-def _typed(hint: Any, value: Any) -> Any:
-    if hint is float:
-        return float("nan") if value is None else float(value)
-    return value
+def _checksum(values: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode())
 
 
 def measure_of(rows: pd.DataFrame) -> Measure:

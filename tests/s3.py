@@ -95,11 +95,13 @@ class Proxy:
         faults: How many more requests to fail, by (method, a part of the path).
         status: What the fault is: an HTTP status, or None for a connection that is dropped.
         failed: Requests that were failed.
+        requests: All requests, as (method, path).
     """
 
     def __init__(self, upstream: int) -> None:
         self.upstream, self.status, self.failed = upstream, 500, 0
         self.faults: dict[tuple[str, str], int] = {}
+        self.requests: list[tuple[str, str]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
@@ -115,6 +117,7 @@ class Proxy:
         self._thread.join()
 
     def _is_to_fail(self, method, path):
+        self.requests.append((method, path))
         for (verb, part), left in self.faults.items():
             if left and verb == method and part in path:
                 self.faults[verb, part] -= 1
@@ -129,8 +132,18 @@ class Proxy:
             def log_message(self, *_):
                 """Say nothing."""
 
+            def body(self):
+                if self.headers.get("Transfer-Encoding") != "chunked":
+                    return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                content = b""
+                while size := int(self.rfile.readline(), 16):
+                    content += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return content
+
             def pass_on(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                body = self.body()
                 if proxy._is_to_fail(self.command, self.path):
                     self.close_connection = True
                     if proxy.status is not None:

@@ -13,7 +13,7 @@ import pytest
 from scaling import folder as module
 from scaling.errors import UserError
 from scaling.files import FullError
-from scaling.folder import ATTEMPTS, Folder, retrying
+from scaling.folder import PATIENCE, Folder, patient, retrying
 from tests import s3
 
 LONGEST_SECONDS = 15
@@ -45,8 +45,13 @@ def test_what_is_written_is_read_listed_renamed_and_deleted(folder):
     assert folder.files("a") == []
     folder.write("x/y/z", b"")
     assert folder.read("x/y/z") == b""
+    folder.write("x/y.json", b"1")
+    assert folder.tree("x") == ["y", "y.json", "y/z"]
+    assert (folder.write_if_absent("x/y.json", b"2"), folder.read("x/y.json")) == (False, b"1")
+    assert (folder.write_if_absent("x/w/v", b"2"), folder.read("x/w/v")) == (True, b"2")
     folder.delete_folder("x")
     folder.delete_folder("x")
+    assert folder.tree("x") == []
     assert (folder.read("x/y/z"), folder.files("x/y"), "x" in folder.folders()) == (None, [], False)
     folder.check_writable()
     assert folder.files() == []
@@ -86,66 +91,101 @@ def test_what_cannot_be_opened_is_one_line():
         Folder.at("nonsense://x").read("a")
 
 
-@pytest.mark.parametrize("status", [500, 503, None])
-def test_a_read_that_fails_once_is_tried_again(s3_server, tmp_path, status):
-    path = f"{tmp_path.name}/a"
-    Folder.at(s3_server()).write(path, b"123456")
+@pytest.mark.parametrize("status", [500, None])
+def test_requests_that_fail_for_a_while_are_made_again(s3_server, tmp_path, status):
     with s3.Proxy(s3.port_of(s3_server())) as proxy:
-        there = Folder.at(s3.location(proxy.port))
+        there, name = Folder.at(s3.location(proxy.port)), tmp_path.name
         proxy.status = status
-        proxy.faults = {("GET", path): 1}
-        assert there.read(path) == b"123456"
-        assert proxy.failed == 1
+        proxy.faults = {
+            ("PUT", f"{name}/a"): 2,
+            ("GET", f"{name}/a"): 1,
+            ("GET", f"prefix={name}"): 1,
+            ("HEAD", name): 1,
+        }
+        there.write(f"{name}/a", b"123456")
+        assert (there.read(f"{name}/a"), there.files(name), there.tree(name)) == (b"123456", ["a"], ["a"])
+        assert proxy.failed == 5
+
+
+def test_an_object_is_written_by_one_request_and_read_by_two_of_one_client(s3_server, tmp_path):
+    with s3.Proxy(s3.port_of(s3_server())) as proxy:
+        first, second = (Folder.at(s3.location(proxy.port, f"{tmp_path.name}/{name}")) for name in "ab")
+        first.write("x/y/z", b"1")
+        second.write("x/y/z", b"2")
+        assert first.read("x/y/z") == b"1"
+        assert [method for method, _ in proxy.requests] == ["PUT", "PUT", "HEAD", "GET"]
+        assert first._open()[0] is second._open()[0]
+
+
+class Clock:
+    """Time that passes only in waits, which are kept."""
+
+    def __init__(self):
+        self.now, self.waits = 0.0, []
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.waits.append(seconds)
+        self.now += seconds
 
 
 @pytest.fixture
-def waits(monkeypatch):
-    """What `retrying` would have waited."""
-    found = []
-    monkeypatch.setattr(module.time, "sleep", found.append)
-    return found
+def clock(monkeypatch):
+    monkeypatch.setattr(module, "time", Clock())
+    return module.time
 
 
-def failing(times, error):
-    """A function that fails so many times, and a list of its calls."""
+def failing(error, times=10**6, seconds=0.0):
+    """A function that fails so many times, each after so many seconds, and a list of its calls."""
     calls = []
 
     def function():
         calls.append(None)
         if len(calls) <= times:
+            module.time.now += seconds
             raise error
         return len(calls)
 
     return function, calls
 
 
-def test_passing_errors_are_tried_again_with_growing_waits(waits):
-    function, _ = failing(2, OSError("connection reset"))
+def test_passing_errors_are_tried_again_with_growing_waits_up_to_the_limit(clock):
+    function, _ = failing(OSError("connection reset"), times=2)
     assert retrying(function) == 3
-    assert waits == [0.5, 1.0]
-    function, calls = failing(ATTEMPTS, OSError("connection reset"))
-    with pytest.raises(OSError, match="connection reset"):
-        retrying(function)
-    assert len(calls) == ATTEMPTS
-
-
-@pytest.mark.parametrize(
-    "error", [FileNotFoundError("a"), PermissionError("a"), OSError(28, "No space left on device")]
-)
-def test_lasting_errors_are_not_tried_again(waits, error):
-    function, calls = failing(1, error)
-    with pytest.raises(type(error)):
-        retrying(function)
-    assert len(calls) == 1
-
-
-def test_an_error_that_took_long_is_tried_again_only_while_there_is_patience(waits, monkeypatch):
-    clock = iter(range(0, 1000, 6))
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    function, calls = failing(ATTEMPTS, OSError("timed out"))
+    assert clock.waits == [0.5, 1.0]
+    function, calls = failing(OSError("timed out"), seconds=6)
     with pytest.raises(OSError, match="timed out"):
         retrying(function)
     assert len(calls) == 2
+
+
+def test_a_sweep_waits_through_an_outage_of_half_a_minute(clock, monkeypatch):
+    monkeypatch.delenv(PATIENCE, raising=False)
+    function, _ = failing(OSError("connection reset"), times=5, seconds=6)
+    with patient():
+        assert retrying(function) == 6
+    assert PATIENCE not in os.environ
+    monkeypatch.setenv(PATIENCE, "soon")
+    with pytest.raises(UserError, match="SCALING_PATIENCE = soon"), patient():
+        retrying(function)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError("a"),
+        PermissionError("a"),
+        OSError(28, "No space left on device"),
+        OSError("AWS Error ACCESS_DENIED during PutObject operation"),
+    ],
+)
+def test_lasting_errors_are_not_tried_again(clock, error):
+    function, calls = failing(error)
+    with pytest.raises(type(error)):
+        retrying(function)
+    assert len(calls) == 1
 
 
 def run_python(text, *arguments, file_limit=None):

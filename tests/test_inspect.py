@@ -71,22 +71,23 @@ def store(tmp_path):
     """A store with one study: the trial of the best test error is not that of the best validation error."""
     study = StudyFolder(Store(str(tmp_path / "store")), "mine")
     study.write_declaration(b"{}")
-    for trial, val, test in (("a", 0.2, 0.3), ("b", 0.3, 0.1)):
-        study.trial(trial).write_row(example_row(study="mine", trial=trial, val_mae_dex=val, test_mae_dex=test))
+    for trial, val, test in (("a-t00", 0.2, 0.3), ("a-t01", 0.3, 0.1)):
+        row = example_row(study="mine", cell="a", trial=trial, val_mae_dex=val, test_mae_dex=test)
+        study.trial(trial).write_row(row)
     return tmp_path / "store"
 
 
 def test_the_test_error_shown_is_that_of_the_trial_that_validation_chose(capsys, store):
     status, text, data = run(capsys, store)
     assert status == 0
-    assert data["mine"]["best"] == {"trial": "a", "val_mae_dex": 0.2, "test_mae_dex": 0.3}
-    assert "best trial a: val MAE 0.2000 dex, test MAE 0.3000 dex" in text
+    assert data["mine"]["best"] == {"trial": "a-t00", "val_mae_dex": 0.2, "test_mae_dex": 0.3}
+    assert "best trial a-t00: val MAE 0.2000 dex, test MAE 0.3000 dex" in text
     assert run(capsys, store / "mine")[2] == data
 
 
 def test_rows_of_several_evaluation_sets_are_a_problem(capsys, store):
-    row = example_row(study="mine", trial="c", eval_pin="another")
-    StudyFolder(Store(str(store)), "mine").trial("c").write_row(row)
+    row = example_row(study="mine", cell="c", trial="c-t00", eval_pin="another")
+    StudyFolder(Store(str(store)), "mine").trial("c-t00").write_row(row)
     status, text, data = run(capsys, store)
     assert status == 1
     assert data["mine"]["problems"][0] in text

@@ -39,21 +39,25 @@ def load_study(name: str) -> Study:
 
     try:
         if name.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+            spec = importlib.util.spec_from_file_location(f"study {Path(name).stem}", name)
             if spec is None or spec.loader is None:
                 raise ImportError(f"{name} is not a Python file")
             module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            sys.modules[spec.name] = module  # where the file's own dataclasses look up their annotations
+            try:
+                spec.loader.exec_module(module)
+            finally:  # Ray sends what is defined there by its content: workers have no such module
+                sys.modules.pop(spec.name, None)
         else:
             sys.path.insert(0, os.getcwd())
             module = importlib.import_module(name)
-    except UserError:
+        study = getattr(module, "STUDY", None)
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:  # whatever the user's module raises is theirs to correct
+    except BaseException as error:  # whatever the user's module raises is theirs to correct, sys.exit too
         raise UserError(
             f"study {name}: cannot be loaded ({type(error).__name__}: {error}); give a module such as experiments.demo, or a .py file"
         ) from error
-    study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
         raise UserError(f"study {name}: the module must define STUDY = Study(...)")
     return study

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from pathlib import Path
@@ -41,9 +42,18 @@ def add_commands(command: AddCommand) -> None:
     )
     sub.add_argument("--retry-failed", action="store_true", help="try trials again whose row says failed")
 
+    sub.add_argument("--wandb", metavar="PROJECT", help="also log trials to this project of Weights & Biases")
+    sub.add_argument("--mlflow", metavar="URI", help="also log trials to this MLflow server or store")
+
     sub = command("status", _status, "Say how far a study is.")
     study_and_store(sub)
     sub.add_argument("--json", type=Path, metavar="OUT")
+
+    sub = command("dashboard", _dashboard, "Serve TensorBoard, optuna-dashboard and the report page on this machine.")
+    study_and_store(sub)
+    sub.add_argument(
+        "--port-base", type=int, default=6006, metavar="N", help="the first of three ports (default: 6006)"
+    )
 
     study_and_store(command("collect", _collect, "Gather a study's rows into results.parquet."))
     study_and_store(command("report", _report, "Fit the law and write report/index.html."))
@@ -81,14 +91,22 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from scaling.data.batches.cache import CACHE_LIMIT, default_cache_root
+    from scaling.sweep.dashboards import check_trackers, logger_callbacks
     from scaling.sweep.run import run_study
 
     study = load_study(options.study)
+    check_trackers(options.wandb, options.mlflow)
     cache = options.cache or default_cache_root()
     if options.cache_limit is not None:
         os.environ[CACHE_LIMIT] = str(options.cache_limit)  # the workers read it too
     rows = run_study(
-        study, options.store, address=options.address, cache=cache, retry=options.retry_failed, say=say, callbacks=[]
+        study,
+        options.store,
+        address=options.address,
+        cache=cache,
+        retry=options.retry_failed,
+        say=say,
+        callbacks=functools.partial(logger_callbacks, study.name, options.wandb, options.mlflow),
     )
     bad = [row for row in rows if row.status == "failed"]
     for row in bad:
@@ -97,12 +115,20 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from scaling.inspect import study_status
+    from scaling.sweep.status import study_status
 
     study, folder = study_folder(options)
     text, found = study_status(folder, study)
     print(text)
     write_json(options, found)
+    return 0
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from scaling.sweep.dashboards import serve
+
+    study, folder = study_folder(options)
+    serve(folder, study, options.port_base, functools.partial(print, flush=True))
     return 0
 
 

@@ -91,7 +91,7 @@ class Search:
     """
 
     trials: Count = 5
-    factor: Annotated[float, Field(gt=1, le=100)] = 2.0
+    factor: Annotated[float, Field(gt=1)] = 2.0
     reference_lr: Positive = 3e-4
     max_lr: Positive = 1e-2
     seed_noise: Fraction = 0.01

@@ -10,11 +10,12 @@ from typing import Any
 from scaling.data.batches.evaluation import evaluation_pin
 from scaling.data.shards.convert import convert
 from scaling.data.shards.manifest import MANIFEST, Manifest, Source
-from scaling.data.simulated.information import FREE_LABELS, information_limit
+from scaling.data.simulated.information import FREE_LABELS, InformationLimit, information_limit
 from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.errors import UserError
 from scaling.files import Location, json_bytes, location
 from scaling.folder import Folder
+from scaling.parse import parse, parse_object
 from scaling.study.declaration import Sources, Study, stable
 from scaling.study.store import Store, StudyFolder
 
@@ -75,10 +76,18 @@ def keep_limit(study: Study, folder: StudyFolder) -> None:
     if not known or rules.boundary is not None or not is_prepared(study, folder.store):
         return
     shards = shards_path(study, folder.store)
-    pin, kept = evaluation_pin(shards, rules), folder.read_limit()
-    if kept is None or json.loads(kept).get("eval_pin") != pin:
+    pin = evaluation_pin(shards, rules)
+    if not _is_limit(folder.read_limit() or b"", pin):
         limit = information_limit(shards, label=rules.label, noise_level=rules.noise_level)
         folder.write_limit(json_bytes(limit.to_json() | {"eval_pin": pin}))
+
+
+def _is_limit(kept: bytes, pin: str) -> bool:
+    try:
+        fields = parse_object(kept, "limit.json", "")
+        return fields.pop("eval_pin", None) == pin and bool(parse(InformationLimit, fields, "limit.json", ""))
+    except UserError:  # it is made again
+        return False
 
 
 def check_sources(study: Study, manifest: Manifest) -> None:

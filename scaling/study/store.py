@@ -1,15 +1,18 @@
 """The store: the only module that spells paths. A folder, or any URI that pyarrow's filesystems open.
 
-STORE/<study>/study.json, optuna.journal, results.parquet, limit.json, anchors/<name>.json, report/
-STORE/<study>/trials/<trial>/row.json, state.pt, model.safetensors, progress.csv, events.out.tfevents.trial,
+STORE/<study>/study.json, optuna.journal, results.parquet, limit.json, anchors/<name>.json, report/, tune/, .running
+STORE/<study>/trials/<trial>/row.json, state.pt, model.safetensors, progress.csv, events.out.tfevents.trial{,-final},
                             row-0.25.json and model-0.25.safetensors of a branch at a quarter of the budget
 STORE/data/<simulation>/hdf5, shards
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +20,8 @@ import pyarrow.parquet as pq
 
 from scaling.errors import UserError
 from scaling.files import user_cache
-from scaling.folder import Folder
-from scaling.results import ERROR_RATE, MAE, Row, to_table
+from scaling.folder import Folder, side_by_side
+from scaling.results import ERROR_RATE, MAE, REMEDY, Row, to_table
 
 FULL = "no room: "
 """How an error that a trial leaves in words begins where the disk was full: its searcher is another process."""
@@ -65,9 +68,24 @@ class StudyFolder:
         return f"{self.name}/results.parquet"
 
     @property
+    def limit_path(self) -> str:
+        """`limit.json` within the store."""
+        return f"{self.name}/limit.json"
+
+    @property
     def ray_train_storage(self) -> str:
         """Where Ray Train keeps its bookkeeping while a trial runs: nothing that a result depends on."""
         return self.store.locate(f"{self.name}/ray-train")
+
+    @property
+    def tune_storage(self) -> str:
+        """The folder in which Tune keeps its own experiment, named tune."""
+        return self.store.locate(self.name)
+
+    @property
+    def running_path(self) -> str:
+        """The lock or lease of the `scaling run` at work, within the store."""
+        return f"{self.name}/.running"
 
     def clear_ray_train_storage(self) -> None:
         """Remove Ray Train's bookkeeping of a finished sweep."""
@@ -83,11 +101,11 @@ class StudyFolder:
 
     def read_limit(self) -> bytes | None:
         """The information limit of the study's test spectra, where it is known."""
-        return self.store.read(f"{self.name}/limit.json")
+        return self.store.read(self.limit_path)
 
     def write_limit(self, content: bytes) -> None:
         """Keep the information limit beside the results."""
-        self.store.write(f"{self.name}/limit.json", content)
+        self.store.write(self.limit_path, content)
 
     def read_anchors(self) -> list[tuple[str, bytes]]:
         """Scores of models beside the study, in the order of their names, each with its place for messages."""
@@ -107,25 +125,31 @@ class StudyFolder:
 
     def rows(self) -> list[Row]:
         """The rows of all finished trials, by trial name."""
-        found = (self.trial(key).read_row() for key in self.store.folders(f"{self.name}/trials"))
-        return [row for row in found if row is not None]
+        return self._rows("row.json".__eq__)
 
     def rows_with_branches(self) -> list[Row]:
         """The same with the results of shorter budgets, those of unfinished trials too."""
-        keys = self.store.folders(f"{self.name}/trials")
-        return [row for key in keys for row in self.trial(key).read_rows()]
+        return self._rows(lambda name: name.startswith("row") and name.endswith(".json"))
+
+    def _rows(self, wanted: Callable[[str], bool]) -> list[Row]:
+        names = [(self.trial(key), name) for key, there in self._trials().items() for name in there if wanted(name)]
+        return [row for row in side_by_side(lambda each: each[0].read(each[1]), names) if row is not None]
+
+    def _trials(self) -> dict[str, list[str]]:
+        """What each trial's folder holds; a few requests for all."""
+        found: dict[str, list[str]] = {}
+        for path in self.store.tree(f"{self.name}/trials"):
+            key, _, name = path.partition("/")
+            found.setdefault(key, []).append(name)
+        return found
 
     def unfinished(self) -> dict[str, str]:
         """Trials that have begun but have no row, with the last line of their curve."""
         found = {}
-        for key in self.store.folders(f"{self.name}/trials"):
-            trial = self.trial(key)
-            curve = trial.read_progress()
-            if curve and trial.read_row() is None:
-                header, *points = curve.splitlines()
-                last = dict(zip(header.split(","), points[-1].split(","), strict=True))
-                measure = ERROR_RATE if ERROR_RATE.val in last else MAE
-                found[key] = f"step {last['step']}, val {measure.tell(float(last[measure.val]))}"
+        begun = [key for key, names in self._trials().items() if "progress.csv" in names and "row.json" not in names]
+        for key, curve in zip(begun, side_by_side(lambda key: self.trial(key).read_progress(), begun), strict=True):
+            if curve is not None:
+                found[key] = _last_point(curve)
         return found
 
     def write_table(self, rows: list[Row]) -> None:
@@ -151,24 +175,53 @@ class TrialFolder:
 
     def read_row(self) -> Row | None:
         """The trial's row, if it is finished."""
-        content = self.store.read(f"{self.path}/row.json")
-        return None if content is None else Row.from_json(content.decode(), self.store.locate(f"{self.path}/row.json"))
+        return self.read("row.json")
 
-    def read_rows(self) -> list[Row]:
-        """The trial's row and those of its branches, as far as they are there."""
-        names = [name for name in self.store.files(self.path) if name.startswith("row") and name.endswith(".json")]
-        contents = [(name, self.store.read(f"{self.path}/{name}")) for name in names]
-        where = self.store.locate(self.path)
-        return [Row.from_json(content.decode(), f"{where}/{name}") for name, content in contents if content is not None]
+    def read(self, name: str) -> Row | None:
+        """A row of this trial, its own or a branch's, if it is there.
+
+        Raises:
+            UserError: What is there is no row, or another trial's.
+        """
+        path = f"{self.path}/{name}"
+        content, place = self.store.read(path), self.store.locate(path)
+        if content is None:
+            if self.store.local and (self.store.local / path).is_dir():
+                raise UserError(f"{place}: a folder in place of a results row; {REMEDY}")
+            return None
+        row, (study, trial) = Row.from_json(content, place), self.path.split("/trials/")
+        own = (row.study, row.trial) == (study, trial) and trial.startswith(f"{row.cell}-t")
+        if not own or name != f"{_of_share('row', row.budget_share)}.json":
+            raise UserError(f"{place}: is that of study {row.study}, cell {row.cell}, trial {row.trial}: {REMEDY}")
+        return row
+
+    def await_row(self, seconds: float) -> Row | None:
+        """The trial's row; where none is seen it is looked for again, with growing waits, for so many seconds.
+
+        A client of a network file system may remember for a while that a file is not there. To open its folder makes it
+        ask the server again.
+        """
+        deadline, wait = time.monotonic() + seconds, 0.1
+        while True:
+            self.store.files(self.path)
+            row = self.read_row()
+            if row is not None or time.monotonic() >= deadline:
+                return row
+            time.sleep(min(wait, max(0.0, deadline - time.monotonic())))
+            wait *= 2
 
     def write_row(self, row: Row) -> None:
-        """Write a branch's row, or the trial's own, which finishes it.
+        """Write a branch's row, or the trial's own, which finishes it. A failed trial's never replaces one that is there.
 
         The state to resume from is dropped after that, unless the trial failed and may be retried; and what killed
         processes left half-written on a file system without nameless files.
         """
-        self.store.write(f"{self.path}/{_of_share('row', row.budget_share)}.json", row.to_json().encode())
-        if row.budget_share == 1.0 and row.status != "failed":
+        path, content = f"{self.path}/{_of_share('row', row.budget_share)}.json", row.to_json().encode()
+        if row.status == "failed":
+            self.store.write_if_absent(path, content)
+            return
+        self.store.write(path, content)
+        if row.budget_share == 1.0:
             for name in self.store.files(self.path):
                 if name == "state.pt" or name.endswith(".tmp"):
                     self.store.delete(f"{self.path}/{name}")
@@ -178,14 +231,19 @@ class TrialFolder:
         self.store.write(f"{self.path}/{_of_share('model', share)}.safetensors", content)
 
     def write_progress(self, csv: str, events: bytes) -> None:
-        """The curve so far, as CSV and for TensorBoard."""
+        """The curve so far, as CSV and for TensorBoard, which follows its file."""
         self.store.write(f"{self.path}/progress.csv", csv.encode())
-        self.store.write(f"{self.path}/events.out.tfevents.trial", events)
+        first = int.from_bytes(events[:8], "little") + 16  # a record's length stands before it, checksums around it
+        self.store.extend(f"{self.path}/events.out.tfevents.trial", events, head=first)
+
+    def write_final_events(self, events: bytes) -> None:
+        """Settings and final metrics for TensorBoard, in a file it reads after the curve's."""
+        self.store.write(f"{self.path}/events.out.tfevents.trial-final", events)
 
     def read_progress(self) -> str | None:
         """The curve so far, as CSV."""
         content = self.store.read(f"{self.path}/progress.csv")
-        return None if content is None else content.decode()
+        return None if content is None else content.decode(errors="replace")
 
     def write_state(self, content: bytes) -> None:
         """The state to resume from."""
@@ -211,12 +269,21 @@ class TrialFolder:
     def read_error(self) -> str | None:
         """What went wrong in the last attempt, if anything did."""
         content = self.store.read(f"{self.path}/error.txt")
-        return None if content is None else content.decode()
+        return None if content is None else content.decode(errors="replace")
 
     def delete_row(self) -> None:
         """Forget a failed trial's row, so that it is tried again."""
         self.store.delete(f"{self.path}/error.txt")
         self.store.delete(f"{self.path}/row.json")
+
+
+def _last_point(curve: str) -> str:
+    try:
+        *_, last = csv.DictReader(io.StringIO(curve))
+        measure = ERROR_RATE if ERROR_RATE.val in last else MAE
+        return f"step {float(last['step']):.0f}, val {measure.tell(float(last[measure.val]))}"
+    except (ValueError, KeyError, TypeError):
+        return "its progress.csv cannot be read; it is written anew when the trial resumes"
 
 
 def _of_share(name: str, share: float) -> str:

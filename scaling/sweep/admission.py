@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from scaling.study.declaration import Placement
@@ -73,7 +73,9 @@ class Admission:
 
     running: dict[str, _Running] = field(default_factory=dict)
 
-    def place(self, placement: Placement, offers: Iterable[Offer], waiting: Iterable[Placement] = ()) -> tuple[str, ...]:
+    def place(
+        self, placement: Placement, offers: Iterable[Offer], waiting: Iterable[Placement] = ()
+    ) -> tuple[str, ...]:
         """A node for each worker of a trial that may start now; empty if it must wait.
 
         Args:
@@ -86,7 +88,12 @@ class Admission:
         if placement.host == "ray_train":
             fewest = placement.workers if _spread(placement, _empty(offers)) else placement.min_workers
             return _spread(placement, rooms, fewest)
-        held = {node for run in self.running.values() if run.placement.host == "ray_train" and not run.begun for node in run.nodes}
+        held = {
+            node
+            for run in self.running.values()
+            if run.placement.host == "ray_train" and not run.begun
+            for node in run.nodes
+        }
         large = [self._occupied_by_large(offers)]
         for other in waiting:
             if other.host == "ray_train":
@@ -106,7 +113,11 @@ class Admission:
         taken = set(queued)
         alike: dict[str, bool] = {}
         for run in self.running.values():
-            same = (run.placement.host, run.placement.cpus, run.placement.gpus) == ("process", placement.cpus, placement.gpus)
+            same = (run.placement.host, run.placement.cpus, run.placement.gpus) == (
+                "process",
+                placement.cpus,
+                placement.gpus,
+            )
             for node in run.nodes:
                 alike[node] = alike.get(node, True) and same
         return next(((offer.id,) for offer in offers if offer.id not in taken and alike.get(offer.id, False)), ())
@@ -162,3 +173,9 @@ def _spread(placement: Placement, rooms: dict[str, _Room], fewest: int | None = 
         while len(nodes) < placement.workers and left[name].take(placement.cpus, placement.gpus):
             nodes.append(name)
     return tuple(nodes) if len(nodes) >= (fewest or placement.workers) else ()
+
+
+def bundles(placement: Placement) -> list[dict[str, float]]:
+    """What each worker of a trial occupies, as Ray names it."""
+    gpus = {"GPU": placement.gpus} if placement.gpus else {}
+    return [{"CPU": placement.cpus, **gpus}] * placement.workers

@@ -20,8 +20,10 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-    # Tune lets a custom searcher queue one trial by default; with reused processes that would make a run serial.
-    "TUNE_MAX_PENDING_TRIALS_PG": "4",
+    # Tune lets a custom searcher queue one trial by default; ours hands out only what has room.
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",
+    # Ctrl-C ends the run at once: trials resume from the store, and Tune would ask for it twice.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # glibc keeps what is freed, up to 512 MiB a process, for the next block of spectra or the next step's activations:
@@ -33,10 +35,15 @@ ENVIRONMENT = {
     "MIMALLOC_PURGE_DELAY": "10000",
 }
 
-PASSED_ON = ("SCALING_CACHE", "SCALING_CACHE_LIMIT")
+PASSED_ON = ("SCALING_CACHE", "SCALING_CACHE_LIMIT", "SCALING_PATIENCE")
 """Settings of this process that its workers take over."""
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where `ray job submit` leaves the job's own settings for the driver."""
+
+
+def joins(address: str | None) -> str | None:
+    """The cluster that was there before: the one named, else the one that this process is a job of; None if there is none."""
+    return address or os.environ.get("RAY_ADDRESS") or ("auto" if os.environ.get("RAY_JOB_ID") else None)
 
 
 @contextlib.contextmanager
@@ -50,12 +57,12 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    job = os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID")
-    if not address and not job:
+    there = joins(address)
+    if there is None:
         # Ray listens on all interfaces of the host: never without a token (Ray keeps it in the user's home folder).
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if address:
-        _require_listener(address)
+    if address or "RAY_ADDRESS" in os.environ:
+        _require_listener(address or os.environ["RAY_ADDRESS"], "--address" if address else "$RAY_ADDRESS")
     import ray
 
     if ray.is_initialized():
@@ -63,8 +70,8 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         return
     try:
         ray.init(
-            address=address or ("auto" if job else "local"),
-            runtime_env=_runtime_env(joins=bool(address or job)),
+            address=there or "local",
+            runtime_env=_runtime_env(joins=there is not None),
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -96,10 +103,9 @@ def _own_code() -> list[str]:
     """The package `scaling`, and what a study's module belongs to if it was imported from the working folder."""
     code = {PACKAGE}
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if file and "STUDY" in vars(module) and name != "__main__":
-            inner = Path(file).resolve()
-            code.add(inner if "." not in name else inner.parents[name.count(".") - 1])
+        top = sys.modules.get(name.partition(".")[0])
+        if "STUDY" in getattr(module, "__dict__", ()) and name != "__main__" and top is not None:
+            code.add(Path(next(iter(getattr(top, "__path__", [])), str(top.__file__))).resolve())
     return sorted(str(path) for path in code if path == PACKAGE or path.is_relative_to(Path.cwd()))
 
 
@@ -114,21 +120,21 @@ def _name_cluster() -> None:
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
-def _require_listener(address: str) -> None:
+def _require_listener(address: str, name: str) -> None:
     """Refuse an address where nothing listens: Ray itself would try for minutes."""
     if address in ("auto", "local"):
         return
     if address.startswith("ray://"):
         raise UserError(
-            f"--address {address}: Ray Client is not supported; give HOST:6379 of the cluster's head, or submit the study "
+            f"{name} {address}: Ray Client is not supported; give HOST:6379 of the cluster's head, or submit the study "
             "there with `ray job submit`"
         )
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"--address {address}: give HOST:PORT, as `ray start --head` prints it (the port is 6379)")
+    if not host or "/" in host or not port.isdigit():
+        raise UserError(f"{name} {address}: give HOST:PORT, as `ray start --head` prints it (the port is 6379)")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"--address {address}: nothing answers there ({error}); start Ray with `ray start --head`"
+            f"{name} {address}: nothing answers there ({error}); start Ray with `ray start --head`"
         ) from error

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
 from scaling.files import Location, size_text
-from scaling.sweep.code import code_hash
 from scaling.sweep.health import Check
 from scaling.sweep.limits import BAD_NODES, CHECKS
 
@@ -125,6 +124,11 @@ class Nodes:
         known = {node_id: node.host for node_id, node in self._good.items()}
         return ", ".join(dict.fromkeys(known.get(node_id, f"node {node_id[:8]}") for node_id in node_ids))
 
+    def devices(self) -> dict[str, float]:
+        """What these nodes have, as Ray names it."""
+        nodes = self._good.values()
+        return {"CPU": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
+
     def pending(self) -> str:
         """In words, nodes that are being checked or are set aside; empty if there are none."""
         checks = [f"{check.host} ({check.waits_for()})" for check in self._checks.values()]
@@ -186,15 +190,6 @@ def _grouped(bad: Iterable[tuple[str, str]]) -> str:
 def _first_line(error: Exception) -> str:
     cause = getattr(error, "cause", None) or error
     return next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-
-
-def survey(shards: Location, cache_root: Path) -> list[Node]:
-    """The nodes that can take part, without a test of their GPUs.
-
-    Raises:
-        UserError: No node does.
-    """
-    return Nodes(shards, cache_root, print, gpus_needed=False, code=code_hash()).wait_for_first()
 
 
 def check_placements(study: Study, nodes: Iterable[Node]) -> None:

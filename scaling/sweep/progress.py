@@ -1,87 +1,202 @@
-"""What a person sees while a study runs: trials and cells done, the best error so far, the time left."""
+"""What a person sees while a study runs: one live table on a terminal, plain lines in a job's log."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from scaling.model.ladder import train_flops
-from scaling.results import Row
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from scaling.results import ERROR_RATE, MAE, Row
 from scaling.study.declaration import Cell, Study
+from scaling.sweep.timeleft import TimeLeft, duration, needs
+
+QUIET_SECONDS = 60.0
+"""A log has a line at least this often while trials report."""
+NAMED = 4
+"""Running trials that a log's line names."""
+TICK_SECONDS = 1.0
+
+Resources = dict[str, float]
+
+
+@dataclass(slots=True)
+class Running:
+    """A trial at work, and the last that it reported."""
+
+    cell: Cell
+    place: str
+    started: float = field(default_factory=time.monotonic)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Progress:
-    """Counts rows and writes a line for each. The time left is learnt from the trials already measured."""
+    """Counts trials and cells and writes lines about them. A line costs the same after 10 and after 2,000 trials.
+
+    As a context it shows one live table instead of a line a trial, if a terminal watches.
+
+    Args:
+        study: the declaration.
+        rows: the rows there are.
+        write: takes a line.
+        devices: what the cluster has at present, as {"CPU": 2.0}; empty where it is not known.
+        remaining: for each cell that is not done, how many trials without a row are expected, those running included.
+    """
 
     def __init__(
-        self, study: Study, rows: list[Row], resources: dict[str, float], write: Callable[[str], None]
+        self,
+        study: Study,
+        rows: list[Row],
+        write: Callable[[str], None],
+        *,
+        devices: Callable[[], Resources],
+        remaining: Callable[[], list[tuple[Cell, int]]],
     ) -> None:
-        self.study, self.write = study, write
-        self.cells = {cell.key: cell for cell in study.cells()}
-        self.rows = {row.trial: row for row in rows}
-        self.total = len(self.cells) * study.search.trials
-        self.resources, self.started = resources, time.monotonic()
+        self.study, self.devices, self.write, self.remaining = study, devices, write, remaining
+        self.num_cells = len(study.cells())
+        self.measure = MAE if study.data.rules.boundary is None else ERROR_RATE
+        self.running: dict[str, Running] = {}
+        self.trials: set[str] = set()
+        self.best: Row | None = None
+        self.latest = ""
+        self.time_left = TimeLeft(study)
+        self.live_table: Live | None = None
+        self._left: list[tuple[Cell, int]] = []
+        self._there: Resources = {}
+        self._updated = self._written = -math.inf
+        for row in rows:
+            self._count(row)
+
+    def started(self, trial: str, cell: Cell, place: str = "") -> None:
+        """A trial has been handed out, to a device or a node."""
+        self.running[trial] = Running(cell, place)
+        self._update()
+
+    def measured(self, trial: str, metrics: dict[str, float]) -> None:
+        """A running trial has evaluated its model: its columns of the curve."""
+        if trial in self.running:
+            self.running[trial].metrics = metrics
+        now = time.monotonic()
+        if now - self._updated > TICK_SECONDS:
+            self._update()
+        if self.live_table is None and now - self._written > QUIET_SECONDS:
+            self.say(self.line())
 
     def add(self, row: Row) -> None:
-        """Count a finished trial and say so."""
-        self.rows[row.trial] = row
-        result = row.measure.tell(row.test_error) if row.status == "done" else row.status.upper()
-        self.write(f"{self.line()} | {row.trial} lr {row.lr:.2g}: {result} in {row.wall_seconds:.0f} s")
+        """A trial has its row."""
+        self._count(row)
+        self.running.pop(row.trial, None)
+        self._update()
+        result = self._scores(row) if row.status == "done" else row.status.upper()
+        self.latest = f"{row.trial} lr {row.lr:.2g}: {result} in {duration(row.wall_seconds)}"
+        if self.live_table is None:
+            self.say(f"{self.latest} | {self.line()}")
+        elif row.status == "failed":
+            self.say(f"{row.trial} failed: {row.error}")
+
+    def lost(self, trial: str, reason: str) -> None:
+        """A trial's attempt has ended without a row; it is handed out again."""
+        gone = self.running.pop(trial, None)
+        where = f" on {gone.place}" if gone is not None and gone.place else ""
+        why = f" ({reason})" if reason else ""
+        self._update()
+        self.say(f"{trial}: lost{where}{why}; it resumes from its last checkpoint")
+
+    def say(self, text: str) -> None:
+        """Write a line: into a log, or above the live table."""
+        self._written = time.monotonic()
+        self.write(text)
+
+    def __enter__(self) -> Progress:
+        if Console().is_terminal:
+            self.live_table = Live(get_renderable=self.table, refresh_per_second=1 / TICK_SECONDS)
+            self.live_table.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.live_table is not None:
+            self.live_table.stop()
+            self.live_table = None
 
     def line(self) -> str:
-        """Trials and cells done, best error, time left."""
-        by_cell: dict[str, int] = {}
-        for row in self.rows.values():
-            by_cell[row.cell] = by_cell.get(row.cell, 0) + 1
-        cells_done = sum(count >= self.study.search.trials for count in by_cell.values())
-        best = min(
-            (row for row in self.rows.values() if row.status == "done"), key=lambda row: row.val_error, default=None
-        )
-        parts = [f"trials {len(self.rows)}/{self.total}", f"cells {cells_done}/{len(self.cells)}"]
-        if best is not None:
-            parts.append(f"best val {best.measure.tell(best.val_error)}")
-        left = self.seconds_left()
-        if left is not None:
-            parts.append(f"about {duration(left)} left")
+        """Trials, cells, devices, the best cell, time left, and the running trials with their last error."""
+        named = [f"{trial} {self._last(each)}" for trial, each in self._at_work()[:NAMED]]
+        more = len(self.running) - len(named)
+        parts = [
+            *self._summary(),
+            *([f"running {', '.join(named)}" + (f" and {more} more" if more else "")] if named else []),
+        ]
         return " | ".join(parts)
 
+    def table(self) -> RenderableType:
+        """The same as a table for a terminal."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("running trial", "where", "for", "step", f"val {self.measure.name}"):
+            table.add_column(name, justify="left" if name in ("running trial", "where") else "right", no_wrap=True)
+        for trial, each in self._at_work():
+            place, seconds = each.place or "-", time.monotonic() - each.started
+            step = each.metrics.get("step")
+            table.add_row(trial, place, duration(seconds), "-" if step is None else f"{step:.0f}", self._value(each))
+        head = Text(f"{self.study.name}  ", style="bold") + Text("\n".join(self._summary()), style="not bold")
+        lines: list[RenderableType] = [
+            head,
+            *([table] if self.running else []),
+            *([Text(self.latest)] if self.latest else []),
+        ]
+        return Group(*lines)
+
     def seconds_left(self) -> float | None:
-        """Remaining work over what the cluster does side by side; None before anything was measured."""
-        measured = [row for row in self.rows.values() if row.wall_seconds == row.wall_seconds and row.steps]
-        if not measured:
-            return None
-        return sum(
-            self._wall_seconds(cell, measured) * self._share(cell)
-            for cell in self.cells.values()
-            for number in range(self.study.search.trials)
-            if cell.trial(number) not in self.rows
-        )
+        """The least that the rest takes on the devices there are; None before anything was measured."""
+        if self._updated == -math.inf:
+            self._update()
+        running = [(each.cell, each.metrics.get("step", 0.0)) for each in list(self.running.values())]
+        return self.time_left.seconds_left(self._left, running, self._there)
 
-    def _share(self, cell: Cell) -> float:
-        """The part of the cluster that a trial of the cell occupies."""
-        placement = self.study.placement(cell)
-        name, each = ("GPU", placement.gpus) if placement.gpus else ("CPU", placement.cpus)
-        return min(1.0, each * placement.workers / self.resources.get(name, each))
+    def _update(self) -> None:
+        """Ask the searcher and the cluster, not at every look."""
+        self._left, self._there, self._updated = self.remaining(), self.devices(), time.monotonic()
 
-    def _wall_seconds(self, cell: Cell, measured: list[Row]) -> float:
-        """From the measured trials nearest in cost per step, scaled by the steps; of the same host if there are any."""
-        config, recipe = self.study.model(cell.width), self.study.recipe
-        steps = recipe.budget.steps(cell.num_spectra, recipe.batch_size)
-        cost = math.log(train_flops(config, recipe.batch_size))
+    def _count(self, row: Row) -> None:
+        self.trials.add(row.trial)
+        self.time_left.add(row)
+        if row.status == "done" and (self.best is None or row.val_error < self.best.val_error):
+            self.best = row
 
-        def distance(row: Row) -> float:
-            return abs(math.log(row.train_flops / row.steps) - cost)
+    def _summary(self) -> list[str]:
+        if self._updated == -math.inf:
+            self._update()
+        total = len(self.trials) + sum(count for _, count in self._left)
+        parts = [f"trials {len(self.trials)}/{total}", f"cells {self.num_cells - len(self._left)}/{self.num_cells}"]
+        parts += self._busy()
+        if self.best is not None:
+            parts.append(f"best cell {self.best.cell}: {self._scores(self.best)}")
+        left = self.seconds_left()
+        if left is not None and self._left:
+            parts.append(f"about {duration(left)} left")
+        return parts
 
-        host = self.study.placement(cell).host
-        candidates = [row for row in measured if row.host == host] or measured
-        nearest = min(distance(row) for row in candidates)
-        alike = [row.wall_seconds / row.steps for row in candidates if distance(row) <= nearest + 0.1]
-        return steps * sum(alike) / len(alike)
+    def _busy(self) -> list[str]:
+        """Devices that running trials occupy, of those there are: GPUs where the study uses them."""
+        name = "GPU" if any(place.gpus for place in self.study.placements) else "CPU"
+        if not self._there.get(name):
+            return []
+        used = sum(needs(self.study.placement(each.cell))[name] for each in list(self.running.values()))
+        return [f"{name}s busy {used:g}/{self._there[name]:g}"]
 
+    def _at_work(self) -> list[tuple[str, Running]]:
+        return sorted(self.running.items())
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    def _last(self, running: Running) -> str:
+        return f"val {self._value(running)}" if self.measure.val in running.metrics else "begins"
+
+    def _value(self, running: Running) -> str:
+        value = running.metrics.get(self.measure.val)
+        return "-" if value is None else self.measure.value(value)
+
+    def _scores(self, row: Row) -> str:
+        return f"val {row.measure.tell(row.val_error)}, test {row.measure.tell(row.test_error)}"

@@ -38,8 +38,8 @@ def logged_apart(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C: a batch system's or a person's wish to stop ends alike. Ray would print a stack of its own."""
+def stop_signals() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, once. Ray replaces the handler when it connects, with one that prints a stack: call it after that too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

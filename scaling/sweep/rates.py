@@ -8,7 +8,6 @@ undisturbed one does.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -97,7 +96,9 @@ class Rates:
             self.rows[cell][numbers[row.trial]] = row
 
     def _seeds(self, cell: Cell) -> list[Cell]:
-        found = (self.cells.get(Cell(width=cell.width, num_spectra=cell.num_spectra, seed=s).key) for s in self.study.seeds)
+        found = (
+            self.cells.get(Cell(width=cell.width, num_spectra=cell.num_spectra, seed=s).key) for s in self.study.seeds
+        )
         return [other for other in found if other is not None]
 
     def _start(self, cell: Cell) -> float:
@@ -158,7 +159,7 @@ def _vertex(search: Search, below: Row, best: Row, above: Row) -> tuple[float, f
     """
     x = np.log([below.lr, best.lr, above.lr])
     errors = [row.val_error if row.status == "done" else 1.25 * best.val_error for row in (below, best, above)]
-    curvature, slope, height = np.polyfit(x - x[1], np.log(errors), 2)
+    curvature, slope, _ = np.polyfit(x - x[1], np.log(errors), 2)
     if not curvature > 0:
         return best.lr, 0.0
     return float(best.lr * math.exp(-slope / (2 * curvature))), float(slope**2 / (4 * curvature))
@@ -188,7 +189,9 @@ class RateLaw:
     @classmethod
     def fit(cls, study: Study, cells: dict[Cell, dict[int, Row]]) -> RateLaw:
         """Least squares of the natural logarithms, a soft L1 loss on the cells and a normal prior on the coefficients."""
-        found = {cell: best for cell, rows in cells.items() if bracketed(rows) and (best := _optimum(study.search, rows))}
+        found = {
+            cell: best for cell, rows in cells.items() if bracketed(rows) and (best := _optimum(study.search, rows))
+        }
         if not found:
             return cls(study, np.zeros(3))
         places = np.array([_place(study, cell) for cell in found])
@@ -218,7 +221,9 @@ def _optimum(search: Search, rows: dict[int, Row]) -> float | None:
 
 
 def _place(study: Study, cell: Cell) -> tuple[float, float, float]:
-    params = [count_parameters(study.model(width)).reach_loss for width in (study.widths[0], study.widths[-1], cell.width)]
+    params = [
+        count_parameters(study.model(width)).reach_loss for width in (study.widths[0], study.widths[-1], cell.width)
+    ]
     sizes = study.data.num_spectra
     return (
         1.0,

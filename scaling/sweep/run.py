@@ -13,13 +13,16 @@ import filelock
 
 from scaling.errors import UserError
 from scaling.files import json_bytes
+from scaling.folder import patient
 from scaling.results import Row, to_table
 from scaling.study.declaration import Study, stable
+from scaling.study.lease import lease
 from scaling.study.prepare import is_prepared, keep_limit, prepare_data, shards_path
 from scaling.study.store import Store, StudyFolder
-from scaling.sweep.cluster import ray_cluster
+from scaling.sweep.cluster import joins, ray_cluster
+from scaling.sweep.quiet import logged_apart, stop_signals
 from scaling.sweep.rates import Rates, bracketed
-from scaling.sweep.sweep import Sweep, run_sweep
+from scaling.sweep.sweep import Sweep
 
 
 def run_study(
@@ -30,7 +33,7 @@ def run_study(
     cache: Path,
     retry: bool,
     say: Callable[[str], None],
-    callbacks: list[Any],
+    callbacks: Callable[[], list[Any]] = list,
 ) -> list[Row]:
     """Do everything of a study that is not done; returns its rows.
 
@@ -41,7 +44,7 @@ def run_study(
         cache: folder for the nodes' memory maps.
         retry: forget the rows of failed trials first, so that they are tried again.
         say: told what happens, a line at a time.
-        callbacks: Tune's, to log trials elsewhere.
+        callbacks: makes Tune callbacks, once Ray may be imported.
 
     Raises:
         UserError: for anything the user has to correct first, before a trial is started.
@@ -49,24 +52,45 @@ def run_study(
     store, cache = Store(store_uri), cache.absolute()
     store.check_writable()
     folder = StudyFolder(store, study.name)
-    with _exclusive(folder):
+    with _exclusive(folder, say), patient(), _stoppable(folder):
         if retry:
             _forget_failed(folder)
         sweep = Sweep.prepare(study, folder, shards_path(study, store), cache) if is_prepared(study, store) else None
         if sweep is None or sweep.rates().remaining():
             say(f"study {study.name}: connecting to Ray")
-            with ray_cluster(address):
+            with ray_cluster(address), stop_signals():
                 sweep = sweep or Sweep.prepare(study, folder, prepare_data(study, store, say), cache)
                 sweep.check()  # a declaration that disagrees with the store is refused before it replaces study.json
                 folder.write_declaration(json_bytes(stable(study)))
-                left = sweep.rates().remaining()
-                say(f"sweep: {len(left)} of {len(study.cells())} cells to do, about {sum(count for _, count in left)} trials")
-                run_sweep(sweep, say, callbacks, may_grow=address is not None)
+                _run(sweep, say, callbacks, may_grow=joins(address) is not None)
         else:
             say(f"study {study.name}: all {len(sweep.rows())} trials have their rows")
         page = write_study_report(study, folder)
         say(f"report: {page}")
         return sweep.rows()
+
+
+def _run(sweep: Sweep, say: Callable[[str], None], callbacks: Callable[[], list[Any]], *, may_grow: bool) -> None:
+    from scaling.sweep.tuning import run_sweep  # Ray is loaded once its settings are made
+
+    left, log = sweep.rates().remaining(), sweep.folder.journal.with_name("ray.log")
+    trials = sum(count for _, count in left)
+    say(f"sweep: {len(left)} of {len(sweep.study.cells())} cells to do, about {trials} trials; what Ray says: {log}")
+    with logged_apart(log):
+        run_sweep(sweep, say, callbacks(), may_grow=may_grow)
+
+
+@contextlib.contextmanager
+def _stoppable(folder: StudyFolder) -> Iterator[None]:
+    """Say what is kept when a person or a batch system stops the run."""
+    try:
+        with stop_signals():
+            yield
+    except KeyboardInterrupt:
+        rows, begun = len(folder.rows()), len(folder.unfinished())
+        raise KeyboardInterrupt(
+            f"stopped; {rows} trials have their rows and {begun} resume from their last checkpoint: the same command continues"
+        ) from None
 
 
 def collect(study: Study, folder: StudyFolder) -> list[Row]:
@@ -99,19 +123,17 @@ def write_study_report(study: Study, folder: StudyFolder) -> str:
     """
     from analysis.anchors import parse_anchor
     from analysis.report import write_report
-    from analysis.snr import read_limit
+    from analysis.snr import parse_limit
 
     rows = collect(study, folder)
     keep_limit(study, folder)
     with tempfile.TemporaryDirectory(prefix="spectral-scaling-report-") as scratch:
-        limit, known = Path(scratch) / "limit.json", folder.read_limit()
-        if known is not None:
-            limit.write_bytes(known)
+        known = folder.read_limit()
         write_report(
             to_table(rows).to_pandas(),
             Path(scratch) / "report",
-            limit=None if known is None else read_limit(limit),
-            anchors=[parse_anchor(content.decode(), place) for place, content in folder.read_anchors()],
+            limit=None if known is None else parse_limit(known, folder.store.locate(folder.limit_path)),
+            anchors=[parse_anchor(content, place) for place, content in folder.read_anchors()],
         )
         return folder.publish_report(Path(scratch) / "report")
 
@@ -123,12 +145,13 @@ def _forget_failed(folder: StudyFolder) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(folder: StudyFolder) -> Iterator[None]:
-    """Hold a local store's study for one run; the lock goes with the process, however it ends."""
+def _exclusive(folder: StudyFolder, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold a study for one run: by a lock that goes with the process, however it ends, or on an object store by a lease."""
     if folder.store.local is None:
-        yield
+        with lease(folder.store, folder.running_path, say):
+            yield
         return
-    path = folder.store.local / folder.name / ".running"
+    path = folder.store.local / folder.running_path
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, timeout=0)
     try:

@@ -14,16 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray.tune import Callback
-from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from scaling.errors import UserError
 from scaling.files import FullError
 from scaling.model.ladder import forward_flops
 from scaling.results import Row
 from scaling.study.declaration import Cell, Placement, Study
-from scaling.sweep.admission import Admission, fits_ever
+from scaling.sweep.admission import Admission, bundles, fits_ever
 from scaling.sweep.journal import Journal
 from scaling.sweep.limits import (
     ALIKE,
@@ -244,7 +241,11 @@ class SweepSearch(Searcher):
         """What comes first: cells that all others wait for, then the longest way to a cell's end."""
         placement, recipe = self.study.placement(cell), self.study.recipe
         share = placement.workers * (min(1.0, placement.gpus) or placement.cpus)
-        seconds = forward_flops(self.study.model(cell.width)) * recipe.budget.steps(cell.num_spectra, recipe.batch_size) / share
+        seconds = (
+            forward_flops(self.study.model(cell.width))
+            * recipe.budget.steps(cell.num_spectra, recipe.batch_size)
+            / share
+        )
         rounds = self.rates.rounds(cell)
         return (
             cell not in self.rates.anchors,
@@ -261,7 +262,7 @@ class SweepSearch(Searcher):
         if self.live and not unfit:
             self.idle_since = now
         needed = unfit or [p for p, heap in self.ready.items() if heap]
-        self.ask_for([need for p in needed for need in needs(p) for _ in self.ready[p][:100]])
+        self.ask_for([need for p in needed for need in bundles(p) for _ in self.ready[p][:100]])
         waited = now - self.idle_since
         if waited < SAY_WAITING_SECONDS:
             return
@@ -275,7 +276,9 @@ class SweepSearch(Searcher):
             self.said = now
             self.progress.say(text)
         if not self.live and waited > WAIT_SECONDS:
-            self.stopped = f"{text}: nothing came in {WAIT_SECONDS / 60:.0f} minutes; change Study.placements or the cluster"
+            self.stopped = (
+                f"{text}: nothing came in {WAIT_SECONDS / 60:.0f} minutes; change Study.placements or the cluster"
+            )
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store is the state."""
@@ -286,54 +289,3 @@ class SweepSearch(Searcher):
     def __getstate__(self) -> Result:
         """Tune pickles its searcher into its own snapshot, which we never read."""
         return {}
-
-
-class Referee(FIFOScheduler):
-    """Tune's scheduler, in the order trials were handed out; it stops those that the searcher gives up where they are."""
-
-    def __init__(self, search: SweepSearch) -> None:
-        super().__init__()
-        self.search = search
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """Stop what is overdue; then as ever."""
-        if overdue := set(self.search.overdue()):
-            for trial in [trial for trial in tune_controller.get_live_trials() if trial.trial_id in overdue]:
-                tune_controller.stop_trial(trial)
-        return super().choose_trial_to_run(tune_controller)
-
-    def __getstate__(self) -> Result:
-        """Tune pickles its scheduler into its own snapshot, which we never read."""
-        return {}
-
-
-class Starts(Callback):
-    """Tells the searcher which trials have a process."""
-
-    def __init__(self, search: SweepSearch) -> None:
-        self.search = search
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called by Tune."""
-        self.search.on_trial_start(trial.trial_id)
-
-
-def needs(placement: Placement) -> list[dict[str, float]]:
-    """What each worker of a trial occupies, as Ray names it."""
-    gpus = {"GPU": placement.gpus} if placement.gpus else {}
-    return [{"CPU": placement.cpus, **gpus}] * placement.workers
-
-
-def refuse(study: Study, offers: list[Any]) -> None:
-    """Refuse a study whose cells can never run on these nodes, where no others can come.
-
-    Raises:
-        UserError: naming the cell, what it needs and what there is.
-    """
-    for cell in study.cells():
-        if not fits_ever(study.placement(cell), offers):
-            there = ", ".join(sorted({f"{node.cpus:g} CPU and {node.gpus:g} GPU" for node in offers}))
-            raise UserError(
-                f"cell {cell.key} needs {study.placement(cell).describe()}; the cluster has {len(offers)} nodes of {there}: "
-                "change Study.placements, or connect to a larger cluster with --address"
-            )

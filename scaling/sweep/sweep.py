@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from scaling.data.batches.cache import cache_limit
 from scaling.data.batches.evaluation import check_labels, evaluation_pin
 from scaling.data.batches.rules import Standardisation
 from scaling.data.batches.training import Access
 from scaling.data.shards.manifest import MANIFEST, SPLITS, Manifest
 from scaling.data.shards.shard import is_as_listed
-from scaling.errors import NodeError, UserError
-from scaling.files import FullError, Location
+from scaling.errors import UserError
+from scaling.files import Location
 from scaling.results import Row
 from scaling.study.declaration import Cell, Study
 from scaling.study.prepare import check_sources
 from scaling.study.store import StudyFolder
-from scaling.sweep.journal import Journal
-from scaling.sweep.nodes import Nodes, choose_access
-from scaling.sweep.progress import Progress
+from scaling.sweep.code import code_commit
 from scaling.sweep.rates import Rates
-from scaling.sweep.code import code_commit, code_hash
-from scaling.sweep.trial import Trial, describe_exception
+from scaling.sweep.trial import Trial
 from scaling.training.recorder import other_configuration, state_head
 
-DRIVER_MEMORY = 2**30
+DRIVER_MEMORY = float(2**30)
 HEAD_BYTES = 4096
 
 
@@ -78,7 +71,9 @@ class Sweep:
             code_commit=code_commit(),
         )
 
-    def trial(self, cell: Cell, number: int, lr: float, *, rival: Row | None = None, nodes: tuple[str, ...] = ()) -> Trial:
+    def trial(
+        self, cell: Cell, number: int, lr: float, *, rival: Row | None = None, nodes: tuple[str, ...] = ()
+    ) -> Trial:
         """A trial of this study."""
         return Trial(
             nodes=nodes,
@@ -136,102 +131,3 @@ class Sweep:
     def rates(self) -> Rates:
         """The rows there are, and the trials that are due."""
         return Rates(self.study, self.rows())
-
-
-def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *, may_grow: bool) -> Rates:
-    """Run every trial that is due until none is, on the cluster that Ray is connected to. Returns all rows.
-
-    Args:
-        sweep: The study, its data and its store.
-        say: Called with each line of progress.
-        callbacks: Tune's, to log trials elsewhere.
-        may_grow: Whether other nodes may join the cluster: what does not fit it yet is then waited for, and asked of an autoscaler.
-
-    Raises:
-        UserError: if a cell can never run on this cluster, no node is usable, all trials fail alike, or the store is full.
-    """
-    from ray import tune
-
-    from scaling.sweep.search import Referee, Starts, SweepSearch, refuse
-
-    study, folder = sweep.study, sweep.folder
-    gpus_needed = any(place.gpus for place in study.placements)
-    nodes = Nodes(sweep.shards, sweep.cache_root, say, gpus_needed=gpus_needed, code=code_hash())
-    offers = nodes.wait_for_first()
-    if not may_grow:
-        refuse(study, offers)
-    access = choose_access(study, Manifest.load(sweep.shards), offers, cache_limit())
-    sweep = dataclasses.replace(sweep, access=access)
-    if streamed := [n for n, way in access.items() if way == "streamed"]:
-        say(f"{', '.join(f'{n:,}' for n in streamed)} spectra are streamed from the shards; no node keeps a copy")
-    rates = sweep.rates()
-    rows = [row for rows in rates.rows.values() for row in rows.values()]
-    with Progress(study, rows, say, devices=nodes.devices, remaining=rates.remaining) as progress:
-        search = SweepSearch(
-            study,
-            sweep.trial,
-            rates,
-            nodes,
-            Journal(study, folder.journal, rows),
-            progress,
-            _request if may_grow else lambda bundles: None,
-        )
-        tune.Tuner(
-            tune.with_resources(_trainable, _resources),
-            tune_config=tune.TuneConfig(
-                search_alg=search,
-                scheduler=Referee(search),
-                num_samples=-1,
-                reuse_actors=True,
-                trial_name_creator=lambda trial: trial.config["trial"].key,
-                trial_dirname_creator=lambda trial: f"{trial.config['trial'].key}-{trial.trial_id}",
-            ),
-            run_config=tune.RunConfig(name="tune", storage_path=folder.tune_storage, verbose=0, callbacks=[Starts(search), *callbacks]),
-        ).fit()
-    if may_grow:
-        _request([])
-    if search.stopped:
-        raise UserError(search.stopped)
-    folder.clear_ray_train_storage()
-    return rates
-
-
-def _request(bundles: list[dict[str, float]]) -> None:
-    """Ask an autoscaler, where there is one, for room for these; it keeps what it was asked for until it is asked anew."""
-    from ray.autoscaler.sdk import request_resources
-
-    request_resources(bundles=bundles)
-
-
-def _trainable(config: dict[str, Any]) -> dict[str, Any]:
-    """A trial as Tune runs it. It never raises: what went wrong is for the searcher to decide on."""
-    from ray import tune
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    trial: Trial = config["trial"]
-    try:
-        row = trial.run(tune.report, TuneReportCallback)
-    except FullError as error:
-        return {"full": str(error)}
-    except NodeError as error:
-        return {"node": str(error), "node_id": error.node or trial.nodes[0]}
-    except UserError as error:
-        return {"mistake": str(error)}
-    except Exception as error:
-        return {"failure": describe_exception(error)}
-    seconds = {"device_seconds": row.device_seconds, "mfu": row.mfu}
-    return {"row": row.to_json(), row.measure.val: row.val_error, row.measure.test: row.test_error, **seconds}
-
-
-def _resources(config: dict[str, Any]) -> Any:
-    """The devices of a trial, on the node it was given."""
-    from ray import tune
-
-    trial: Trial = config["trial"]
-    placement = trial.study.placement(trial.cell)
-    if placement.host == "ray_train":
-        # Ray Train asks for the workers' devices itself. The driver waits, and must not hold a CPU they may need.
-        bundle = {"memory": DRIVER_MEMORY}
-    else:
-        bundle = {"CPU": placement.cpus, "GPU": placement.gpus}
-    return tune.PlacementGroupFactory([bundle], bundle_label_selector=[{"ray.io/node-id": trial.nodes[0]}])

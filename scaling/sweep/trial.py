@@ -27,6 +27,7 @@ from scaling.study.store import StudyFolder, TrialFolder
 from scaling.sweep.limits import SETTLE_SECONDS, WORKER_FAILURES
 from scaling.training.columns import detail_columns, score_columns
 from scaling.training.device import Device
+from scaling.training.events import final_events
 from scaling.training.loop import Outcome, Task
 from scaling.training.metrics import Classified, Detail, Scores
 from scaling.training.pruning import Hopeless
@@ -67,6 +68,29 @@ class Trial:
         """The trial's folder in the store."""
         return self.folder.trial(self.key)
 
+    def about(self) -> dict[str, float | str]:
+        """What dashboards show the trial by."""
+        model, cell = self.study.model(self.cell.width), self.cell
+        return {
+            "num_params": ladder.count_parameters(model).reach_loss,
+            "num_spectra": cell.num_spectra,
+            "lr": self.lr,
+            "seed": cell.seed,
+            "precision": self.study.recipe.precision,
+            "width": cell.width,
+        }
+
+    def write_row(self, row: Row) -> None:
+        """Write a branch's row, or the trial's own with what TensorBoard compares trials by."""
+        if row.budget_share == 1.0:
+            score = self.study.data.rules.score
+            scores = ("mae_dex", "mae_z") if score == "mae_dex" else (score,)
+            final = {f"{split}_{name}": getattr(row, f"{split}_{name}") for split in ("val", "test") for name in scores}
+            final |= {"seconds": row.wall_seconds, "mfu": row.mfu}
+            well = row.status not in ("failed", "diverged")
+            self.output.write_final_events(final_events(self.about(), final, f"val_{score}", ended_well=well))
+        self.output.write_row(row)
+
     def task(self) -> Task:
         """What the loop trains."""
         return Task(
@@ -81,16 +105,6 @@ class Trial:
             access=self.access,
             whitening=self.study.ladder.whitening,
         )
-
-    def about(self) -> dict[str, Any]:
-        """What a person compares trials by, for dashboards."""
-        return {
-            "num_params": ladder.count_parameters(self.study.model(self.cell.width)).reach_loss,
-            "num_spectra": self.cell.num_spectra,
-            "lr": self.lr,
-            "seed": self.cell.seed,
-            "precision": self.study.recipe.precision,
-        }
 
     def run(self, forward: Callable[[dict[str, Any]], None], ray_train_callback: Callable[[], Any] | None) -> Row:
         """Train on the host its placement names, write the row and return it. A trial that has its row does nothing.
@@ -115,6 +129,7 @@ class Trial:
             gpus=placement.gpus,
             micro_batch=placement.micro_batch,
             compiled=placement.compiled,
+            shown=self.about(),
         )
         if placement.host == "ray_train":
             storage, nodes = self.folder.ray_train_storage, None if placement.min_workers else self.nodes
@@ -123,7 +138,9 @@ class Trial:
             run_in_process(job, forward)
         row = self.output.await_row(SETTLE_SECONDS)
         if row is None:
-            raise FileNotFoundError(f"{self.folder.store.locate(self.output.path)}/row.json: not there after the trial wrote it")
+            raise FileNotFoundError(
+                f"{self.folder.store.locate(self.output.path)}/row.json: not there after the trial wrote it"
+            )
         return row
 
     def _hopeless(self) -> Hopeless | None:
@@ -138,7 +155,7 @@ class Trial:
     def fail(self, error: str) -> Row:
         """Write the row of a trial that could not be finished, unless it has one; returns the row it has."""
         row = _row(self, None, error=error, device=Device(name="", peak_flops=math.nan), wall_seconds=math.nan)
-        self.output.write_row(row)
+        self.write_row(row)
         return self.output.read_row() or row
 
 
@@ -168,7 +185,7 @@ def _finish(trial: Trial, started: float, outcome: Outcome, device: Device) -> N
         }
         trial.output.write_model(model_bytes(trial.task().model, outcome.weights, extra, about), outcome.share)
     row = _row(trial, outcome, error=outcome.error, device=device, wall_seconds=time.time() - started)
-    trial.output.write_row(row)
+    trial.write_row(row)
 
 
 def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: Device, wall_seconds: float) -> Row:
@@ -201,6 +218,7 @@ def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: Device, w
         noise=rules.noise,
         train_flops=flops,
         lr=trial.lr,
+        lr_bracketed=False,
         weight_decay=recipe.weight_decay,
         batch_size=recipe.batch_size,
         seed=cell.seed,

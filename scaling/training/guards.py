@@ -73,9 +73,9 @@ def free_failed_starts(max_failures: int) -> Any:
             """The error in one line, with the node of the worker that raised it where that is known."""
             cause = getattr(error, "cause", None) or error.__cause__ or error
             found = NodeError(f"the workers cannot start: {str(cause).strip().splitlines()[0]}")
-            where = getattr(error, "ip", None), getattr(error, "pid", None)
-            there = (worker.metadata for worker in self.workers)
-            found.node = next((each.node_id for each in there if (each.node_ip, each.pid) == where), "")
+            workers = (worker.metadata for worker in self.workers)  # Ray names the process in the text only
+            raised = (each.node_id for each in workers if f"pid={each.pid}, ip={each.node_ip}" in str(error))
+            found.node = next(raised, "")
             return found
 
     return FreeFailedStarts()

@@ -9,7 +9,7 @@ import gc
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,9 +33,9 @@ from scaling.training.metrics import Classified, Detail, Scores
 from scaling.training.pruning import Hopeless
 from scaling.training.recipe import Recipe, samples_seen
 from scaling.training.schedule import Schedule
+from scaling.training.state import Progress, State, fits
 from scaling.training.step import Stepper
 
-State = dict[str, Any]
 Status = Literal["done", "diverged", "pruned"]
 
 
@@ -64,8 +64,9 @@ class Context:
 
     `device_share` is the fraction of the device that this trial may take; others may run beside it. `micro_batch` and
     `compiled` are those of `Stepper`. `report` takes the metrics of an evaluation and the state to resume from, on every
-    worker; the host keeps rank 0's. `load` gives back the last state, or None. `branch` takes the outcome of a shorter
-    budget, on every worker; a trial that is resumed may give the same one again. `hopeless` may end the trial early.
+    worker; the host keeps rank 0's. `load` gives back the last state, or None; `refuse` hears that it is none to resume
+    from. `branch` takes the outcome of a shorter budget, on every worker; a resumed trial may give the same one again.
+    `hopeless` may end the trial early.
     """
 
     rank: int
@@ -73,6 +74,7 @@ class Context:
     device: torch.device
     report: Callable[[dict[str, float], State], None]
     load: Callable[[], State | None]
+    refuse: Callable[[], None] = lambda: None
     branch: Callable[[Outcome], None] = lambda outcome: None
     device_share: float = 1.0
     micro_batch: int | None = None
@@ -106,20 +108,6 @@ class Outcome:
     access: str
     weights: dict[str, Tensor]
     standardisation: Standardisation
-
-
-@dataclass(slots=True)
-class _Progress:
-    """The part of the state that is neither model nor optimiser. `run` counts the budgets that are finished."""
-
-    run: int = 0
-    step: int = 0
-    best_error: float = math.inf
-    best_step: int = 0
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-    train_seconds: float = 0.0
-    shared_seconds: float = 0.0
-    fork: State = field(default_factory=dict)
 
 
 def train(task: Task, context: Context) -> Outcome:
@@ -181,7 +169,7 @@ class _Trainer:
         )
         self.val = EvaluationSplit.load(task.shards, task.rules, "val", self.worker)
         self.runs = task.recipe.runs(task.num_spectra)
-        self.progress, self.error = _Progress(), ""
+        self.progress, self.error = Progress(), ""
 
     def _whitening(self) -> dict[str, Any]:
         task, rule = self.task, self.task.whitening
@@ -219,7 +207,9 @@ class _Trainer:
             elapsed, started = time.perf_counter() - started, time.perf_counter()
             progress.train_seconds += elapsed
             if not (math.isfinite(train_loss) and math.isfinite(now.error)):
-                self.error = f"loss or validation error not finite by step {progress.step} of {run.total} at lr {self.task.lr:g}"
+                self.error = (
+                    f"loss or validation error not finite by step {progress.step} of {run.total} at lr {self.task.lr:g}"
+                )
                 return "diverged"
             self._keep_best(run, now.error)
             if hopeless and (reason := hopeless.reason(progress.step, progress.best_error)):
@@ -250,25 +240,28 @@ class _Trainer:
         }
 
     def _state(self) -> State:
-        progress = {field.name: getattr(self.progress, field.name) for field in dataclasses.fields(_Progress)}
+        progress = {field.name: getattr(self.progress, field.name) for field in dataclasses.fields(Progress)}
         return {"progress": progress, **self.stepper.state()}
 
     def _resume(self, state: State | None) -> None:
-        if state is not None:
-            self.progress = _Progress(**state["progress"])
+        if state is None:
+            return
+        if fits(state, self._state(), self.stepper.parameters, [run.total for run in self.runs]):
+            self.progress = Progress(**state["progress"])
             self.stepper.restore(state)
+        else:
+            self.context.refuse()
 
     def _return_to_fork(self) -> None:
         """Back to where the finished run began to decay, from which the next longer one resumes."""
         fork, run = self.progress.fork, self.progress.run + 1
         self.stepper.restore(fork)
         seconds = fork["seconds"]
-        self.progress = _Progress(run=run, step=fork["step"], train_seconds=seconds, shared_seconds=seconds)
+        self.progress = Progress(run=run, step=fork["step"], train_seconds=seconds, shared_seconds=seconds)
 
     def _conclude(self, run: Schedule, status: Status) -> Outcome:
         progress, task, applied = self.progress, self.task, self.stepper.applied_steps()
-        val, test, test_detail = None, None, None
-        others: list[tuple[Scores, Scores]] = []
+        val, test, test_detail, others = None, None, None, list[tuple[Scores, Scores]]()
         if status == "done":
             self.stepper.model.load_state_dict(progress.best_weights)
             val, val_others = self._score_val()

@@ -36,7 +36,9 @@ class Hopeless:
                 lowest = min(lowest, float(point[score]))
                 best[int(point["step"])] = lowest
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{rival}/progress.csv: no curve of {score} ({error}): remove this file, or its folder") from error
+            raise UserError(
+                f"{rival}/progress.csv: no curve of {score} ({error}): remove this file, or its folder"
+            ) from error
         return cls(rival=rival, first_step=math.ceil(AFTER * total_steps), best=best)
 
     def reason(self, step: int, best: float) -> str:

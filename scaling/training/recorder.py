@@ -8,16 +8,16 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import torch
 import xxhash
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from scaling.errors import UserError
-from scaling.training.loop import State
+from scaling.parse import parse_object
+from scaling.training.events import HParams, curve_events
+from scaling.training.state import State
 
 Metrics = dict[str, float]
 LOG = logging.getLogger(__name__)
@@ -48,14 +48,28 @@ class Recorder:
 
     A state is resumed from by the trial that left it: same `identity` (all that is declared) and same `setting` (what the
     search chose). One of another setting is replaced: the search asks for something else by now. Rank 0 `keeps` them.
+    The trial is `shown` by these settings on TensorBoard's HPARAMS page.
+
+    What is reported is written by a thread while the training continues, one evaluation at a time: `flush` it before what
+    says that it is there. A process that is killed loses the evaluation being written, at most.
     """
 
     def __init__(
-        self, folder: Folder, identity: str, setting: str, forward: Callable[[Metrics], None], *, keeps: bool
+        self,
+        folder: Folder,
+        identity: str,
+        setting: str,
+        forward: Callable[[Metrics], None],
+        *,
+        keeps: bool,
+        shown: HParams | None = None,
     ) -> None:
         self.folder, self.forward, self.keeps = folder, forward, keeps
         self.identity, self.setting = identity, setting
+        self.shown = shown or {}
         self.curve: list[Metrics] = []
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="recorder")
+        self._written: Future[None] | None = None
 
     def load(self) -> State | None:
         """The state to resume from, the same on all workers; None to begin.
@@ -70,9 +84,19 @@ class Recorder:
             torch.distributed.broadcast_object_list(found)
         if found[0] is None:
             return None
-        saved = torch.load(io.BytesIO(found[0]), map_location="cpu", weights_only=True)
-        self.curve = saved["curve"]
-        return saved["loop"]
+        try:
+            self.curve, state = _unpacked(found[0])
+            return state
+        except Exception:  # PyTorch raises anything for a content that is no state
+            self.refuse()
+            return None
+
+    def refuse(self) -> None:
+        """Set the state aside that cannot be resumed from, for the trial to begin anew. Called on all workers."""
+        self.curve = []
+        if self.keeps:
+            LOG.warning("%s: damaged; it is set aside and the trial begins anew", self.folder.state_place)
+            self.folder.set_state_aside()
 
     def _read(self) -> bytes | None:
         """The saved state without its first line, if it is whole and this trial's."""
@@ -82,22 +106,43 @@ class Recorder:
         first, _, body = content.partition(b"\n")
         head = state_head(first)
         if head is None or head["checksum"] != xxhash.xxh3_128_hexdigest(body):
-            LOG.warning("%s: damaged; it is set aside and the trial begins anew", self.folder.state_place)
-            self.folder.set_state_aside()
+            self.refuse()
             return None
         if head["identity"] != self.identity:
             raise UserError(other_configuration(self.folder.state_place))
         return body if head["setting"] == self.setting else None
 
     def report(self, metrics: Metrics, state: State) -> None:
-        """Keep an evaluation (on rank 0) and forward its metrics to the host (on all)."""
+        """Keep an evaluation (on rank 0) and forward its metrics to the host (on all).
+
+        Raises:
+            OSError: The evaluation before could not be written.
+        """
         if self.keeps:
+            self.flush()
             self.curve.append({**metrics, "time": time.time()})
             content = io.BytesIO()
-            torch.save({"loop": state, "curve": self.curve}, content)
-            self.folder.write_state(self._head(content.getbuffer()) + content.getbuffer())
-            self.folder.write_progress(_csv(self.curve), _tensorboard_events(self.curve))
+            torch.save({"loop": state, "curve": self.curve}, content)  # here: the next step changes it
+            self._written = self._writer.submit(self._write, content.getbuffer(), list(self.curve))
         self.forward(metrics)
+
+    def _write(self, body: memoryview, curve: list[Metrics]) -> None:
+        self.folder.write_state(self._head(body) + body)
+        self.folder.write_progress(_csv(curve), curve_events(curve, self.shown))
+
+    def flush(self) -> None:
+        """Wait until all that was reported is written.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        if self._written is not None:
+            written, self._written = self._written, None
+            written.result()
+
+    def close(self) -> None:
+        """Let the thread end what it is at."""
+        self._writer.shutdown()
 
     def _head(self, body: memoryview) -> bytes:
         checksum = xxhash.xxh3_128_hexdigest(body)
@@ -107,9 +152,9 @@ class Recorder:
 def state_head(start: bytes) -> dict[str, str] | None:
     """The first line of a saved state: `identity`, `setting` and `checksum`; None if it is none."""
     try:
-        head = json.loads(start.partition(b"\n")[0])
+        head = parse_object(start.partition(b"\n")[0], "the first line", "")
         return {name: str(head[name]) for name in ("identity", "setting", "checksum")}
-    except (ValueError, KeyError, TypeError):
+    except (UserError, KeyError):
         return None
 
 
@@ -121,25 +166,18 @@ def other_configuration(place: str) -> str:
     )
 
 
+def _unpacked(body: bytes) -> tuple[list[Metrics], State]:
+    """The curve and the loop's state. A curve that could not be written again is an error."""
+    saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    curve = saved["curve"]
+    _csv(curve), curve_events(curve, {})
+    return curve, saved["loop"]
+
+
 def _csv(curve: list[Metrics]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(curve[0]), lineterminator="\n")
+    names = dict.fromkeys(name for point in curve for name in point)
+    writer = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
     writer.writeheader()
     writer.writerows(curve)
     return text.getvalue()
-
-
-def _tensorboard_events(curve: list[Metrics]) -> bytes:
-    """The curve as a TensorBoard event file. It only ever grows at its end, so a live TensorBoard can follow it.
-
-    What was trained for a shorter budget alone, after which steps count from the fork again, has tags of its own.
-    """
-    content = io.BytesIO()
-    writer = RecordWriter(content)
-    writer.write(Event(wall_time=curve[0]["time"], file_version="brain.Event:2").SerializeToString())
-    for point in curve:
-        under = "" if point["budget_share"] == 1 else f"budget {point['budget_share']:g}/"
-        scalars = [Summary.Value(tag=under + k, simple_value=v) for k, v in point.items() if k not in ("step", "time")]
-        event = Event(wall_time=point["time"], step=int(point["step"]), summary=Summary(value=scalars))
-        writer.write(event.SerializeToString())
-    return content.getvalue()

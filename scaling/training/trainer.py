@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from scaling.errors import NodeError, UserError
 from scaling.training.device import Device, cuda_device, measure
+from scaling.training.events import HParams
 from scaling.training.guards import free_failed_starts, stop_at_mistakes
 from scaling.training.loop import Context, Outcome, Task, train
 from scaling.training.pruning import Hopeless
@@ -23,7 +25,8 @@ class Job:
 
     `finish` is called in the process of rank 0 with each budget's outcome and the device: with a shorter budget's perhaps
     again, by a trial that was resumed. `identity` and `setting` together are everything that determines the result, as
-    `Recorder` compares them with a saved state's. `micro_batch` and `compiled` are those of `Stepper`.
+    `Recorder` compares them with a saved state's. `micro_batch` and `compiled` are those of `Stepper`. Dashboards show the trial
+    by the settings in `shown`.
 
     With `min_workers`, a lost worker that is not replaced is done without: Ray Train resumes from the last state with
     those there is room for, and looks for more once a minute. Tried by hand with two nodes on one machine: 65 and 95 s
@@ -43,6 +46,7 @@ class Job:
     gpus: float = 0.0
     micro_batch: int | None = None
     compiled: bool = False
+    shown: HParams = field(default_factory=dict)
 
 
 def run_in_process(job: Job, forward: Callable[[Metrics], None]) -> None:
@@ -133,11 +137,12 @@ def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int,
     # Many small trials side by side are faster with one thread each, and then give the same bits wherever they run.
     torch.set_num_threads(max(1, int(job.cpus)) if device.type == "cpu" else torch.get_num_threads())
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    recorder = Recorder(job.folder, job.identity, job.setting, forward, keeps=rank == 0)
+    recorder = Recorder(job.folder, job.identity, job.setting, forward, keeps=rank == 0, shown=job.shown)
     measured = measure(device, job.task.recipe.precision)
 
     def finish(outcome: Outcome) -> None:
         if rank == 0:
+            recorder.flush()
             job.finish(outcome, measured)
 
     context = Context(
@@ -146,10 +151,12 @@ def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int,
         device=device,
         report=recorder.report,
         load=recorder.load,
+        refuse=recorder.refuse,
         branch=finish,
         device_share=min(1.0, job.gpus) if device.type == "cuda" else 1.0,
         micro_batch=job.micro_batch,
         compiled=job.compiled,
         hopeless=job.hopeless,
     )
-    finish(train(job.task, context))
+    with contextlib.closing(recorder):
+        finish(train(job.task, context))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from analysis.table import Points
 from scaling.results import Row, to_table
 
+KINDS = get_type_hints(Row)
 STUDY_FIGURES = {
     "error_against_data",
     "error_against_size",
@@ -72,9 +74,7 @@ FIXED_NOISE_FIXED_SAMPLES = Grid(
 
 def row(**changes):
     """A finished trial; any field by name."""
-    values = {}
-    for field in dataclasses.fields(Row):
-        values[field.name] = {"int": 1, "float": 1.0, "bool": False}.get(field.type, "")
+    values = {name: {int: 1, float: 1.0, bool: False}.get(kind, "") for name, kind in KINDS.items()}
     values |= {
         "study": "synthetic",
         "family": "specvit",
@@ -149,8 +149,8 @@ def demo_rows():
     nothing = dict.fromkeys(
         [
             name
-            for name, field in Row.__dataclass_fields__.items()
-            if field.type == "float" and (name.startswith(("val_", "test_")) or name == "best_epoch")
+            for name, kind in KINDS.items()
+            if kind is float and (name.startswith(("val_", "test_")) or name == "best_epoch")
         ],
         float("nan"),
     )

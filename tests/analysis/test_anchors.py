@@ -79,7 +79,17 @@ def test_what_does_not_compare_is_refused(column, value):
     require_same_evaluation(frame([row()]), [ANCHOR])
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "x"}'])
-def test_what_is_no_anchor_is_named(text):
-    with pytest.raises(UserError, match=r"anchors/x\.json: not an anchor"):
-        parse_anchor(text, "anchors/x.json")
+FIELDS = dataclasses.asdict(ANCHOR)
+WRONG = [{"name": "x"}, FIELDS | {"num_params": 1.5}, FIELDS | {"test_mae_dex": None}, FIELDS | {"test_mae_dex": "0.1"}]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", *(json.dumps(wrong).encode() for wrong in WRONG)])
+def test_what_is_no_anchor_is_named(content):
+    with pytest.raises(UserError, match=r"anchors/x\.json: .*make the anchor again"):
+        parse_anchor(content, "anchors/x.json")
+
+
+def test_an_anchor_is_what_was_written_with_more_beside_it():
+    assert parse_anchor(json.dumps(FIELDS | {"model": "x"}), "x.json") == ANCHOR
+    unknown = parse_anchor(json.dumps(FIELDS | {"test_mae_sem_dex": None}), "x.json")
+    assert np.isnan(unknown.test_mae_sem_dex)

@@ -117,10 +117,17 @@ def test_a_limit_without_a_pin_is_taken_at_its_word(limit_file, cells):
     pd.testing.assert_index_equal(limit.by_snr.columns, pd.Index(["low", "high", "count", "mae_dex", "rmse_dex"]))
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"label": "log_g"}', '{"by_snr": []}'])
-def test_what_is_no_limit_is_named(tmp_path, content):
-    path = tmp_path / "limit.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UserError, match=r"limit\.json: not an information limit"):
-        read_limit(path)
+@pytest.mark.parametrize(
+    "change", [{"noise_level": "1"}, {"mae_dex": 0}, {"by_snr": [{}]}, {"by_snr": 5}, {"label": None}]
+)
+def test_what_is_no_limit_is_named(limit_file, change):
+    limit_file.write_text(json.dumps(json.loads(limit_file.read_text()) | change))
+    with pytest.raises(UserError, match=rf"limit\.json: {next(iter(change))}: .*make the limit again"):
+        read_limit(limit_file)
+    for content in (b"{", b"[]", b"\xff"):
+        limit_file.write_bytes(content)
+        with pytest.raises(UserError, match=r"limit\.json: .*JSON.*make the limit again"):
+            read_limit(limit_file)
+    limit_file.unlink()
+    with pytest.raises(UserError, match=r"limit\.json: cannot be read"):
+        read_limit(limit_file)

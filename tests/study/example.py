@@ -46,6 +46,7 @@ def example_row(**changes: Any) -> Row:
         "noise": "fixed",
         "train_flops": 7.8e6,
         "lr": 1e-2,
+        "lr_bracketed": False,
         "weight_decay": 0.01,
         "batch_size": 32,
         "seed": 1,

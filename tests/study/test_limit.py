@@ -5,6 +5,7 @@ import pytest
 
 from scaling.data.batches.evaluation import evaluation_pin
 from scaling.data.batches.rules import DataRules
+from scaling.data.simulated.information import InformationLimit
 from scaling.study import prepare
 from scaling.study.declaration import Data, Sources
 from scaling.study.prepare import keep_limit
@@ -39,6 +40,13 @@ def test_the_limit_of_a_simulated_study_is_kept_once(shards, folder, monkeypatch
     with monkeypatch.context() as patch:
         patch.delattr(prepare, "information_limit")
         keep_limit(study, folder)  # works nothing out
+    known = InformationLimit(**{name: value for name, value in kept.items() if name != "eval_pin"})
+    for damage in (b"", b"{", b"[]", json.dumps(kept | {"mae_dex": "0.1"}).encode(), folder.read_limit()[:-20]):
+        folder.write_limit(damage)
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare, "information_limit", lambda *_, **__: known)
+            keep_limit(study, folder)
+        assert json.loads(folder.read_limit()) == kept
     keep_limit(changed(study, noise_level=2.0), folder)
     again = json.loads(folder.read_limit())
     assert again["mae_dex"] > 1.5 * kept["mae_dex"]

@@ -1,5 +1,7 @@
+import dataclasses
 import shutil
 import stat
+import threading
 
 import pytest
 
@@ -43,7 +45,90 @@ def test_what_killed_processes_left_is_removed_with_the_row(tmp_path):
     assert [path.name for path in (tmp_path / "mine/trials/t").iterdir()] == ["row.json"]
 
 
+def test_a_row_belongs_to_its_folder(tmp_path):
+    folder = StudyFolder(Store(str(tmp_path)), "example")
+    row = example_row()
+    path = tmp_path / "example" / "trials" / row.trial / "row.json"
+    trial = folder.trial(row.trial)
+    trial.write_row(row)
+    assert folder.rows() == folder.rows_with_branches() == [row]
+    for other in (
+        dataclasses.replace(row, trial="w0004-d00000128-s1-t01"),
+        dataclasses.replace(row, study="another"),
+        dataclasses.replace(row, cell="w0008-d00000128-s1"),
+        dataclasses.replace(row, budget_share=0.25),
+    ):
+        path.write_text(other.to_json())
+        for read in (folder.rows, folder.rows_with_branches, trial.read_row):
+            with pytest.raises(UserError, match=rf"row\.json: is that of study {other.study}.* delete it"):
+                read()
+    path.unlink()
+    path.mkdir()
+    for read in (folder.rows, folder.rows_with_branches, trial.read_row):
+        with pytest.raises(UserError, match=r"row\.json: a folder"):
+            read()
+
+
+CURVES = [b"", b"\n", b"step\n", b"step,val_mae_dex\n", b"step,val_mae_dex\n1,x\n", b"\xff\x00", b"a,b\n1\n", b'"' * 9]
+
+
+def test_a_curve_that_cannot_be_read_says_so(tmp_path):
+    folder = StudyFolder(Store(str(tmp_path)), "example")
+    trial = folder.trial("t")
+    for content in CURVES:
+        folder.store.write("example/trials/t/progress.csv", content)
+        assert folder.unfinished() == {"t": "its curve cannot be read, and is written anew at the next evaluation"}
+    trial.write_progress("step,val_mae_dex\n4,0.5\n8,0.25\n", b"")
+    assert folder.unfinished() == {"t": "step 8, val MAE 0.250 dex"}
+
+
 def test_simulated_spectra_need_a_local_store(tmp_path):
     assert Store(str(tmp_path)).simulated("digest") == tmp_path / "data" / "digest"
     with pytest.raises(UserError, match="need a local store"):
         Store("s3://bucket/x").simulated("digest")
+
+
+@pytest.fixture(params=["local", "s3"])
+def study(request, tmp_path):
+    """A study's folder in an empty store."""
+    uri = tmp_path / "store" if request.param == "local" else request.getfixturevalue("s3_server")(tmp_path.name)
+    return StudyFolder(Store(str(uri)), "mine")
+
+
+def row_of(trial, **changes):
+    return example_row(study="mine", cell="w0004-d00000128-s1", trial=trial, **changes)
+
+
+A, B, C, D, E = (f"w0004-d00000128-s1-t{number:02d}" for number in range(5))
+
+
+def test_rows_branches_and_curves_are_read_side_by_side_in_the_order_of_trials(study):
+    for trial in (C, A, B):
+        study.trial(trial).write_row(row_of(trial))
+    study.trial(A).write_row(row_of(A, budget_share=0.5))
+    study.trial(A).write_progress("step,val_mae_dex\n1,0.5\n", b"")
+    study.trial(D).write_progress("step,val_mae_dex\n1,0.5\n2,0.25\n", b"")
+    study.trial(E).write_state(b"state")
+    assert [row.trial for row in study.rows()] == [A, B, C]
+    found = [(row.trial, row.budget_share) for row in study.rows_with_branches()]
+    assert found == [(A, 0.5), (A, 1.0), (B, 1.0), (C, 1.0)]
+    assert study.unfinished() == {D: "step 2, val MAE 0.250 dex"}
+
+
+def test_a_failed_row_never_replaces_one_that_is_there(study):
+    trial, done = study.trial(A), row_of(A)
+    failed = dataclasses.replace(done, status="failed", error="lost")
+    trial.write_row(failed)
+    assert trial.read_row().error == "lost"
+    trial.write_row(done)
+    trial.write_row(failed)
+    assert trial.read_row() == done
+
+
+def test_a_row_that_is_seen_late_is_waited_for(tmp_path):
+    trial = StudyFolder(Store(str(tmp_path)), "mine").trial(A)
+    assert trial.await_row(0.0) is None
+    later = threading.Timer(0.3, trial.write_row, [row_of(A)])
+    later.start()
+    assert trial.await_row(30.0) == row_of(A)
+    later.join()

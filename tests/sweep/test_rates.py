@@ -27,7 +27,13 @@ def row(cell, number, lr, error=None, status="done"):
     if error is None:
         error = 0.1 * math.exp(0.05 * math.log(lr / best_rate(cell)) ** 2)
     return example_row(
-        cell=cell.key, trial=cell.trial(number), lr=lr, seed=cell.seed, status=status, val_mae_dex=error, test_mae_dex=error
+        cell=cell.key,
+        trial=cell.trial(number),
+        lr=lr,
+        seed=cell.seed,
+        status=status,
+        val_mae_dex=error,
+        test_mae_dex=error,
     )
 
 

@@ -7,13 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from scaling.errors import UserError
 from scaling.study.declaration import Placement, Search
 from scaling.study.store import Store, StudyFolder
 from scaling.sweep.journal import Journal
 from scaling.sweep.limits import ALIKE, ATTEMPTS, BEGIN_SECONDS, SAY_WAITING_SECONDS, SETTLE_SECONDS, WAIT_SECONDS
 from scaling.sweep.rates import Rates, best_row
-from scaling.sweep.search import SweepSearch, refuse
+from scaling.sweep.search import SweepSearch
 from scaling.sweep.trial import Trial
 from tests.study.example import example_row, example_study
 
@@ -117,11 +116,15 @@ class World:
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     def failed_row(trial, outcome, error, **_):
-        return dataclasses.replace(good_row(trial), status="failed", error=error, val_mae_dex=math.nan, test_mae_dex=math.nan)
+        return dataclasses.replace(
+            good_row(trial), status="failed", error=error, val_mae_dex=math.nan, test_mae_dex=math.nan
+        )
 
     monkeypatch.setattr("scaling.sweep.trial._row", failed_row)  # the real one reads the shards
     # A row that never comes is waited for in the real store.
-    monkeypatch.setattr("scaling.study.store.TrialFolder.await_row", lambda folder, seconds: folder.read_row(), raising=False)
+    monkeypatch.setattr(
+        "scaling.study.store.TrialFolder.await_row", lambda folder, seconds: folder.read_row(), raising=False
+    )
     return lambda **options: World(tmp_path, **options)
 
 
@@ -291,10 +294,3 @@ def test_an_empty_cluster_is_waited_for_and_not_for_all_time(world):
     assert here.hand_out() is None
     assert here.hand_out() == "FINISHED"
     assert "waiting for 1 × 1 CPU; the cluster has 0 CPU" in here.search.stopped
-
-
-def test_a_cell_that_can_never_run_is_refused_where_no_node_can_join():
-    study = dataclasses.replace(STUDY, placements=(Placement(), Placement(from_width=8, cpus=3)))
-    offers = [SimpleNamespace(id="n0", cpus=2.0, gpus=0.0)]
-    with pytest.raises(UserError, match=r"cell w0008-d00000128-s1 needs 1 × 3 CPU; the cluster has 1 nodes of 2 CPU"):
-        refuse(study, offers)

@@ -2,7 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
+import io
+import json
 import os
+import pickle
 import shutil
 import signal
 from pathlib import Path
@@ -12,9 +16,10 @@ import pandas as pd
 import pytest
 import torch
 import torch.multiprocessing
+import xxhash
 
 from scaling.data.batches.rules import DataRules
-from scaling.errors import UserError
+from scaling.errors import NodeError, UserError
 from scaling.model.ladder import Ladder
 from scaling.training.device import Device
 from scaling.training.loop import Outcome, Task
@@ -65,32 +70,34 @@ class LocalFolder:
         return torch.load(self.path / "outcome.pt", weights_only=True)
 
 
+def small_job(shards, cache_root, parent, name: str, *, streamed: bool = False, **changes) -> Job:
+    """A trial of a few steps that keeps all it leaves in a folder of its name."""
+    folder = LocalFolder(parent / name)
+    folder.path.mkdir()
+    task = Task(
+        shards=shards,
+        cache_root=cache_root,
+        rules=DataRules(noise="fixed"),
+        num_spectra=200,
+        model=Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0).rung(8),
+        recipe=Recipe(
+            budget=Budget(epochs=4),
+            batch_size=64,
+            precision="fp32",
+            evaluations=4,
+            schedule_unit="step",
+            warmup=0.1,
+        ),
+        lr=5e-3,
+        seed=7,
+        access="streamed" if streamed else "auto",
+    )
+    return Job(name=name, identity=f"{task.lr}", task=task, folder=folder, finish=folder.finish, **changes)
+
+
 @pytest.fixture
 def make_job(shards, cache_root, tmp_path):
-    def make(name: str, *, streamed: bool = False, **changes) -> Job:
-        folder = LocalFolder(tmp_path / name)
-        folder.path.mkdir()
-        task = Task(
-            shards=shards,
-            cache_root=cache_root,
-            rules=DataRules(noise="fixed"),
-            num_spectra=200,
-            model=Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0).rung(8),
-            recipe=Recipe(
-                budget=Budget(epochs=4),
-                batch_size=64,
-                precision="fp32",
-                evaluations=4,
-                schedule_unit="step",
-                warmup=0.1,
-            ),
-            lr=5e-3,
-            seed=7,
-            access="streamed" if streamed else "auto",
-        )
-        return Job(name=name, identity=f"{task.lr}", task=task, folder=folder, finish=folder.finish, **changes)
-
-    return make
+    return functools.partial(small_job, shards, cache_root, tmp_path)
 
 
 @pytest.mark.ray
@@ -128,6 +135,12 @@ def test_a_damaged_shard_ends_all_workers_at_once_with_one_line(make_job, shards
         run_under_ray_train(job, str(tmp_path / "storage"), max_failures=0)
     assert "\n" not in str(raised.value)
     assert (job.folder.path / "attempts").read_text() == ".", "once, for both workers"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_pytorch_cannot_use_is_an_error_of_the_node(make_job):
+    with pytest.raises(NodeError, match="cannot use the GPU"):
+        run_in_process(make_job("process", gpus=0.5), ignore)
 
 
 def _gloo_worker(rank, port, job, kill_at):
@@ -175,7 +188,7 @@ def test_the_curve_is_kept_for_tensorboard(make_job):
     steps = [event.step for event in events if event.HasField("summary")]
     assert sorted(set(steps)) == list(curve["step"])
     tags = {value.tag for event in events for value in event.summary.value}
-    assert {"val_mae_dex", "train_loss", "lr"} <= tags
+    assert {"val/mae_dex", "train/loss", "train/lr"} <= tags
 
 
 class KilledError(Exception):
@@ -230,7 +243,36 @@ def assert_same(job, other):
     assert job.folder.outcome()["test"] == other.folder.outcome()["test"]
 
 
+def signed(change):
+    """Damages a state's content, or replaces it, and signs it again."""
+
+    def damage(content):
+        head, _, body = content.partition(b"\n")
+        saved = torch.load(io.BytesIO(body), weights_only=True)
+        replaced = change(saved)
+        if replaced is None:
+            file = io.BytesIO()
+            torch.save(saved, file)
+            replaced = file.getvalue()
+        fields = json.loads(head) | {"checksum": xxhash.xxh3_128_hexdigest(replaced)}
+        return json.dumps(fields).encode() + b"\n" + replaced
+
+    return damage
+
+
+def another_shape(saved):
+    saved["loop"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+
+
 DAMAGES = {
+    "no state of PyTorch": signed(lambda saved: b"PK garbage"),
+    "code in a pickle": signed(lambda saved: pickle.dumps(print)),
+    "no progress": signed(lambda saved: saved["loop"].__delitem__("progress")),
+    "no curve": signed(lambda saved: saved["curve"].clear()),
+    "another model": signed(lambda saved: saved["loop"]["model"].__delitem__("head.bias")),
+    "another shape": signed(another_shape),
+    "a step beyond the run": signed(lambda saved: saved["loop"]["progress"].update(step=10**6)),
+    "weights that are none": signed(lambda saved: saved["loop"]["progress"].update(best_weights={"x": 1})),
     "torn": lambda content: content[: len(content) // 2],
     "empty": lambda content: b"",
     "a flipped bit": lambda content: content[:-5000] + bytes([content[-5000] ^ 1]) + content[-4999:],

@@ -20,11 +20,11 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from scaling.data.batches.cachebuild import CacheBuild
-from scaling.data.batches.cachefolder import LOCK, hold, open_file, read_file, split_folder
+from scaling.data.batches.cachefolder import LOCK, hold, open_file, read_file, split_folder, written_to
 from scaling.data.batches.decode import channels
 from scaling.data.batches.noise import FixedNoise
 from scaling.data.shards.manifest import Manifest
-from scaling.errors import UserError
+from scaling.errors import NodeError, UserError
 from scaling.files import Location, private_folder, user_cache
 
 CACHE_LIMIT = "SCALING_CACHE_LIMIT"
@@ -124,21 +124,25 @@ def map_split(
             used splits that nobody uses are evicted.
 
     Raises:
-        UserError: The split is shorter, a shard is damaged, the disk or the limit has no room, or the cache is not a
-            folder of this user alone.
+        UserError: The split is shorter, or a shard is damaged.
+        NodeError: The disk or the limit has no room, or the cache cannot be written or is not of this user alone.
     """
     manifest = Manifest.load(shards)
     parts = len(manifest.leading_shards(split, num_rows))
     limit = cache_limit() if limit is None else limit
-    root = private_folder(cache_root or default_cache_root())
+    try:
+        root = private_folder(cache_root or default_cache_root())
+    except UserError as error:
+        raise NodeError(str(error)) from error
     folder = split_folder(root, manifest, split)
-    held = hold(folder)
+    with written_to(root):
+        held = hold(folder)
     try:
         build = CacheBuild(manifest=manifest, split=split, num_shards=parts, folder=folder, noise=noise)
         if build.lacking():
             build.run(root / LOCK, limit)
             if build.lacking():
-                raise UserError(f"{folder}: what was written is not what is read back: name a cache on another disk")
+                raise NodeError(f"{folder}: what was written is not what is read back: name a cache on another disk")
         spectra = _map(build.path, (num_rows, channels(noise), manifest.pixels))
     except BaseException:
         os.close(held)

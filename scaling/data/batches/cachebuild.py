@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from scaling.data.batches.cachefolder import MARKS, PARAMS, Mark, allocated, locked, make_room, no_room, open_file
+from scaling.data.batches.cachefolder import MARKS, PARAMS, Mark, allocated, locked, make_room, open_file, written_to
 from scaling.data.batches.decode import channels, shard_spectra
 from scaling.data.batches.noise import FixedNoise
 from scaling.data.shards.manifest import Manifest
-from scaling.files import is_full, private_folder, published
+from scaling.files import private_folder, published
 
 MAX_THREADS = 8
 READ_BYTES = 2**22
@@ -89,17 +89,12 @@ class CacheBuild:
             limit: Of the whole cache, in bytes; unused splits are evicted to stay below.
 
         Raises:
-            UserError: A shard is damaged, or there is no room; what is complete stays.
+            UserError: A shard is damaged.
+            NodeError: There is no room, or the disk cannot be written; what is complete stays.
         """
-        with locked(lock):
-            lacking = self.lacking()
-            try:
-                if lacking:
-                    self._fill(lacking, limit)
-            except OSError as error:
-                if not is_full(error):
-                    raise
-                raise no_room(lock.parent, "the disk filled up meanwhile; what is complete stays") from error
+        with written_to(lock.parent), locked(lock):
+            if lacking := self.lacking():
+                self._fill(lacking, limit)
 
     def _fill(self, lacking: dict[int, list[str]], limit: int | None) -> None:
         for name in (PARAMS, MARKS):

@@ -30,8 +30,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scaling.data.shards.manifest import SPLITS, Manifest
-from scaling.errors import UserError
-from scaling.files import FullError, json_bytes, published, size_text
+from scaling.errors import NodeError, UserError
+from scaling.files import is_full, json_bytes, published, size_text
 
 LOCK, IN_USE, PARAMS, MARKS = "lock", "in-use", "params", "marks"
 _NAME = re.compile(rf"(?:{'|'.join(SPLITS)})-[0-9a-f]+")
@@ -260,8 +260,7 @@ def make_room(root: Path, growth: int, limit: int | None) -> None:
     """Evict what is needed for a cache to grow by ``growth`` bytes and stay within a limit, all in bytes.
 
     Raises:
-        UserError: It cannot fit beside what is in use; nothing has been evicted then.
-        FullError: The disk has no such room.
+        NodeError: It cannot fit beside what is in use, nothing has been evicted then; or the disk has no such room.
     """
     if limit is not None:
         used = sum(split.num_bytes for split in cached_splits(root) if split.in_use)
@@ -269,7 +268,7 @@ def make_room(root: Path, growth: int, limit: int | None) -> None:
             evict(root, limit - growth)
             used = sum(split.num_bytes for split in cached_splits(root))
         if used + growth > limit:
-            raise UserError(
+            raise NodeError(
                 f"{root}: {size_text(growth)} more is needed, {size_text(used)} is in use, and the cache's limit is "
                 f"{size_text(limit)}: raise the limit ($SCALING_CACHE_LIMIT), or end other runs on this node"
             )
@@ -277,9 +276,23 @@ def make_room(root: Path, growth: int, limit: int | None) -> None:
         raise no_room(root, f"{size_text(growth)} more is needed and {size_text(free)} is free")
 
 
-def no_room(root: Path, what: str) -> FullError:
+@contextmanager
+def written_to(root: Path) -> Iterator[None]:
+    """Errors of the system for a cache's disk that is full or read-only become the node's."""
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise no_room(root, "the disk filled up meanwhile; what is complete stays") from error
+        inside = Path(os.fsdecode(error.filename or "")).is_relative_to(root)
+        if error.errno == errno.EROFS or (inside and isinstance(error, PermissionError)):
+            raise NodeError(
+                f"{root}: cannot be written ({error.strerror}): name another folder with --cache"
+            ) from error
+        raise
+
+
+def no_room(root: Path, what: str) -> NodeError:
     """The error to raise where the disk of a cache is full."""
-    return FullError(
-        f"{root}: no room for the node's copy: {what}: set SCALING_CACHE to a folder on a larger disk, "
-        "or remove unused splits with `scaling cache --evict`"
-    )
+    remedy = "set SCALING_CACHE to a folder on a larger disk, or remove unused splits with `scaling cache --evict`"
+    return NodeError(f"{root}: no room for the node's copy: {what}: {remedy}")

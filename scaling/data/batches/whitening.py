@@ -22,7 +22,7 @@ from scaling.data.batches.worker import Worker
 from scaling.data.shards.manifest import Manifest
 from scaling.data.shards.shard import column_values, row_groups
 from scaling.data.spectra import ERROR, FLUX
-from scaling.errors import UserError
+from scaling.errors import NodeError
 from scaling.files import Location, private_folder, published
 
 WHITENING_ROWS = 65_536
@@ -58,7 +58,8 @@ def fit_whitening(
             the one file in its cache; other nodes' agree to rounding.
 
     Raises:
-        UserError: A shard is damaged, or the map cannot be written.
+        UserError: A shard is damaged.
+        NodeError: The map cannot be written.
     """
     manifest = Manifest.load(shards)
     settings = (kind, components, rules.input_norm, float(rules.noise_level), WHITENING_ROWS, EIGENVALUE_FLOOR)
@@ -76,7 +77,7 @@ def fit_whitening(
                 temporary.write_bytes(xxhash.xxh3_128_digest(content.getbuffer()) + content.getbuffer())
             return found
     except OSError as error:
-        raise UserError(f"{path}: cannot be kept ({error.strerror}): set SCALING_CACHE to another folder") from error
+        raise NodeError(f"{path}: cannot be kept ({error.strerror}): set SCALING_CACHE to another folder") from error
     finally:
         os.close(held)
 

@@ -16,7 +16,7 @@ import pytest
 
 from scaling.data.batches import cachebuild, cachefolder
 from scaling.data.batches.cache import map_split
-from scaling.errors import UserError
+from scaling.errors import NodeError, UserError
 from tests.data.batches.caching import flip, folder_of, marks, stamps
 
 ALL = {"spectra": [0, 1, 2], "params": [0, 1, 2]}
@@ -127,7 +127,7 @@ def test_a_damaged_shard_is_named_and_the_others_stay(own_shards, training, tmp_
 
 def test_a_disk_without_room_is_refused_at_once(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(cachefolder.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 999, 1))
-    with pytest.raises(UserError, match=r"1 bytes is free: set SCALING_CACHE to a folder on a larger disk"):
+    with pytest.raises(NodeError, match=r"1 bytes is free: set SCALING_CACHE to a folder on a larger disk"):
         map_split(shards, "train", 1, tmp_path)
     assert not list(tmp_path.rglob("*.f32"))
 
@@ -139,7 +139,7 @@ def test_a_disk_that_fills_while_building_leaves_what_is_complete(shards, traini
     (disk / "other").write_bytes(bytes(1_500_000))
     with monkeypatch.context() as patch:
         patch.setattr(cachefolder.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 10**9))
-        with pytest.raises(UserError, match=r"the disk filled up meanwhile; what is complete stays.*SCALING_CACHE"):
+        with pytest.raises(NodeError, match=r"the disk filled up meanwhile; what is complete stays.*SCALING_CACHE"):
             map_split(shards, "train", 300, disk / "cache")
     assert marks(disk / "cache") == {"spectra": [0], "params": [0]}
     (disk / "other").unlink()
@@ -233,6 +233,6 @@ def test_a_root_that_others_may_write_to_or_that_is_a_link_is_refused(shards, tm
     shared.chmod(0o777)
     link.symlink_to(tmp_path)
     for root in (shared, link):
-        with pytest.raises(UserError, match="must be a real folder of yours"):
+        with pytest.raises(NodeError, match="must be a real folder of yours"):
             map_split(shards, "train", 1, root)
     assert list(shared.iterdir()) == []

@@ -148,7 +148,7 @@ def test_a_read_that_fails_once_with_arrows_own_error_is_made_again(
 
 
 def test_an_endpoint_where_nothing_answers_is_one_line(sources, s3_server, tmp_path, free_port, here, monkeypatch):
-    monkeypatch.setattr("scaling.folder.ATTEMPTS", 1)
+    monkeypatch.setenv("SCALING_PATIENCE", "0")
     dest = s3.location(free_port, "x")
     for call in (lambda: convert(dest, **sources, **SETTINGS),):
         started = time.monotonic()

@@ -210,17 +210,10 @@ def test_many_rows_take_no_more_memory_than_their_parameters(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [
-        ("train", 0),
-        ("seed", -1),
-        ("pixels", 1000),
-        ("mag_range", (22.5, 20.5)),
-        ("mag_range", (20.0, float("nan"))),
-        ("train_files", 0),
-    ],
+    [("pixels", 1000), ("mag_range", (22.5, 20.5)), ("train_files", 10**6)],
 )
 def test_fields_are_checked(field, value):
-    with pytest.raises(UserError, match=rf"Simulation\.{field} is .*: give"):
+    with pytest.raises(UserError, match=rf"Simulation\.{field} = .*: give"):
         Simulation(**{field: value})
 
 

@@ -1,0 +1,149 @@
+"""The sweep as one run of Ray Tune: its searcher, its scheduler, and a trial as Tune runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import FIFOScheduler
+
+from scaling.data.batches.cache import cache_limit
+from scaling.data.shards.manifest import Manifest
+from scaling.errors import NodeError, UserError
+from scaling.files import FullError
+from scaling.sweep.code import code_hash
+from scaling.sweep.journal import Journal
+from scaling.sweep.nodes import Nodes, check_placements, choose_access, maps_bytes
+from scaling.sweep.progress import Progress
+from scaling.sweep.rates import Rates
+from scaling.sweep.search import Result, SweepSearch
+from scaling.sweep.sweep import Sweep
+from scaling.sweep.trial import Trial, describe_exception
+
+DRIVER_MEMORY = float(2**30)
+"""Of the process that waits for Ray Train's workers."""
+
+
+def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *, may_grow: bool) -> Rates:
+    """Run every trial that is due until none is, on the cluster that Ray is connected to. Returns all rows.
+
+    Args:
+        sweep: The study, its data and its store.
+        say: Called with each line of progress.
+        callbacks: Tune's, to log trials elsewhere.
+        may_grow: Whether other nodes may join the cluster: what does not fit it yet is then waited for, and asked of an autoscaler.
+
+    Raises:
+        UserError: if a cell can never run on this cluster, no node is usable, all trials fail alike, or the store is full.
+    """
+    study, folder = sweep.study, sweep.folder
+    gpus_needed = any(place.gpus for place in study.placements)
+    nodes = Nodes(sweep.shards, sweep.cache_root, say, gpus_needed=gpus_needed, code=code_hash())
+    offers = nodes.wait_for_first()
+    if not may_grow:
+        check_placements(study, offers)
+    manifest = Manifest.load(sweep.shards)
+    access = choose_access(study, manifest, offers, cache_limit())
+    nodes.room_needed = maps_bytes(study, manifest, access)
+    sweep = dataclasses.replace(sweep, access=access)
+    if streamed := [n for n, way in access.items() if way == "streamed"]:
+        say(f"{', '.join(f'{n:,}' for n in streamed)} spectra are streamed from the shards; no node keeps a copy")
+    rates = sweep.rates()
+    rows = [row for rows in rates.rows.values() for row in rows.values()]
+    with Progress(study, rows, say, devices=nodes.devices, remaining=rates.remaining) as progress:
+        search = SweepSearch(
+            study,
+            sweep.trial,
+            rates,
+            nodes,
+            Journal(study, folder.journal, rows),
+            progress,
+            _request if may_grow else lambda bundles: None,
+        )
+        tune.Tuner(
+            tune.with_resources(_trainable, _resources),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=Referee(search),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.config["trial"].key,
+                trial_dirname_creator=lambda trial: f"{trial.config['trial'].key}-{trial.trial_id}",
+            ),
+            run_config=tune.RunConfig(
+                name="tune", storage_path=folder.tune_storage, verbose=0, callbacks=[Starts(search), *callbacks]
+            ),
+        ).fit()
+    if may_grow:
+        _request([])
+    if search.stopped:
+        raise UserError(search.stopped)
+    folder.clear_ray_train_storage()
+    return rates
+
+
+def _request(bundles: list[dict[str, float]]) -> None:
+    """Ask an autoscaler, where there is one, for room for these; it keeps what it was asked for until it is asked anew."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=bundles)
+
+
+def _trainable(config: dict[str, Any]) -> dict[str, Any]:
+    """A trial as Tune runs it. It never raises: what went wrong is for the searcher to decide on."""
+    trial: Trial = config["trial"]
+    try:
+        row = trial.run(tune.report, TuneReportCallback)
+    except FullError as error:
+        return {"full": str(error)}
+    except NodeError as error:
+        return {"node": str(error), "node_id": error.node or trial.nodes[0]}
+    except UserError as error:
+        return {"mistake": str(error)}
+    except Exception as error:
+        return {"failure": describe_exception(error)}
+    seconds = {"device_seconds": row.device_seconds, "mfu": row.mfu}
+    return {"row": row.to_json(), row.measure.val: row.val_error, row.measure.test: row.test_error, **seconds}
+
+
+def _resources(config: dict[str, Any]) -> Any:
+    """The devices of a trial, on the node it was given."""
+    trial: Trial = config["trial"]
+    placement = trial.study.placement(trial.cell)
+    # Ray Train asks for the workers' devices itself. The driver waits, and must not hold a CPU they may need.
+    own = {"CPU": placement.cpus, "GPU": placement.gpus} if placement.host == "process" else {"memory": DRIVER_MEMORY}
+    return tune.PlacementGroupFactory([own], bundle_label_selector=[{"ray.io/node-id": trial.nodes[0]}])
+
+
+class Referee(FIFOScheduler):
+    """Tune's scheduler, in the order trials were handed out; it stops those that the searcher gives up where they are."""
+
+    def __init__(self, search: SweepSearch) -> None:
+        super().__init__()
+        self.search = search
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Stop what is overdue; then as ever."""
+        if overdue := set(self.search.overdue()):
+            for trial in [trial for trial in tune_controller.get_live_trials() if trial.trial_id in overdue]:
+                tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
+
+    def __getstate__(self) -> Result:
+        """Tune pickles its scheduler into its own snapshot, which we never read."""
+        return {}
+
+
+class Starts(Callback):
+    """Tells the searcher which trials have a process."""
+
+    def __init__(self, search: SweepSearch) -> None:
+        self.search = search
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune."""
+        self.search.on_trial_start(trial.trial_id)
