@@ -1,1 +1,1 @@
-"""What is declared: the study, its plan, its data and its store."""
+"""What is declared: the study, its data and its store."""

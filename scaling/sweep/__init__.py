@@ -1,1 +1,1 @@
-"""What runs: learning rates, nodes, admission, trials and their rows, progress."""
+"""What is planned and runs: the plan, learning rates, nodes, admission, trials and their rows, progress."""

@@ -167,18 +167,22 @@ def require(
         cache_limit: Bytes that a node's maps may take.
     """
     study, manifest = plan.study, known_shards(plan.study, store)
-    workers, largest, problems = dict[str, Needs](), dict[Placement, Needs](), []
+    workers: dict[str, Needs] = {}
+    largest: dict[Placement, Needs] = {}
+    unfit: dict[tuple[int, Placement], tuple[int, str]] = {}
     for cell in study.cells():
-        place = study.placement(cell)
+        place, name = study.placement(cell), f"w{cell.width}"
         share = max(0, int(min(1.0, place.gpus) * (gpu_memory or 0)) - CONTEXT) if place.gpus else 0
         needs = device_needs(study, cell.width, place, cell.num_spectra, manifest, share)
-        workers[f"w{cell.width}"] = max(workers.get(f"w{cell.width}", needs), needs, key=lambda each: each.total)
+        workers[name] = max(workers.get(name, needs), needs, key=lambda each: each.total)
         largest[place] = max(largest.get(place, needs), needs, key=lambda each: each.total)
-        if gpu_memory and place.gpus and (problem := too_large(needs, share, place, f"w{cell.width}")):
-            problems.append(problem)
+        if gpu_memory and place.gpus and (problem := too_large(needs, share, place, name)):
+            key = (cell.width, place)
+            unfit[key] = max(unfit.get(key, (0, "")), (needs.total, problem))
+    problems = [problem for _, problem in unfit.values()]
     node = node_needs(study, plan.cluster, manifest, largest, cache_limit)
     problems += [node.problem] if node.problem else []
-    return Requirements(workers=workers, node=node, problems=tuple(dict.fromkeys(problems)))
+    return Requirements(workers=workers, node=node, problems=tuple(problems))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,15 +201,15 @@ def within(plan: Plan, budget: float, costs: Costs) -> Trimmed:
     Raises:
         UserError: as `trim`.
     """
+    made = {plan.study: plan}
 
     def hours(study: Study) -> dict[Cell, float]:
-        smaller = plan if study == plan.study else make_plan(study, costs, plan.cluster)
-        return {cell.cell: cell.device_hours for cell in smaller.cells}
+        if study not in made:
+            made[study] = make_plan(study, costs, plan.cluster)
+        return {cell.cell: cell.device_hours for cell in made[study].cells}
 
     study = trim(plan.study, budget, hours)
     target = (max(cell.num_params for cell in plan.cells), plan.study.data.num_spectra[-1])
     full = forecast_precision(plan.study, target)
-    if study == plan.study:
-        return Trimmed(budget=budget, plan=plan, full=full, trimmed=full)
-    smaller = make_plan(study, costs, plan.cluster)
-    return Trimmed(budget=budget, plan=smaller, full=full, trimmed=forecast_precision(study, target))
+    trimmed = full if study == plan.study else forecast_precision(study, target)
+    return Trimmed(budget=budget, plan=made[study], full=full, trimmed=trimmed)

@@ -140,17 +140,17 @@ def rungs_to_time(study: Study) -> dict[Placement, list[int]]:
     return {place: sorted({min(mine), max(mine), *({middle} & mine)}) for place, mine in widths.items()}
 
 
-def _time_rungs(study: Study, place: Placement, widths: list[int]) -> list[Speed]:
+def _time_rungs(study: Study, place: Placement, widths: list[int], seconds: float) -> list[Speed]:
     """A task: its process has the devices of one worker."""
     if not place.gpus:
         torch.set_num_threads(max(1, int(place.cpus)))
     device = cuda_device() if place.gpus else torch.device("cpu")
     time_rung(study, widths[0], place, device, 0.0)  # what a process does once is none of a trial's, which reuses it
-    return [time_rung(study, width, place, device) for width in widths]
+    return [time_rung(study, width, place, device, seconds) for width in widths]
 
 
-def measure(study: Study, say: Callable[[str], None]) -> list[Speed]:
-    """Time rungs on a node of each kind that the cluster has, which Ray is connected to.
+def measure(study: Study, say: Callable[[str], None], seconds: float = SECONDS) -> list[Speed]:
+    """Time rungs, for some seconds each, on a node of each kind that the cluster has, which Ray is connected to.
 
     As many tasks run side by side as workers would: what they take from each other is measured too. What workers of one trial
     exchange is not.
@@ -175,17 +175,17 @@ def measure(study: Study, say: Callable[[str], None]) -> list[Speed]:
             copies = min(MAX_COPIES, math.floor(min(fitting) + 1e-9))
             if not copies:
                 continue
-            say(
-                f"timing w{', w'.join(map(str, widths))} on {node['NodeManagerHostname']}: {copies} x {place.describe()}"
-            )
+            each = f"{place.gpus:g} GPU and " * (place.gpus > 0) + f"{place.cpus:g} CPU"
+            host = node["NodeManagerHostname"]
+            say(f"timing w{', w'.join(map(str, widths))} on {host}: {copies} workers of {each} side by side")
             task = ray.remote(_time_rungs).options(
                 num_cpus=place.cpus, num_gpus=place.gpus, scheduling_strategy=on_node
             )
             try:
-                runs = ray.get([task.remote(study, place, widths) for _ in range(copies)])
+                runs = ray.get([task.remote(study, place, widths, seconds) for _ in range(copies)])
             except ray.exceptions.RayError as error:
                 reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
-                say(f"node {node['NodeManagerHostname']}: cannot be timed ({reason})")
+                say(f"node {host}: cannot be timed ({reason})")
                 continue
             found += [_median(list(copy)) for copy in zip(*runs, strict=True)]
     if not found:

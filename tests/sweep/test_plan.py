@@ -14,7 +14,7 @@ from scaling.sweep.describe import describe, describe_trimmed, to_json
 from scaling.sweep.modelled import RAY_TRAIN_SECONDS, Cluster, simulate, smallest_cluster
 from scaling.sweep.needs import activation_bytes, device_needs, known_shards, node_needs, too_large
 from scaling.sweep.plan import make_plan, planned_cluster, require, within
-from scaling.sweep.timing import rungs_to_time, time_rung
+from scaling.sweep.timing import measure, rungs_to_time, time_rung
 from scaling.sweep.trim import forecast_precision, trim
 from tests.study.example import example_row, example_study
 
@@ -111,6 +111,16 @@ def test_a_timing_run_is_of_the_real_step(speed):
     assert list(rungs_to_time(study).values()) == [[4, 16], [32]]
 
 
+@pytest.mark.ray
+def test_rungs_are_timed_on_the_nodes_of_a_cluster(ray_cluster):
+    said = []
+    found = measure(example_study(widths=(4,)), said.append, seconds=0.0)
+    assert [(speed.width, speed.share, speed.gpu) for speed in found] == [(4, 1.0, False)]
+    assert "workers of 1 CPU side by side" in said[0]
+    with pytest.raises(UserError, match="--measure: no node"):
+        measure(example_study(placements=(Placement(gpus=1),)), said.append, seconds=0.0)
+
+
 @pytest.mark.parametrize(
     ("precision", "changes"),
     [("fp32", {}), ("bf16", {}), ("fp32", {"dropout": 0.1, "attention_dropout": 0.1}), ("bf16", {"positions": "rope"})],
@@ -138,6 +148,13 @@ def test_what_does_not_fit_a_gpu_is_said_with_the_knob():
     )
     assert "a GPU of more memory" in too_large(needs, 1000, place, "w8")
     assert "access='mapped'" in too_large(needs, needs.total - 1, place, "w8")
+
+
+def test_each_rung_that_no_gpu_holds_is_named_once():
+    study = example_study(placements=(Placement(gpus=0.5),))
+    problems = require(make_plan(study), gpu_memory=1.001e9).problems
+    assert [problem.split(":")[0] for problem in problems] == ["w4", "w8"]
+    assert not require(make_plan(study), gpu_memory=3e9).problems
 
 
 def test_a_node_needs_its_maps_or_streams():
