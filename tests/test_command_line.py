@@ -212,6 +212,7 @@ def test_inspect_of_nothing_known(capsys, tmp_path):
 def test_wrong_numbers_on_the_command_line(capsys, tmp_path):
     assert "mfu" in mistake(capsys, "plan", "experiments.demo", "--mfu", 20)
     assert "--store" in mistake(capsys, "plan", "experiments.demo", "--measure")
+    assert "at most 10000" in mistake(capsys, "plan", "experiments.demo", "--nodes", 10**9)
     assert "--nodes 0" in mistake(capsys, "plan", "experiments.demo", "--nodes", 0)
     assert "--gpus-per-node" in mistake(
         capsys, "plan", "experiments.bosz_1m", "--cpus-per-node", 8, "--gpus-per-node", 0

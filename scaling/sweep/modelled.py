@@ -27,6 +27,7 @@ from scaling.sweep.rates import Rates
 
 RAY_TRAIN_SECONDS = 20.0
 """Until the workers of a trial under Ray Train begin; 9 to 20 s were measured."""
+MAX_NODES = 10_000
 CURVATURE, DRIFT = 0.05, (0.2, 0.1)
 """Of the modelled log error in the log rate, and by which powers of the width and of D the best rate differs from the declared one."""
 
@@ -40,7 +41,15 @@ class Cluster:
     gpus: float
 
     def offers(self) -> list[Node]:
-        """The nodes as the searcher sees them."""
+        """The nodes as the searcher sees them.
+
+        Raises:
+            UserError: they are too many to simulate.
+        """
+        if self.nodes > MAX_NODES:
+            raise UserError(
+                f"a cluster of {self.nodes} nodes: at most {MAX_NODES} are planned for; give fewer with --nodes"
+            )
         return [Node(id=f"n{i}", host=f"n{i}", cpus=self.cpus, gpus=self.gpus, room=0) for i in range(self.nodes)]
 
     def lacks(self, study: Study) -> Cell | None:
