@@ -159,16 +159,16 @@ class TrialFolder:
 
     def read_row(self) -> Row | None:
         """The trial's row, if it is finished."""
-        return self._row("row.json")
+        return self.read("row.json")
 
     def read_rows(self) -> list[Row]:
         """The trial's row and those of its branches, as far as they are there."""
         there = {*self.store.files(self.path), *(["row.json"] if self.store.local else [])}
-        found = [self._row(name) for name in sorted(there) if name.startswith("row") and name.endswith(".json")]
+        found = [self.read(name) for name in sorted(there) if name.startswith("row") and name.endswith(".json")]
         return [row for row in found if row is not None]
 
-    def _row(self, name: str) -> Row | None:
-        """A row of this trial, if it is there.
+    def read(self, name: str) -> Row | None:
+        """The row in a file of the trial's folder, if it is there.
 
         Raises:
             UserError: What is there is no row, or another trial's.
