@@ -28,7 +28,7 @@ from scaling.parse import Positive, parse, parse_object
 
 SNR_LABEL = "signal to noise of the spectrum"
 BIN = ["low", "high", "count", "mae_dex", "rmse_dex"]
-REMEDY = "make the limit again with `scaling limit --json`"
+REMEDY = "make the limit again with `scaling limit --json`, or remove it"
 
 
 def _bins(lines: Any) -> pd.DataFrame:

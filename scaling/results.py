@@ -146,7 +146,7 @@ class Row:
     device: str
     skipped_steps: Natural
     device_seconds: Amount
-    wall_seconds: Amount
+    wall_seconds: MaybeNaN  # by a clock that may be set back
     samples_per_second: Amount
     peak_flops: Amount
     mfu: Amount

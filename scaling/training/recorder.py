@@ -167,10 +167,11 @@ def other_configuration(place: str) -> str:
 
 
 def _unpacked(body: bytes) -> tuple[list[Metrics], State]:
-    """The curve and the loop's state. A curve that could not be written again is an error."""
+    """The curve and the loop's state; an error of any kind where it is not both."""
     saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     curve = saved["curve"]
-    _csv(curve), curve_events(curve, {})
+    if not [float(point[name]) for point in curve for name in ("step", "time", "budget_share", *point)]:
+        raise ValueError("no curve")
     return curve, saved["loop"]
 
 
