@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from scaling.errors import UserError
 from scaling.files import user_cache
-from scaling.folder import Folder, side_by_side
+from scaling.folder import Folder
 from scaling.results import ERROR_RATE, MAE, Row, to_table
+from scaling.retry import side_by_side
 
 FULL = "no room: "
 """How an error that a trial leaves in words begins where the disk was full: its searcher is another process."""
