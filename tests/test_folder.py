@@ -10,10 +10,9 @@ import time
 
 import pytest
 
-from scaling import folder as module
 from scaling.errors import UserError
 from scaling.files import FullError
-from scaling.folder import PATIENCE, Folder, patient, retrying
+from scaling.folder import Folder
 from tests import s3
 
 LONGEST_SECONDS = 15
@@ -115,77 +114,6 @@ def test_an_object_is_written_by_one_request_and_read_by_two_of_one_client(s3_se
         assert first.read("x/y/z") == b"1"
         assert [method for method, _ in proxy.requests] == ["PUT", "PUT", "HEAD", "GET"]
         assert first._open()[0] is second._open()[0]
-
-
-class Clock:
-    """Time that passes only in waits, which are kept."""
-
-    def __init__(self):
-        self.now, self.waits = 0.0, []
-
-    def monotonic(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.waits.append(seconds)
-        self.now += seconds
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    monkeypatch.setattr(module, "time", Clock())
-    return module.time
-
-
-def failing(error, times=10**6, seconds=0.0):
-    """A function that fails so many times, each after so many seconds, and a list of its calls."""
-    calls = []
-
-    def function():
-        calls.append(None)
-        if len(calls) <= times:
-            module.time.now += seconds
-            raise error
-        return len(calls)
-
-    return function, calls
-
-
-def test_passing_errors_are_tried_again_with_growing_waits_up_to_the_limit(clock):
-    function, _ = failing(OSError("connection reset"), times=2)
-    assert retrying(function) == 3
-    assert clock.waits == [0.5, 1.0]
-    function, calls = failing(OSError("timed out"), seconds=6)
-    with pytest.raises(OSError, match="timed out"):
-        retrying(function)
-    assert len(calls) == 2
-
-
-def test_a_sweep_waits_through_an_outage_of_half_a_minute(clock, monkeypatch):
-    monkeypatch.delenv(PATIENCE, raising=False)
-    function, _ = failing(OSError("connection reset"), times=5, seconds=6)
-    with patient():
-        assert retrying(function) == 6
-    assert PATIENCE not in os.environ
-    monkeypatch.setenv(PATIENCE, "soon")
-    with pytest.raises(UserError, match="SCALING_PATIENCE = soon"), patient():
-        retrying(function)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        FileNotFoundError("a"),
-        PermissionError("a"),
-        OSError(28, "No space left on device"),
-        OSError("AWS Error ACCESS_DENIED during PutObject operation"),
-    ],
-)
-def test_lasting_errors_are_not_tried_again(clock, error):
-    function, calls = failing(error)
-    with pytest.raises(type(error)):
-        retrying(function)
-    assert len(calls) == 1
 
 
 def run_python(text, *arguments, file_limit=None):

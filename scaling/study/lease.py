@@ -148,7 +148,10 @@ class _Lease:
             with contextlib.suppress(OSError, UserError):  # out of reach or full: tried again, as others must try
                 found = self.folder.read(self.path)
                 if found is not None and Holder.parse(found) != self.me:
-                    self.lost = f"{self._taken(found)}; it took over because this one had not been heard of for a while"
+                    self.lost = (
+                        f"{self.place}: another `scaling run` ({Holder.parse(found)}) took this study over, as this one had "
+                        f"not renewed its lease for {self.seconds:g} s; see `scaling status`"
+                    )
                     if not self.ended.is_set():
                         self.stop()
                     return

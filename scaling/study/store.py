@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from scaling.errors import UserError
 from scaling.files import user_cache
-from scaling.folder import Folder, side_by_side
+from scaling.folder import Folder
 from scaling.results import ERROR_RATE, MAE, REMEDY, Row, to_table
+from scaling.retry import side_by_side
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ import filelock
 
 from scaling.errors import UserError
 from scaling.files import json_bytes
-from scaling.folder import patient
 from scaling.results import Row, to_table
+from scaling.retry import patient
 from scaling.study.declaration import Study, stable
 from scaling.study.lease import lease
 from scaling.study.prepare import is_prepared, keep_limit, prepare_data, shards_path

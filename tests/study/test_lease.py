@@ -102,7 +102,7 @@ def test_a_driver_whose_lease_was_taken_is_interrupted_and_says_so(tmp_path):
             time.sleep(30)
             pytest.fail("not interrupted")
 
-    with pytest.raises(UserError, match=r"process 7 on elsewhere.* took over") as raised:
+    with pytest.raises(UserError, match=r"process 7 on elsewhere.* took this study over") as raised:
         drive()
     assert "\n" not in str(raised.value)
     assert Holder.parse(folder.read(PATH)).pid == 7, "the other's stays"

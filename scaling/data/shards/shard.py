@@ -14,7 +14,8 @@ from numpy import ndarray
 from scaling.data.shards.manifest import CONVERT_AGAIN, Manifest, Shard
 from scaling.data.spectra import ERROR, FLUX, ROW_ID
 from scaling.errors import UserError
-from scaling.folder import Folder, retrying
+from scaling.folder import Folder
+from scaling.retry import retrying
 
 ROW_GROUP_ROWS = 512
 """A row group is what a reader decodes at once: 16 MiB at 4096 pixels, so that a prefix need not read a whole shard."""

@@ -131,7 +131,7 @@ def test_a_read_that_fails_once_with_arrows_own_error_is_made_again(
     dest = s3_server(tmp_path.name)
     convert(dest, **sources, **SETTINGS)
     failed, call = set(), Folder._call
-    monkeypatch.setattr("scaling.folder.FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("scaling.retry.FIRST_WAIT_SECONDS", 0.001)
 
     def flaky(folder, function, path):
         def once(filesystem, target):

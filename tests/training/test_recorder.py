@@ -1,0 +1,81 @@
+"""States and curves are written while the training continues."""
+
+import contextlib
+import threading
+
+import pytest
+import torch
+
+from scaling.training.recorder import Recorder
+
+
+class SlowFolder:
+    """Keeps what is written in memory, each state only when it may."""
+
+    def __init__(self):
+        self.may, self.state, self.curves, self.error = threading.Event(), None, [], None
+
+    def read_state(self):
+        return self.state
+
+    def write_state(self, content):
+        assert self.may.wait(60)
+        if self.error:
+            raise self.error
+        self.state = content
+
+    def write_progress(self, csv, events):
+        self.curves.append(csv)
+
+
+@pytest.fixture
+def folder():
+    return SlowFolder()
+
+
+@pytest.fixture
+def recorder(folder):
+    with contextlib.closing(Recorder(folder, "identity", "setting", lambda metrics: None, keeps=True)) as recorder:
+        yield recorder
+        folder.may.set()
+
+
+def report(recorder, weights, step):
+    recorder.report({"step": step, "budget_share": 1.0}, {"weights": weights})
+
+
+def test_a_state_is_that_of_its_report_whenever_it_is_written(folder, recorder):
+    weights = torch.zeros(3)
+    report(recorder, weights, 1)  # returns, though nothing is written
+    weights += 1
+    assert folder.state is None
+    folder.may.set()
+    recorder.flush()
+    again = Recorder(folder, "identity", "setting", lambda metrics: None, keeps=True)
+    assert again.load()["weights"].tolist() == [0, 0, 0]
+    assert [point["step"] for point in again.curve] == [1]
+
+
+def test_one_evaluation_is_written_at_a_time(folder, recorder):
+    report(recorder, torch.zeros(1), 1)
+    second = threading.Thread(target=report, args=(recorder, torch.zeros(1), 2))
+    second.start()
+    second.join(0.1)
+    assert second.is_alive(), "it waits for the first"
+    folder.may.set()
+    second.join()
+    recorder.flush()
+    assert [len(curve.splitlines()) for curve in folder.curves] == [2, 3]
+
+
+def test_an_error_of_the_thread_is_raised_at_the_next_report_or_flush(folder, recorder):
+    folder.error = OSError("unreachable")
+    folder.may.set()
+    report(recorder, torch.zeros(1), 1)
+    with pytest.raises(OSError, match="unreachable"):
+        report(recorder, torch.zeros(1), 2)
+    folder.error = None
+    report(recorder, torch.zeros(1), 3)
+    recorder.flush()
+    recorder.flush()
+    assert len(folder.curves) == 1
