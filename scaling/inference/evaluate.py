@@ -152,7 +152,9 @@ def check_anchor(folder: StudyFolder, shards: Location, rules: DataRules, name: 
         UserError: The study has no rows, or they were scored on other spectra or another noise, or D is not known.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise UserError(f"--name {name!r}: give at most 100 letters, digits, dots, dashes, underscores; it names a file")
+        raise UserError(
+            f"--name {name!r}: give at most 100 letters, digits, dots, dashes, underscores; it names a file"
+        )
     if num_spectra is None or num_spectra < 1:
         raise UserError(
             "the anchor's D, the number of spectra the model was trained on, is not known: give --num-spectra"
