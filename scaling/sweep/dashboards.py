@@ -207,7 +207,7 @@ def _report_server(folder: StudyFolder, study: Study, port: int) -> Iterator[Non
 
 def _status_page(folder: StudyFolder, study: Study) -> bytes:
     text, _ = study_status(folder, study)
-    parts = [part for line in text.splitlines() for part in line.split(" | ")]
+    parts = [part for line in text.removeprefix(f"{study.name}: ").splitlines() for part in line.split(" | ")]
     lines = "".join(f"<li>{html.escape(part)}</li>" for part in parts)
     return STATUS_PAGE.format(name=study.name, question=html.escape(study.question), lines=lines).encode()
 

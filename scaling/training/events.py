@@ -18,7 +18,7 @@ Metrics = Mapping[str, float]
 HParams = Mapping[str, float | str]
 CURVE = "curve"
 """TensorBoard groups by what stands before a slash, in alphabetical order: curves come before final metrics."""
-NOT_DRAWN = ("step", "time", "budget_share")
+NOT_DRAWN = ("step", "time", "budget_share", "epoch", "train_seconds")
 
 
 def curve_events(curve: list[dict[str, float]], settings: HParams) -> bytes:

@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from scaling.study.declaration import Search
-from scaling.sweep.journal import Journal
+from scaling.sweep.journal import Journal, sweep_page
 from tests.study.example import example_row, example_study
 
 STUDY = example_study(search=Search(trials=3))
@@ -72,6 +72,8 @@ def test_the_sweeps_study_tells_what_a_trial_cost_and_is_named_by_its_metric(pat
         "mfu": 0.1,
     }
     assert study.metric_names == ["val_mae_dex"]
+    assert sweep_page(path, "example") == "studies/0"
+    assert sweep_page(path, "another") == ""
 
 
 def test_what_a_killed_driver_left_running_waits_until_it_is_handed_out_again(path):
