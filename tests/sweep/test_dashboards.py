@@ -75,7 +75,7 @@ def test_all_pages_answer_and_a_signal_ends_them(folder, module, ports):
             lines = [served.stdout.readline().strip() for _ in range(4)]
             assert [line.split()[-1] for line in lines[:3]] == [
                 f"http://127.0.0.1:{ports}/#hparams",
-                f"http://127.0.0.1:{ports + 1}/dashboard/",
+                f"http://127.0.0.1:{ports + 1}/dashboard/studies/0",
                 f"http://127.0.0.1:{ports + 2}/",
             ]
             assert "TensorBoard" in get(f"http://127.0.0.1:{ports}/")
