@@ -50,6 +50,7 @@ class Attempt:
     handed_out: float
     begun: bool = False
     step: float = -1.0
+    ended: float = 0.0
     result: Result = field(default_factory=dict)
 
 
@@ -157,7 +158,8 @@ class SweepSearch(Searcher):
             lost = attempt.placement.min_workers is None and not there.issuperset(attempt.nodes)
             if late:
                 self.busy |= dict.fromkeys(attempt.nodes, now + BUSY_SECONDS)
-            if late or (lost and attempt.placement.host == "ray_train") or (lost and not attempt.begun):
+            if late or (lost and (attempt.placement.host == "ray_train" or not attempt.begun)):
+                attempt.begun = False  # no fault of the trial's, and no row to wait for
                 found.append(trial_id)
         return found
 
@@ -167,7 +169,7 @@ class SweepSearch(Searcher):
         if attempt is None:
             return
         self.admission.end(trial_id)
-        attempt.result = attempt.result | (result or {})
+        attempt.result, attempt.ended = attempt.result | (result or {}), self.clock()
         self.unsettled.append(attempt)
         self.next_try = 0.0
         self._settle()
@@ -177,9 +179,11 @@ class SweepSearch(Searcher):
         if not self.unsettled or self.clock() < self.next_try:
             return
         waiting, self.unsettled = self.unsettled, []
+        self.next_try = self.clock() + 1.0
         for attempt in waiting:
             try:
-                self._conclude(attempt)
+                if not self._conclude(attempt):
+                    self.unsettled.append(attempt)
             except FullError as error:
                 self.stopped = str(error)
             except OSError as error:
@@ -187,7 +191,8 @@ class SweepSearch(Searcher):
                 self.progress.say(f"the store does not answer ({error}); trying again")
                 self.next_try = self.clock() + SETTLE_SECONDS
 
-    def _conclude(self, attempt: Attempt) -> None:
+    def _conclude(self, attempt: Attempt) -> bool:
+        """Take in what an attempt left; False as long as its row may still show."""
         trial, said = attempt.trial, attempt.result
         if "row" in said:
             self._finished(trial, Row.from_json(said["row"], trial.key))
@@ -198,16 +203,24 @@ class SweepSearch(Searcher):
             self._again(trial, said["node"])
         elif "mistake" in said:  # such as a damaged shard: trying again would not help
             self._finished(trial, trial.fail(said["mistake"]))
-        elif (row := trial.output.await_row(0.0 if "failure" in said else SETTLE_SECONDS)) is not None:
+        elif (row := trial.output.await_row(0.0)) is not None:
             self._finished(trial, row)
+        elif "failure" in said or not attempt.begun or self.clock() - attempt.ended >= SETTLE_SECONDS:
+            self._failed(attempt)
         else:
-            reason = said.get("failure") or f"its process on {self.nodes.hosts(attempt.nodes)} ended without a word"
-            if attempt.begun:
-                self.failures[trial.key] += 1
-            if self.failures[trial.key] < ATTEMPTS:
-                self._again(trial, reason if attempt.begun else "")
-            else:
-                self._finished(trial, trial.fail(reason))
+            return False
+        return True
+
+    def _failed(self, attempt: Attempt) -> None:
+        """Hand a trial out again that left nothing, or give it up."""
+        trial, where = attempt.trial, self.nodes.hosts(attempt.nodes)
+        reason = attempt.result.get("failure") or f"its process on {where} ended without a word"
+        if attempt.begun:
+            self.failures[trial.key] += 1
+        if self.failures[trial.key] < ATTEMPTS:
+            self._again(trial, reason if attempt.begun else "")
+        else:
+            self._finished(trial, trial.fail(reason))
 
     def _again(self, trial: Trial, reason: str) -> None:
         """Hand a trial out once more; it resumes from its last state."""
@@ -241,20 +254,9 @@ class SweepSearch(Searcher):
         """What comes first: cells that all others wait for, then the longest way to a cell's end."""
         placement, recipe = self.study.placement(cell), self.study.recipe
         share = placement.workers * (min(1.0, placement.gpus) or placement.cpus)
-        seconds = (
-            forward_flops(self.study.model(cell.width))
-            * recipe.budget.steps(cell.num_spectra, recipe.batch_size)
-            / share
-        )
-        rounds = self.rates.rounds(cell)
-        return (
-            cell not in self.rates.anchors,
-            -seconds * rounds,
-            -cell.num_spectra,
-            cell.width,
-            cell.seed,
-            number,
-        )
+        steps = recipe.budget.steps(cell.num_spectra, recipe.batch_size)
+        way = forward_flops(self.study.model(cell.width)) * steps / share * self.rates.rounds(cell)
+        return (cell not in self.rates.anchors, -way, -cell.num_spectra, cell.width, cell.seed, number)
 
     def _say_waiting(self, now: float, offers: list[Any]) -> None:
         """Say what is waited for once it has been for half a minute, and again now and then; stop when it is hopeless."""
@@ -262,7 +264,11 @@ class SweepSearch(Searcher):
         if self.live and not unfit:
             self.idle_since = now
         needed = unfit or [p for p, heap in self.ready.items() if heap]
-        self.ask_for([need for p in needed for need in bundles(p) for _ in self.ready[p][:100]])
+        # An autoscaler is told of all that the cluster is to hold, not of what is to be added.
+        wanted_too = [attempt.placement for attempt in self.live.values()] + [
+            p for p in needed for _ in self.ready[p][:100]
+        ]
+        self.ask_for([bundle for p in wanted_too for bundle in bundles(p)])
         waited = now - self.idle_since
         if waited < SAY_WAITING_SECONDS:
             return
@@ -283,8 +289,7 @@ class SweepSearch(Searcher):
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store is the state."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the store is the state."""
+    restore = save
 
     def __getstate__(self) -> Result:
         """Tune pickles its searcher into its own snapshot, which we never read."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from ray import tune
+from ray.autoscaler.sdk import request_resources
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.progress_reporter import TrialProgressCallback
@@ -53,48 +55,54 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
     sweep = dataclasses.replace(sweep, access=access)
     if streamed := [n for n, way in access.items() if way == "streamed"]:
         say(f"{', '.join(f'{n:,}' for n in streamed)} spectra are streamed from the shards; no node keeps a copy")
+    ask_for = _Request() if may_grow else lambda bundles: None
     rates = sweep.rates()
     rows = [row for rows in rates.rows.values() for row in rows.values()]
-    with Progress(study, rows, say, devices=nodes.devices, remaining=rates.remaining) as progress:
-        search = SweepSearch(
-            study,
-            sweep.trial,
-            rates,
-            nodes,
-            Journal(study, folder.journal, rows),
-            progress,
-            _request if may_grow else lambda bundles: None,
-        )
-        tune.Tuner(
-            tune.with_resources(_trainable, _resources),
-            tune_config=tune.TuneConfig(
-                search_alg=search,
-                scheduler=Referee(search),
-                num_samples=-1,
-                reuse_actors=True,
-                trial_name_creator=lambda trial: trial.config["trial"].key,
-                trial_dirname_creator=lambda trial: f"{trial.config['trial'].key}-{trial.trial_id}",
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=folder.tune_storage,
-                verbose=0,
-                callbacks=[Starts(search), JsonLoggerCallback(), *callbacks],
-            ),
-        ).fit()
-    if may_grow:
-        _request([])
+    with (
+        contextlib.closing(Journal(study, folder.journal, rows)) as journal,
+        Progress(study, rows, say, devices=nodes.devices, remaining=rates.remaining) as progress,
+    ):
+        search = SweepSearch(study, sweep.trial, rates, nodes, journal, progress, ask_for)
+        try:
+            _tuner(search, folder.tune_storage, callbacks).fit()
+        finally:
+            ask_for([])
     if search.stopped:
         raise UserError(search.stopped)
     folder.clear_ray_train_storage()
     return rates
 
 
-def _request(bundles: list[dict[str, float]]) -> None:
-    """Ask an autoscaler, where there is one, for room for these; it keeps what it was asked for until it is asked anew."""
-    from ray.autoscaler.sdk import request_resources
+def _tuner(search: SweepSearch, storage: str, callbacks: list[Any]) -> tune.Tuner:
+    return tune.Tuner(
+        tune.with_resources(_trainable, _resources),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=Referee(search),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["trial"].key,
+            trial_dirname_creator=lambda trial: f"{trial.config['trial'].key}-{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=storage,
+            verbose=0,
+            callbacks=[Starts(search), JsonLoggerCallback(), *callbacks],
+        ),
+    )
 
-    request_resources(bundles=bundles)
+
+class _Request:
+    """Asks an autoscaler, where there is one, for room; it keeps what it was asked for until it is asked for something else."""
+
+    def __init__(self) -> None:
+        self.last: list[dict[str, float]] = []
+
+    def __call__(self, bundles: list[dict[str, float]]) -> None:
+        if bundles != self.last:
+            request_resources(bundles=bundles)
+            self.last = bundles
 
 
 def _trainable(config: dict[str, Any]) -> dict[str, Any]:

@@ -98,6 +98,7 @@ class World:
     def lose(self, name):
         self.search.on_trial_complete(name, None, error=True)
         self.now += SETTLE_SECONDS
+        self.search._settle()
 
     def run(self):
         """Everything to its end, the newest first."""
@@ -214,7 +215,7 @@ def test_a_hiccup_of_the_store_loses_no_round(world, monkeypatch):
         return folder.read_row()
 
     monkeypatch.setattr("scaling.study.store.TrialFolder.await_row", await_row)
-    here.lose(name)
+    here.search.on_trial_complete(name, None, error=True)
     assert "the store does not answer" in here.lines[-1]
     trial.output.write_row(good_row(trial))
     here.now += SETTLE_SECONDS
