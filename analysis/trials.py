@@ -60,8 +60,8 @@ def best_trials(rows: pd.DataFrame) -> CellTable:
 
     Errors are MAEs, or error rates where the study classifies (`scaling.results.measure_of`).
 
-    Another learning rate of the same cell is not an exclusion: it lost the selection it was made for. A trial that
-    diverged, failed or left no metric is one.
+    Another learning rate of the same cell is not an exclusion, pruned or not: it lost the selection it was made for. A trial
+    that diverged, failed or left no metric is one.
 
     Args:
         rows: a table of `scaling.results.Row`, of one study or of several with the same rules.
@@ -84,10 +84,13 @@ def best_trials(rows: pd.DataFrame) -> CellTable:
     warnings += _check_rules(finished)
     groups = finished.sort_values([measure.val, "trial"], kind="stable").groupby(CELL, sort=True, dropna=False)
     cells = groups.head(1).sort_values(CELL).reset_index(drop=True)
-    facts = [_search_facts(group) for _, group in groups]
+    pruned = rows["status"] == "pruned"
+    tried = rows.assign(usable=usable)[usable | pruned | (rows["status"] == "diverged")]
+    searched = tried.sort_values([measure.val, "trial"], kind="stable").groupby(CELL, sort=True, dropna=False)
+    facts = [_search_facts(group[group["usable"]], group["lr"]) for _, group in searched if group["usable"].any()]
     for name in ("trials", "learning_rates", "edge_of_search"):
         cells[name] = [fact[name] for fact in facts]
-    return CellTable(cells=cells, exclusions=_exclusions(rows[~usable], finished, measure), warnings=warnings)
+    return CellTable(cells=cells, exclusions=_exclusions(rows[~usable & ~pruned], finished, measure), warnings=warnings)
 
 
 def _check_rules(finished: pd.DataFrame) -> list[str]:
@@ -111,9 +114,9 @@ def _check_rules(finished: pd.DataFrame) -> list[str]:
     return warnings
 
 
-def _search_facts(trials: pd.DataFrame) -> dict[str, object]:
-    """How a cell was searched. `trials`: its finished trials, best first."""
-    rates = np.sort(trials["lr"].unique())
+def _search_facts(trials: pd.DataFrame, tried: pd.Series) -> dict[str, object]:
+    """How a cell was searched. `trials`: its finished trials, best first; `tried`: its rates, of pruned and diverged ones too."""
+    rates = np.sort(tried.unique())
     best = trials["lr"].iloc[0]
     edge = ""
     if len(rates) >= 3:

@@ -183,9 +183,9 @@ class Row:
         values = parse_object(content, source, REMEDY)
         checksum = values.pop("checksum", None)
         if odd := sorted(values.keys() ^ cls.__dataclass_fields__.keys()):
-            told = ", ".join(odd[:5]) + (" and more" if len(odd) > 5 else "")
+            named = ", ".join(odd[:5]) + (" and more" if len(odd) > 5 else "")
             raise UserError(
-                f"{source}: a row of another version, which has or lacks {told}: use the version that wrote it, or a new store"
+                f"{source}: a row of another version, which has or lacks {named}: use the version that wrote it, or a new store"
             )
         if checksum != _checksum(values):
             raise UserError(f"{source}: edited or damaged, its checksum is another: {REMEDY}")

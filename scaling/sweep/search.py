@@ -264,7 +264,7 @@ class SweepSearch(Searcher):
         if self.live and not unfit:
             self.idle_since = now
         needed = unfit or [p for p, heap in self.ready.items() if heap]
-        # An autoscaler is told of all that the cluster is to hold, not of what is to be added.
+        # An autoscaler is asked for all that the cluster is to hold, not of what is to be added.
         wanted_too = [attempt.placement for attempt in self.live.values()] + [
             p for p in needed for _ in self.ready[p][:100]
         ]

@@ -139,7 +139,7 @@ class Referee(FIFOScheduler):
         self.search = search
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """Stop what is overdue; then as ever."""
+        """Stop what is overdue; then as Tune does."""
         if overdue := set(self.search.overdue()):
             for trial in [trial for trial in tune_controller.get_live_trials() if trial.trial_id in overdue]:
                 tune_controller.stop_trial(trial)

@@ -32,7 +32,7 @@ def free_failed_starts(max_failures: int) -> Any:
     """A Ray Train callback that removes the placement group of workers that could not start, and says what failed.
 
     Ray Train (2.60) forgets the group if an error comes after the workers' creation, as when PyTorch has no NCCL: until
-    the job ends their GPUs stay reserved, and whatever waits for them waits. It also tries for ever to start workers
+    the job ends their GPUs stay reserved, and whatever waits for them waits. It also tries without end to start workers
     that die while they start.
 
     Args:

@@ -47,6 +47,19 @@ def test_the_edge_of_the_search_is_told(make_rows, best, edge):
     assert table.cells["edge_of_search"].tolist() == [edge]
 
 
+def test_a_pruned_trial_was_tried_and_is_no_exclusion(make_rows):
+    lost = {"status": "pruned", "val_mae_dex": float("nan"), "test_mae_dex": float("nan")}
+    table = best_trials(
+        make_rows(
+            {"trial": f"{k}", "lr": lr} | (lost if k == 2 else {"val_mae_dex": 0.3 - 0.1 * k})
+            for k, lr in enumerate([1e-4, 1e-3, 1e-2])
+        )
+    )
+    assert table.cells["edge_of_search"].tolist() == [""]
+    assert table.cells["learning_rates"].tolist() == [3]
+    assert table.exclusions.empty
+
+
 def test_two_rates_have_no_edge(make_rows):
     table = best_trials(make_rows({"trial": f"{k}", "lr": lr} for k, lr in enumerate([1e-3, 1e-2])))
     assert table.cells["edge_of_search"].tolist() == [""]
