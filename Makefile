@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STORE ?= results
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint format bench clean
+.PHONY: help demo test rehearsal quick lint format bench clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -20,8 +20,11 @@ help:  ## What can be made
 demo: .venv/installed  ## The main job: simulate, shard, sweep, fit, report (about 8 minutes on 2 cores)
 	$(BIN)/scaling run experiments.demo --store $(STORE)
 
-test: .venv/installed  ## All tests that need no GPU and no browser
-	$(BIN)/pytest -m "not gpu and not browser"
+test: .venv/installed  ## All tests that need no GPU, no browser and no cluster of several nodes
+	$(BIN)/pytest -m "not gpu and not browser and not rehearsal"
+
+rehearsal: .venv/installed  ## The tests on clusters of several nodes, all on this machine (about 5 minutes)
+	$(BIN)/pytest -m "rehearsal and not gpu"
 
 quick: .venv/installed  ## The tests that start no Ray cluster
 	$(BIN)/pytest -m "not gpu and not ray and not slow"

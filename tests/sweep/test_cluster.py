@@ -119,6 +119,7 @@ def test_a_gpu_that_works_has_no_problem():
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.rehearsal
 def test_a_cluster_that_changes(tmp_path, shards):
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # not below tmp_path: names of sockets are short
         os.mkdir(f"{folder}/ray")

@@ -33,6 +33,7 @@ def results(rows):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.rehearsal
 def test_a_killed_node_changes_no_row_and_is_one_line(tmp_path):
     found, printed = {}, {}
     for name in ("disturbed", "undisturbed"):

@@ -77,12 +77,12 @@ def test_all_labels_must_be_there_and_finite_in_every_split(shards, monkeypatch)
 @pytest.mark.parametrize(
     ("rules", "word"),
     [
-        ({"other_labels": ("T_eff", "T_eff")}, "none twice"),
-        ({"other_labels": ("log_g",)}, "none twice"),
-        ({"boundary": float("nan")}, "give a value of log_g"),
+        ({"other_labels": ("T_eff", "T_eff")}, "each label once"),
+        ({"other_labels": ("log_g",)}, "each label once"),
+        ({"boundary": float("nan")}, "must be a finite number"),
         ({"boundary": 2.5, "other_labels": ("T_eff",)}, "one label"),
         ({"boundary": 2.5, "label_norm": "minmax"}, "no label_norm"),
-        ({"eval_draws": 0}, "at least 1"),
+        ({"eval_draws": 0}, "greater than or equal to 1"),
         ({"eval_draws": 2, "noise_level": 0.0}, "1 without noise"),
     ],
 )

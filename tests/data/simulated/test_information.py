@@ -145,7 +145,7 @@ def test_noise_scales_the_plain_limit_and_never_beats_the_prior(shards):
     assert much.rmse_dex == pytest.approx(4 / 12**0.5, rel=1e-3)
 
 
-@settings(max_examples=3)
+@settings(max_examples=3, deadline=None)
 @given(st.sampled_from(FREE_LABELS))
 def test_every_label_that_the_flux_depends_on_has_a_limit(shards, label):
     limit = information_limit(shards, label=label)
