@@ -153,7 +153,7 @@ def test_what_lies_in_a_store_is_used_or_named_in_one_line(capsys, tmp_path, stu
     folder.store.write(f"mine/trials/{cell}-t01/progress.csv", b"\xff\x00")
     for command in (commands[0], ["inspect", store / "mine"]):
         assert main([str(word) for word in command]) == 0
-        assert "its curve cannot be read" in capsys.readouterr().out
+        assert "its progress.csv cannot be read" in capsys.readouterr().out
 
 
 def test_a_study_that_has_grown_holds_out_its_new_edge(capsys, tmp_path, study_file):

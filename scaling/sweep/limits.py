@@ -14,7 +14,7 @@ BEGIN_SECONDS = 180.0
 """A trial that was given a node and has no devices there after this is handed out elsewhere: other users have them."""
 BUSY_SECONDS = 120.0
 """How long such a node is then left alone."""
-SETTLE_SECONDS = 20.0
+SETTLE_SECONDS = 5.0
 """How long a row is waited for that a trial must have left: a network file system may show it late."""
 SAY_WAITING_SECONDS = 30.0
 """After this it is said what is waited for, and again at ten times as much."""

@@ -35,7 +35,8 @@ def curves(config, precision, steps, seed=0):
     return torch.tensor(ours), torch.tensor(original)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 6e-2), ("fp16", 5e-3)])
+# Processors with fp16 arithmetic of their own round other sums: 1.4 % apart after 30 steps on one, below 0.5 % without.
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 6e-2), ("fp16", 3e-2)])
 def test_without_dropout_the_losses_are_the_originals(precision, tolerance):
     ours, original = curves(QUIET, precision, 30)
     assert original[-1] < 0.9 * original[0]

@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,9 @@ def _gloo_worker(rank, port, job, kill_at):
 
     def forward(metrics):
         if metrics["step"] == kill_at:
-            torch.distributed.barrier()  # rank 0 has kept the state by now
+            while not (job.folder.path / "progress.csv").is_file():  # a thread of rank 0 writes it after the state
+                time.sleep(0.01)
+            torch.distributed.barrier()
             os.kill(os.getpid(), signal.SIGKILL)
 
     _run(job, forward, rank=rank, world=2, device=torch.device("cpu"))
