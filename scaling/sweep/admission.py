@@ -94,10 +94,9 @@ class Admission:
             if run.placement.host == "ray_train" and not run.begun
             for node in run.nodes
         }
-        large = [self._occupied_by_large(offers)]
         for other in waiting:
-            if other.host == "ray_train":
-                held |= set(_spread(other, large[0]))
+            if other.host == "ray_train":  # it could have what is free once all small trials have ended
+                held.update(_spread(other, self._rooms(offers, small=False)))
         # The fullest first: whole devices stay free elsewhere.
         for node in sorted(rooms, key=lambda name: (sum(rooms[name].gpus), rooms[name].cpus)):
             if node not in held and rooms[node].take(placement.cpus, placement.gpus):
@@ -135,18 +134,14 @@ class Admission:
         """Forget a trial."""
         self.running.pop(key, None)
 
-    def _rooms(self, offers: list[Offer]) -> dict[str, _Room]:
+    def _rooms(self, offers: list[Offer], *, small: bool = True) -> dict[str, _Room]:
+        """What the running trials leave free; without the `small` ones, what those under Ray Train do."""
         rooms = _empty(offers)
         for run in self.running.values():
             for node in run.nodes:
-                if node in rooms:
+                if node in rooms and (small or run.placement.host == "ray_train"):
                     _force(rooms[node], run.placement)
         return rooms
-
-    def _occupied_by_large(self, offers: list[Offer]) -> dict[str, _Room]:
-        """What is free once all small trials have ended."""
-        large = {key: run for key, run in self.running.items() if run.placement.host == "ray_train"}
-        return Admission(large)._rooms(offers)
 
 
 def fits_ever(placement: Placement, offers: Iterable[Offer]) -> bool:

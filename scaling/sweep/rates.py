@@ -8,6 +8,7 @@ undisturbed one does.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -143,16 +144,23 @@ def _next_rate(search: Search, rows: list[Row]) -> float | None:
         return None
     if best is None:  # all diverged: far below
         return min(row.lr for row in known) / search.factor**2
-    below = max((row for row in known if row.lr < best.lr), key=lambda row: row.lr, default=None)
-    above = min((row for row in known if row.lr > best.lr), key=lambda row: row.lr, default=None)
+    below, above = _neighbours(rows, best)
     if below is None or above is None:
         extended = len({row.lr for row in known}) > BRACKET
         return None if extended else best.lr / search.factor if below is None else best.lr * search.factor
-    lr, gain = _vertex(search, below, best, above)
+    lr, gain = _vertex(below, best, above)
     return lr if gain > search.seed_noise else None
 
 
-def _vertex(search: Search, below: Row, best: Row, above: Row) -> tuple[float, float]:
+def _neighbours(rows: Iterable[Row], best: Row) -> tuple[Row | None, Row | None]:
+    """The trials of the next lower and the next higher rate; one that failed says nothing of its rate."""
+    known = [row for row in rows if row.status != "failed"]
+    below = max((row for row in known if row.lr < best.lr), key=lambda row: row.lr, default=None)
+    above = min((row for row in known if row.lr > best.lr), key=lambda row: row.lr, default=None)
+    return below, above
+
+
+def _vertex(below: Row, best: Row, above: Row) -> tuple[float, float]:
     """The lowest point of the parabola through three trials in log rate and log error, and its gain on the best one.
 
     A trial without an error diverged or was pruned: it counts as a factor 1.25 worse than the best.
@@ -173,8 +181,8 @@ def best_row(rows: dict[int, Row]) -> Row | None:
 
 def bracketed(rows: dict[int, Row]) -> bool:
     """Whether a lower and a higher rate than the best were tried, and were worse."""
-    best, known = best_row(rows), [row.lr for row in rows.values() if row.status != "failed"]
-    return best is not None and min(known) < best.lr < max(known)
+    best = best_row(rows)
+    return best is not None and None not in _neighbours(rows.values(), best)
 
 
 class RateLaw:
@@ -189,9 +197,7 @@ class RateLaw:
     @classmethod
     def fit(cls, study: Study, cells: dict[Cell, dict[int, Row]]) -> RateLaw:
         """Least squares of the natural logarithms, a soft L1 loss on the cells and a normal prior on the coefficients."""
-        found = {
-            cell: best for cell, rows in cells.items() if bracketed(rows) and (best := _optimum(study.search, rows))
-        }
+        found = {cell: lr for cell, rows in cells.items() if (lr := _optimum(rows)) is not None}
         if not found:
             return cls(study, np.zeros(3))
         places = np.array([_place(study, cell) for cell in found])
@@ -211,13 +217,11 @@ class RateLaw:
         return self.study.search.centre(cell.width) * math.exp(correction)
 
 
-def _optimum(search: Search, rows: dict[int, Row]) -> float | None:
+def _optimum(rows: dict[int, Row]) -> float | None:
+    """The best rate of a cell; None where it is not bracketed."""
     best = best_row(rows)
-    if best is None:
-        return None
-    below = max((row for row in rows.values() if row.lr < best.lr), key=lambda row: row.lr)
-    above = min((row for row in rows.values() if row.lr > best.lr), key=lambda row: row.lr)
-    return _vertex(search, below, best, above)[0]
+    below, above = (None, None) if best is None else _neighbours(rows.values(), best)
+    return None if best is None or below is None or above is None else _vertex(below, best, above)[0]
 
 
 def _place(study: Study, cell: Cell) -> tuple[float, float, float]:

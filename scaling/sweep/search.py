@@ -16,7 +16,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from scaling.files import FullError
+from scaling.errors import UserError
 from scaling.model.ladder import forward_flops
 from scaling.results import Row
 from scaling.study.declaration import Cell, Placement, Study
@@ -184,7 +184,7 @@ class SweepSearch(Searcher):
             try:
                 if not self._conclude(attempt):
                     self.unsettled.append(attempt)
-            except FullError as error:
+            except UserError as error:  # the store is full, or a row there is not what a trial wrote
                 self.stopped = str(error)
             except OSError as error:
                 self.unsettled.append(attempt)
@@ -264,11 +264,9 @@ class SweepSearch(Searcher):
         if self.live and not unfit:
             self.idle_since = now
         needed = unfit or [p for p, heap in self.ready.items() if heap]
-        # An autoscaler is asked for all that the cluster is to hold, not of what is to be added.
-        wanted_too = [attempt.placement for attempt in self.live.values()] + [
-            p for p in needed for _ in self.ready[p][:100]
-        ]
-        self.ask_for([bundle for p in wanted_too for bundle in bundles(p)])
+        # An autoscaler is asked for all that the cluster is to hold, not for what is to be added.
+        held = [attempt.placement for attempt in self.live.values()] + [p for p in needed for _ in self.ready[p][:100]]
+        self.ask_for([bundle for p in held for bundle in bundles(p)])
         waited = now - self.idle_since
         if waited < SAY_WAITING_SECONDS:
             return
