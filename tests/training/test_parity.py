@@ -35,10 +35,12 @@ def curves(config, precision, steps, seed=0):
     return torch.tensor(ours), torch.tensor(original)
 
 
-# Processors with fp16 arithmetic of their own round other sums: 1.4 % apart after 30 steps on one, below 0.5 % without.
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 6e-2), ("fp16", 3e-2)])
-def test_without_dropout_the_losses_are_the_originals(precision, tolerance):
-    ours, original = curves(QUIET, precision, 30)
+# In fp16 rounding grows tenfold in the last steps, on processors that compute in it beyond any bound that says something.
+@pytest.mark.parametrize(
+    ("precision", "tolerance", "steps"), [("fp32", 1e-4, 30), ("bf16", 6e-2, 30), ("fp16", 5e-3, 24)]
+)
+def test_without_dropout_the_losses_are_the_originals(precision, tolerance, steps):
+    ours, original = curves(QUIET, precision, steps)
     assert original[-1] < 0.9 * original[0]
     assert torch.allclose(ours, original, rtol=tolerance)
 
