@@ -23,10 +23,10 @@ import pandas as pd
 from experiments.demo import STUDY as DEMO
 from scaling.results import Row
 from scaling.study.declaration import Cell, Placement, Study
+from scaling.sweep.modelled import template_row
 from scaling.sweep.rates import Rates, best_row
 from scaling.training import pruning
 from scaling.training.pruning import Hopeless
-from tests.study.example import example_row
 
 RECORDED = Path(__file__).parent / "recorded" / "demo_rates.parquet"
 FACTORS = 2 ** (np.arange(-6, 7) / 2)
@@ -93,9 +93,8 @@ def _trial(study: Study, rates: Rates, cells: Cells, cell: Cell, number: int, lr
         stops = [step for step, error in zip(cells.steps.tolist(), mine, strict=True) if rule.reason(step, error)]
         share, status = (stops[0] / cells.steps[-1], "pruned") if stops else (1.0, "done")
     error = cells.error(cell.key, lr) if status == "done" else math.nan
-    return example_row(
-        cell=cell.key, trial=cell.trial(number), lr=lr, status=status, val_mae_dex=error, test_mae_dex=error
-    ), share
+    known = {"cell": cell.key, "trial": cell.trial(number), "lr": lr, "status": status}
+    return dataclasses.replace(template_row(), **known, val_mae_dex=error, test_mae_dex=error), share
 
 
 def winners_pruned(cells: Cells) -> tuple[int, int, float]:

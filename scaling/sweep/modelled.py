@@ -190,7 +190,8 @@ class _Silent:
 
 
 @functools.cache
-def _template() -> Row:
+def template_row() -> Row:
+    """A row that no trial wrote, for the fields that a modelled trial does not have."""
     from analysis.example import example_rows
 
     return Row(**json.loads(example_rows().iloc[:1].to_json(orient="records"))[0])
@@ -208,7 +209,7 @@ def _row(study: Study, trial: Any) -> Row:
     error = study.expected.error(count_parameters(study.model(cell.width)).reach_loss, cell.num_spectra)
     error *= math.exp(CURVATURE * away**2 + study.expected.scatter * chance)
     known = {"cell": cell.key, "trial": trial.key, "lr": trial.lr, "seed": cell.seed}
-    return dataclasses.replace(_template(), **known, val_mae_dex=error, test_mae_dex=error)
+    return dataclasses.replace(template_row(), **known, val_mae_dex=error, test_mae_dex=error)
 
 
 def _longest_chain(rates: Rates, seconds: Callable[[Cell], float]) -> tuple[float, tuple[Cell, ...]]:
