@@ -33,7 +33,7 @@ def learning_rates(rows: pd.DataFrame) -> Figure | None:
 
     The best trial of a cell is filled. A cell with three learning rates or more has a parabola of log error over log
     learning rate; its optimum is a star where trials on both sides are worse, and a triangle at the edge of the search
-    points to where it may lie otherwise. Trials that diverged or failed are crosses at the top.
+    points to where it may lie otherwise. Trials that were pruned, diverged or failed are crosses at the top.
 
     Args:
         rows: the results table of one family.
@@ -96,5 +96,5 @@ def _marks() -> list[Line2D]:
     return [
         Line2D([], [], ls="", marker="*", color="black", label="optimum"),
         Line2D([], [], ls="", marker=">", color=ALARM, label="not bracketed"),
-        Line2D([], [], ls="", marker="x", color=ALARM, label="diverged or failed"),
+        Line2D([], [], ls="", marker="x", color=ALARM, label="pruned, diverged or failed"),
     ]
