@@ -20,10 +20,10 @@ help:  ## What can be made
 demo: .venv/installed  ## The main job: simulate, shard, sweep, fit, report (about 10 minutes on 2 cores)
 	$(BIN)/scaling run experiments.demo --store $(STORE)
 
-test: .venv/installed  ## All tests that need no GPU, no browser and no cluster of several nodes
+test: .venv/installed  ## All tests that need no GPU and no browser, but for the rehearsal's
 	$(BIN)/pytest -m "not gpu and not browser and not rehearsal"
 
-rehearsal: .venv/installed  ## The tests on clusters of several nodes, all on this machine (about 5 minutes)
+rehearsal: .venv/installed  ## The tests on clusters of several nodes, all on this machine, and of killed workers (about 8 minutes)
 	$(BIN)/pytest -m "rehearsal and not gpu"
 
 quick: .venv/installed  ## The tests that start no Ray cluster

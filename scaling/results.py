@@ -15,7 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from scaling.errors import UserError
-from scaling.files import json_bytes, plain
+from scaling.files import json_bytes, plain, read_parquet
 from scaling.parse import Amount, MaybeNaN, Natural, parse, parse_object
 
 Status = Literal["done", "diverged", "failed", "pruned"]
@@ -225,6 +225,6 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: no such table; give a results.parquet or a CSV file")
     try:
-        return pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
+        return pd.read_csv(path) if path.suffix.lower() == ".csv" else read_parquet(path).to_pandas()
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as {path.suffix or 'a table'} ({error})") from error

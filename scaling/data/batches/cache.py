@@ -25,7 +25,7 @@ from scaling.data.batches.decode import channels
 from scaling.data.batches.noise import FixedNoise
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import NodeError, UserError
-from scaling.files import Location, private_folder, user_cache
+from scaling.files import Location, private_folder, read_parquet, user_cache
 
 CACHE_LIMIT = "SCALING_CACHE_LIMIT"
 MAP_NORESERVE = 0x4000
@@ -64,11 +64,11 @@ class MappedSplit:
         Raises:
             UserError: There is no such column.
         """
-        contents = [pa.BufferReader(read_file(part)) for part in self._parts]
-        known = pq.read_schema(contents[0]).names
+        contents = [read_file(part) for part in self._parts]
+        known = pq.read_schema(pa.BufferReader(contents[0])).names
         if missing := [name for name in columns if name not in known]:
             raise UserError(f"no parameter column {missing[0]!r}: the shards have {', '.join(sorted(known))}")
-        tables = [pq.read_table(content, columns=columns) for content in contents]
+        tables = [read_parquet(content, columns) for content in contents]
         return pa.concat_tables(tables).slice(0, len(self.spectra)).to_pandas()
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, PrivateAttr, model
 
 from scaling.data.shards.records import Checksum128, LabelStatistics, Rows, Shard, Source, StudyOrder
 from scaling.errors import UserError
-from scaling.files import Location, json_bytes
+from scaling.files import Location, json_bytes, read_parquet
 from scaling.folder import Folder
 from scaling.parse import Strict, parse, parse_object
 
@@ -234,5 +234,5 @@ def pixel_statistics_bytes(columns: dict[str, Float64[ndarray, " pixel"]]) -> by
 
 
 def _pixel_columns(content: bytes) -> dict[str, Float64[ndarray, " pixel"]]:
-    table = pq.read_table(io.BytesIO(content))
+    table = read_parquet(content)
     return {name: table[name].to_numpy() for name in PIXEL_COLUMNS}
