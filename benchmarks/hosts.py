@@ -89,7 +89,7 @@ def our_step(case: Case, folder: Path, rank: int, world: int) -> Callable[[], No
         seed=0,
         worker=Worker(cache_root=folder / "cache", device=CPU, **workers),
     )
-    stepper = Stepper(case.config, case.recipe, batches, lr=1e-3, seed=0, device=CPU, **workers)
+    stepper = Stepper(case.config, case.recipe, batches, lr=1e-3, seed=0)
     (run,), done = case.recipe.runs(ROWS), iter(range(10**9))
     return lambda: stepper.step(next(done), run)
 

@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.original import LR, WEIGHT_DECAY, OriginalModel, original_step
 from scaling.data.batches.training import Access
+from scaling.data.batches.worker import Worker
 from scaling.model.ladder import Ladder, train_flops
 from scaling.model.specvit import ModelConfig, SpecViT
 from scaling.training.device import measure
@@ -31,6 +32,7 @@ from scaling.training.recipe import Budget, Precision, Recipe
 from scaling.training.step import Stepper
 
 CPU = torch.device("cpu")
+WORKER = Worker(cache_root=Path(), device=CPU)
 SMALL = Ladder(num_pixels=1024, patch_size=128)
 CASES = ((SMALL, 8), (SMALL, 32), (Ladder(), 64), (Ladder(), 128), (Ladder(), 256), (Ladder(), 384))
 TARGETS = {"bf16": 2.0, "bf16, no attention dropout": 3.0}
@@ -53,6 +55,7 @@ class InMemory:
     labels: Tensor
     steps_per_epoch: int = 1
     access: Access = "resident"
+    worker: Worker = WORKER
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch."""
@@ -69,7 +72,7 @@ class InMemory:
 def our_step(config: ModelConfig, precision: Precision, flux: Tensor, labels: Tensor) -> Callable[[], None]:
     """A function that takes one step of ours."""
     recipe = Recipe(budget=Budget(epochs=1), weight_decay=WEIGHT_DECAY, batch_size=len(labels), precision=precision)
-    stepper = Stepper(config, recipe, InMemory(flux, labels), lr=LR, seed=0, device=CPU)
+    stepper = Stepper(config, recipe, InMemory(flux, labels), lr=LR, seed=0)
     (run,) = recipe.runs(len(labels))
     return lambda: stepper.step(0, run)
 

@@ -77,8 +77,9 @@ class Row:
     labels, each in its own unit. `eval_draws` noise draws of the evaluation spectra are averaged.
     `lr_bracketed` says whether the cell's best learning rate has a worse one tried on either side; set when rows are collected,
     as `held_out` is.
-    `mfu` is the model's FLOPs (train_flops, evaluation not counted) per second as a fraction of `peak_flops`, what a
-    worker's device reaches in large matrix products at that precision. `workers` is as declared, and
+    `eval_seconds` went into scoring the validation split on the way; `samples_per_second` and `mfu` leave them out. `mfu` is
+    the model's FLOPs (`train_flops`) per second as a fraction of `peak_flops`, what a worker's device reaches in large
+    matrix products at that precision. `workers` is as declared, and
     `device_seconds` count so many: an elastic trial (`Placement.min_workers`) may have had fewer for a while.
     Metrics are NaN unless `status` is "done"; `error` then says what happened. A "pruned" trial was stopped as hopeless.
     """
@@ -147,6 +148,7 @@ class Row:
     skipped_steps: Natural
     device_seconds: Amount
     wall_seconds: MaybeNaN  # by a clock that may be set back
+    eval_seconds: Amount
     samples_per_second: Amount
     peak_flops: Amount
     mfu: Amount

@@ -158,11 +158,12 @@ class SpecViT(nn.Module):
             return self.whitening(flux.float())
 
     def _tokens(self, inputs: Float[Tensor, "batch input"]) -> Float[Tensor, "batch patch width"]:
+        # A product of patches and kernel for "conv1d" too: the same sums, by the products that the layers use.
         config = self.config
-        if config.tokenizer == "conv1d":
-            return self.tokenizer(inputs.unsqueeze(1)).transpose(1, 2)
         missing = (config.num_patches - 1) * config.step + config.patch_size - config.num_inputs
-        return self.tokenizer(functional.pad(inputs, (0, missing)).unfold(1, config.patch_size, config.step))
+        filled = functional.pad(inputs, (0, missing)) if missing else inputs
+        patches = filled.unfold(1, config.patch_size, config.step)
+        return functional.linear(patches, self.tokenizer.weight.flatten(1), self.tokenizer.bias)
 
 
 class Layer(nn.Module):

@@ -20,7 +20,7 @@ from scaling.files import Location
 from scaling.model.ladder import Ladder, Whitening
 from scaling.model.specvit import ModelConfig
 from scaling.parse import Count, Fraction, Name, Natural, Positive, declared
-from scaling.training.recipe import Budget, Recipe
+from scaling.training.recipe import Budget, Compiled, Recipe
 
 __all__ = [
     "Budget",
@@ -133,7 +133,8 @@ class Placement:
 
     `gpus` can be a fraction: such trials share a device, each in its own process. A trial with several workers, or
     with whole GPUs, runs under Ray Train; with `min_workers` it continues with fewer where a lost one is not replaced.
-    `micro_batch` bounds the spectra that a worker takes through the model at a time, `compiled` uses `torch.compile`.
+    `micro_batch` bounds the spectra that a worker takes through the model at a time. `compiled` uses `torch.compile`, with
+    "reduce-overhead" and CUDA graphs, for rungs so small that their steps wait for the launch of kernels.
     """
 
     from_width: Natural = 0
@@ -143,7 +144,7 @@ class Placement:
     gpus: Annotated[float, Field(ge=0)] = 0.0
     min_workers: Count | None = None
     micro_batch: Count | None = None
-    compiled: bool = False
+    compiled: Compiled = False
 
     def __post_init__(self) -> None:
         """Compare the fields.
@@ -155,6 +156,10 @@ class Placement:
             raise UserError(f"Placement.min_workers = {self.min_workers}: must be in 1 ... workers = {self.workers}")
         if (self.workers > 1 or self.gpus > 1) and self.gpus % 1:
             raise UserError(f"{self}: gpus must be whole above 1, and where a trial has several workers")
+        if self.compiled == "reduce-overhead" and (self.micro_batch or self.workers > 1 or not self.gpus):
+            raise UserError(
+                f"{self}: compiled='reduce-overhead' is for one worker with a GPU and no micro_batch; use compiled=True"
+            )
 
     @property
     def host(self) -> str:

@@ -82,7 +82,7 @@ def keep_speeds(store: Folder, measured: list[Speed]) -> list[Speed]:
 
 
 def speeds_of_rows(study: Study, rows: list[Row]) -> list[Speed]:
-    """What a study's own trials took. Their training seconds hold validation: a spectrum scored counts as a third of one trained on."""
+    """What a study's own trials took."""
     cells = {cell.key: cell for cell in study.cells()}
     found = []
     for row in rows:
@@ -92,9 +92,9 @@ def speeds_of_rows(study: Study, rows: list[Row]) -> list[Speed]:
         place, train_seconds = study.placement(cell), row.samples_seen / row.samples_per_second
         own = row.samples_seen / row.steps / row.workers
         scored = evaluations(study, cell) * row.num_val * row.eval_draws * row.steps / total_steps(study, cell)
-        spectrum = train_seconds / (row.samples_seen + scored / 3)
-        tests = (row.num_val + row.num_test) * row.eval_draws * spectrum / 3
-        start = row.wall_seconds - train_seconds - tests
+        scoring = row.eval_seconds / scored if scored else 0.0
+        tests = (row.num_val + row.num_test) * row.eval_draws * scoring
+        start = row.wall_seconds - train_seconds - row.eval_seconds - tests
         found.append(
             Speed(
                 device=row.device,
@@ -107,8 +107,8 @@ def speeds_of_rows(study: Study, rows: list[Row]) -> list[Speed]:
                 tokens=study.model(cell.width).num_tokens,
                 rows=max(1, round(own)),
                 flops=row.train_flops / row.steps / row.workers,
-                step_seconds=spectrum * row.samples_seen / row.steps,
-                eval_seconds=spectrum * row.workers / 3,
+                step_seconds=train_seconds / row.steps,
+                eval_seconds=scoring * row.workers,
                 start_seconds=max(0.0, start) if math.isfinite(start) else 0.0,
             )
         )

@@ -25,6 +25,7 @@ from scaling.study.prepare import shards_path
 from scaling.study.store import Store
 from scaling.sweep.modelled import Cluster
 from scaling.sweep.nodes import BYTES, choose_access, maps_bytes
+from scaling.training.recipe import HALF
 
 EVALUATION_ROWS = 1024
 ROWS_PER_SHARD = 4096
@@ -81,7 +82,7 @@ def _saved_bytes(config: ModelConfig, precision: str, gpu: bool, rows: int, fake
     with mode:
         named = [*model.named_parameters(), *model.named_buffers()]
         own = {name: torch.zeros(value.shape, requires_grad=value.requires_grad) for name, value in named}
-        cast_to = None if precision == "fp32" else torch.bfloat16  # fp16 takes as much
+        cast_to = torch.bfloat16 if precision in HALF else None  # fp16 takes as much
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype=cast_to, enabled=cast_to is not None),
@@ -118,7 +119,7 @@ def device_needs(study: Study, width: int, place: Placement, spectra: int, manif
     resident = row * arrays * spectra
     fits = place.gpus > 0 and resident <= RESIDENT_SHARE * memory
     scored = min(EVALUATION_ROWS, max(manifest.num_rows("val"), manifest.num_rows("test")) or EVALUATION_ROWS)
-    count, item = count_parameters(config), 4 if recipe.precision == "fp32" else 2
+    count, item = count_parameters(config), 2 if recipe.precision in HALF else 4
     return Needs(
         model=4 * (count.total + 3 * count.reach_loss) + copies,
         activation=activation,

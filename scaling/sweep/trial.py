@@ -194,7 +194,8 @@ def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: Device, w
     placement, count = study.placement(cell), ladder.count_parameters(config)
     label = Manifest.load(trial.shards).labels[rules.label]
     seen = outcome.samples_seen if outcome else 0
-    seconds, added = (outcome.train_seconds, outcome.added_seconds) if outcome else (math.nan, math.nan)
+    added, scoring = (outcome.added_seconds, outcome.eval_seconds) if outcome else (math.nan, math.nan)
+    seconds = outcome.train_seconds - scoring if outcome else math.nan
     z = outcome.z if outcome else math.nan
     flops, speed = float(ladder.train_flops(config, seen)), device.peak_flops * placement.workers
     return Row(
@@ -242,6 +243,7 @@ def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: Device, w
         skipped_steps=outcome.skipped_steps if outcome else 0,
         device_seconds=added * placement.workers * (placement.gpus or placement.cpus),
         wall_seconds=wall_seconds,
+        eval_seconds=scoring,
         samples_per_second=seen / seconds if seconds else math.nan,
         peak_flops=device.peak_flops,
         mfu=flops / (seconds * speed) if seconds else math.nan,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from scaling.errors import NodeError
-from scaling.training.evaluate import AUTOCAST
+from scaling.training.evaluate import AUTOCAST, autocast
 from scaling.training.recipe import Precision
 
 PEAK_REPEATS = 5
@@ -54,7 +54,10 @@ def measure(device: torch.device, precision: Precision) -> Device:
 def _peak_flops(device: torch.device, precision: Precision, threads: int) -> float:
     """The best of some square products; `threads` tells apart what is remembered."""
     size = 8192 if device.type == "cuda" else 256 if precision == "fp16" else 1024  # most CPUs have no fp16: 2 GFLOP/s
-    left, right = (torch.ones(size, size, dtype=AUTOCAST[precision] or torch.float32, device=device) for _ in range(2))
+    dtype, generator = AUTOCAST[precision] or torch.float32, torch.Generator(device).manual_seed(0)
+    # Random values: a GPU multiplies equal ones faster, because it draws less power.
+    left, right = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
+    autocast(device, precision)
     shortest = float("inf")
     for _ in range(PEAK_REPEATS):
         started = time.perf_counter()

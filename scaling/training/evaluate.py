@@ -21,11 +21,12 @@ from scaling.training.metrics import (
 )
 from scaling.training.recipe import Precision
 
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Mixed precision on this device."""
+    """Mixed precision on this device. From now on products of float32 are in TF32 in this process with "tf32", else not."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     dtype = AUTOCAST[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 

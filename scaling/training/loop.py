@@ -31,7 +31,7 @@ from scaling.model.specvit import ModelConfig
 from scaling.training.evaluate import predict, score, score_detail
 from scaling.training.metrics import Classified, Detail, Scores
 from scaling.training.pruning import Hopeless
-from scaling.training.recipe import Recipe, samples_seen
+from scaling.training.recipe import Compiled, Recipe, samples_seen
 from scaling.training.schedule import Schedule
 from scaling.training.state import Progress, State, fits
 from scaling.training.step import Stepper
@@ -78,7 +78,7 @@ class Context:
     branch: Callable[[Outcome], None] = lambda outcome: None
     device_share: float = 1.0
     micro_batch: int | None = None
-    compiled: bool = False
+    compiled: Compiled = False
     hopeless: Hopeless | None = None
 
 
@@ -88,7 +88,7 @@ class Outcome:
     standard deviations. `others` has the validation and test scores of the other labels, in their order.
 
     `share` is the fraction of the trial's budget that it is a run of. `train_seconds` are those a run of this budget
-    takes; `added_seconds` leaves out what it shares with a shorter one.
+    takes, of which `eval_seconds` score the validation split; `added_seconds` leaves out what it shares with a shorter one.
     """
 
     status: Status
@@ -104,6 +104,7 @@ class Outcome:
     samples_seen: int
     skipped_steps: int
     train_seconds: float
+    eval_seconds: float
     added_seconds: float
     access: str
     weights: dict[str, Tensor]
@@ -159,12 +160,9 @@ class _Trainer:
             self.batches,
             lr=task.lr,
             seed=task.seed,
-            device=context.device,
             micro_batch=context.micro_batch,
             compiled=context.compiled,
             classify=task.rules.boundary is not None,
-            rank=context.rank,
-            world=context.world,
             **self._whitening(),
         )
         self.val = EvaluationSplit.load(task.shards, task.rules, "val", self.worker)
@@ -200,16 +198,17 @@ class _Trainer:
             progress.step += 1
             if forks and progress.step == run.fork:
                 seconds = progress.train_seconds + time.perf_counter() - started
-                progress.fork = {"step": run.fork, "seconds": seconds, **copy.deepcopy(stepper.state())}
+                spent = {"train_seconds": seconds, "shared_seconds": seconds, "eval_seconds": progress.eval_seconds}
+                progress.fork = {"step": run.fork, "spent": spent, **copy.deepcopy(stepper.state())}
             if progress.step not in evaluate_after:
                 continue
-            (now, _), train_loss = self._score_val(), stepper.mean_loss()
-            elapsed, started = time.perf_counter() - started, time.perf_counter()
-            progress.train_seconds += elapsed
-            if not (math.isfinite(train_loss) and math.isfinite(now.error)):
-                self.error = (
-                    f"loss or validation error not finite by step {progress.step} of {run.total} at lr {self.task.lr:g}"
-                )
+            train_loss, trained = stepper.mean_loss(), time.perf_counter()  # the loss waits for the device
+            (now, _), ended = self._score_val(), time.perf_counter()
+            progress.train_seconds += ended - started
+            progress.eval_seconds += ended - trained
+            started = ended
+            if reason := self._why_diverged(now.error, train_loss):
+                self.error = f"{reason} by step {progress.step} of {run.total} at lr {self.task.lr:g}"
                 return "diverged"
             self._keep_best(run, now.error)
             if hopeless and (reason := hopeless.reason(progress.step, progress.best_error)):
@@ -218,6 +217,11 @@ class _Trainer:
             self.context.report(self._metrics(now, train_loss), self._state())
         return "done"
 
+    def _why_diverged(self, error: float, train_loss: float | None) -> str:
+        if not (math.isfinite(error) and math.isfinite(train_loss or 0.0)):
+            return "loss or validation error not finite"
+        return "gradients overflow fp16 at any loss scale" if self.stepper.overflows() else ""
+
     def _keep_best(self, run: Schedule, error: float) -> None:
         progress = self.progress
         if run.selects(progress.step) and error < progress.best_error:
@@ -225,14 +229,14 @@ class _Trainer:
             progress.best_error, progress.best_step = error, progress.step
             progress.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
 
-    def _metrics(self, now: Scores | Classified, train_loss: float) -> dict[str, float]:
+    def _metrics(self, now: Scores | Classified, train_loss: float | None) -> dict[str, float]:
         progress = self.progress
         more = {"val_r2": now.r2} if isinstance(now, Scores) else {"val_cross_entropy": now.cross_entropy}
         return {
             "step": progress.step,
             "epoch": progress.step / self.batches.steps_per_epoch,
             "budget_share": self.recipe.shares[progress.run],
-            "train_loss": train_loss,
+            "train_loss": math.nan if train_loss is None else train_loss,
             f"val_{self.task.rules.score}": now.error,
             **more,
             "lr": self.stepper.optimizer.param_groups[0]["lr"],
@@ -256,8 +260,7 @@ class _Trainer:
         """Back to where the finished run began to decay, from which the next longer one resumes."""
         fork, run = self.progress.fork, self.progress.run + 1
         self.stepper.restore(fork)
-        seconds = fork["seconds"]
-        self.progress = Progress(run=run, step=fork["step"], train_seconds=seconds, shared_seconds=seconds)
+        self.progress = Progress(run=run, step=fork["step"], **fork["spent"])
 
     def _conclude(self, run: Schedule, status: Status) -> Outcome:
         progress, task, applied = self.progress, self.task, self.stepper.applied_steps()
@@ -281,6 +284,7 @@ class _Trainer:
             samples_seen=samples_seen(progress.step, task.num_spectra, self.recipe.batch_size),
             skipped_steps=progress.step - applied,
             train_seconds=progress.train_seconds,
+            eval_seconds=progress.eval_seconds,
             added_seconds=progress.train_seconds - progress.shared_seconds,
             access=self.batches.access,
             weights=progress.best_weights,

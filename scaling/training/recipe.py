@@ -11,7 +11,9 @@ from scaling.errors import UserError
 from scaling.parse import Count, Fraction, Positive, declared
 from scaling.training.schedule import Schedule
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+HALF: tuple[Precision, ...] = ("bf16", "fp16")
+Compiled = bool | Literal["reduce-overhead"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -56,7 +58,8 @@ class Recipe:
 
     The learning rate is not here: it is searched in each cell. `evaluations` validation passes are spread evenly
     over the run, the last at its end; each also writes a checkpoint. `loss` is in normalised label units, "huber" with
-    its corner at `huber_delta`.
+    its corner at `huber_delta`. `precision` is that of matrix products: "fp32"; "tf32", where GPUs round the factors to 10
+    bits of mantissa and CPUs do not; "bf16" and "fp16" by autocast, which leaves weights, their sums and the loss in float32.
 
     `schedule` "cosine" decays from the learning rate to `final_lr_fraction` of it, after `warmup` (a fraction of all
     steps) of linear rise; it moves once an epoch (as the original does) or at each step. "wsd" (warm-up, stable, decay)

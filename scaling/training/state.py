@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 State = dict[str, Any]
+SPENT = ("train_seconds", "shared_seconds", "eval_seconds")
 
 
 @dataclass(slots=True)
@@ -22,6 +23,7 @@ class Progress:
     best_step: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     train_seconds: float = 0.0
+    eval_seconds: float = 0.0
     shared_seconds: float = 0.0
     fork: State = field(default_factory=dict)
 
@@ -43,7 +45,7 @@ def fits(saved: State, fresh: State, parameters: Sequence[Tensor], totals: Seque
             and run >= 0
             and 0 < step <= totals[run]
             and (_alike(weights, fresh["model"]) if weights else step < totals[run])
-            and (not fork or _alike([fork["step"], fork["seconds"]], [0, 0.0]))
+            and (not fork or _alike([fork["step"], fork["spent"]], [0, dict.fromkeys(SPENT, 0.0)]))
             and all(_training_fits(part, fresh, parameters) for part in (saved, fork) if part)
         )
     except (KeyError, IndexError, TypeError, AttributeError):  # of another structure

@@ -17,15 +17,19 @@ from scaling.data.seeds import stable_seed
 from scaling.model.specvit import ModelConfig, SpecViT
 from scaling.training.evaluate import autocast
 from scaling.training.metrics import all_reduce
-from scaling.training.recipe import Recipe
+from scaling.training.recipe import Compiled, Recipe
 from scaling.training.schedule import Schedule
+
+LEAST_SCALE = 2.0**-4
+"""Of an fp16 loss, which begins at 2¹⁶ and is halved at each step that is skipped."""
 
 
 class Stepper:
     """What changes while a trial trains, but for its place in the schedule.
 
     With `micro_batch`, a worker's share of a batch goes through the model so many rows at a time and the gradients are
-    added up: the same step to rounding (dropout draws other masks), in less memory. `compiled` uses `torch.compile`.
+    added up: the same step to rounding (dropout draws other masks), in less memory. `compiled` uses `torch.compile`; with
+    "reduce-overhead" a GPU's kernels are captured in CUDA graphs and launched together, which a small model's step waits for.
     With `classify`, the loss is binary cross-entropy of the model's answer as a logit, instead of the recipe's.
     `whitening` is what the model's whitening map starts as; for the first `frozen_epochs` passes, or for ever (None), it
     has no part in an update: not in the gradient's norm, nor in weight decay.
@@ -39,17 +43,15 @@ class Stepper:
         *,
         lr: float,
         seed: int,
-        device: torch.device,
-        rank: int = 0,
-        world: int = 1,
         micro_batch: int | None = None,
-        compiled: bool = False,
+        compiled: Compiled = False,
         classify: bool = False,
         whitening: LinearMap | None = None,
         frozen_epochs: int | None = 0,
     ) -> None:
-        self.recipe, self.batches, self.lr, self.seed, self.device = recipe, batches, lr, seed, device
-        self.rank, self.world, self.micro_batch, self.classify = rank, world, micro_batch, classify
+        self.recipe, self.batches, self.lr, self.seed = recipe, batches, lr, seed
+        self.micro_batch, self.classify = micro_batch, classify
+        self.device, self.rank, self.world = batches.worker.device, batches.worker.rank, batches.worker.world
         torch.manual_seed(stable_seed("weights", seed))
         self.model = SpecViT(config)
         self._frozen = list(self.model.whitening.parameters()) if whitening is not None else []
@@ -57,19 +59,20 @@ class Stepper:
         if whitening is not None:
             self.model.whitening.load_state_dict({"weight": whitening.weight, "bias": whitening.bias})
             self.model.whitening.requires_grad_(frozen_epochs is not None)
-        self.model.to(device)
+        self.model.to(self.device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=lr, weight_decay=recipe.weight_decay, betas=recipe.betas, fused=True
         )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        self._forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if compiled else self.model
-        if world > 1:
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        self._forward: Callable[[Tensor], Tensor] = _compile(self.model, compiled) if compiled else self.model
+        if self.world > 1:
             assert isinstance(self._forward, nn.Module)
-            ids = [device] if device.type == "cuda" else None
+            ids = [self.device] if self.device.type == "cuda" else None
             self._forward = DistributedDataParallel(self._forward, ids, gradient_as_bucket_view=True)
         self._dropout = config.dropout > 0 or config.attention_dropout > 0
-        self._loss_sum, self._loss_rows = torch.zeros((), device=device), 0
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._loss_rows = torch.zeros((), device=self.device, dtype=torch.int64)
 
     def state(self) -> dict[str, Any]:
         """Everything to resume from."""
@@ -103,22 +106,27 @@ class Stepper:
         flux, labels = self.batches.batch(step)
         rows = self.batches.global_rows(step)
         self.optimizer.zero_grad(set_to_none=True)
-        self._loss_sum += self._backward(flux, labels, rows) * rows
-        self._loss_rows += rows
+        loss = self._backward(flux, labels, rows)
         if step < self._frozen_steps:
             for parameter in self._frozen:
                 parameter.grad = None
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm, foreach=True)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm, foreach=True)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        weight: Tensor | int = rows
+        if self.scaler.is_enabled():  # a step whose gradient overflows is skipped; its loss may have overflowed too
+            weight = rows * norm.isfinite()
+            loss = torch.where(norm.isfinite(), loss, 0.0)
+        self._loss_sum += loss * weight
+        self._loss_rows += weight
 
-    def _backward(self, flux: Tensor, labels: Tensor, rows: int) -> Tensor | float:
+    def _backward(self, flux: Tensor, labels: Tensor, rows: int) -> Tensor:
         """Add this share's gradients of the mean loss over the global batch of `rows`; returns its part of that mean."""
         # A worker whose share of a short batch is empty still takes part in the gradient's all-reduce.
         size = self.micro_batch or max(1, len(labels))
         starts = range(0, max(1, len(labels)), size)
-        total: Tensor | float = 0.0
+        total = torch.zeros_like(self._loss_sum)
         for start in starts:
             part, wanted = flux[start : start + size], labels[start : start + size]
             with self._without_all_reduce() if start != starts[-1] else contextlib.nullcontext():
@@ -142,8 +150,20 @@ class Stepper:
         error = predicted - wanted
         return (error.abs() if self.recipe.loss == "l1" else error.square()).sum()
 
-    def mean_loss(self) -> float:
-        """Mean training loss over all workers since the last call, in normalised label units."""
-        total = float(all_reduce(self._loss_sum)) / max(1, self._loss_rows)
-        self._loss_sum, self._loss_rows = torch.zeros_like(self._loss_sum), 0
-        return total
+    def mean_loss(self) -> float | None:
+        """Mean training loss over all workers since the last call, in normalised label units; None if fp16 skipped all steps."""
+        total, rows = float(all_reduce(self._loss_sum)), int(self._loss_rows)
+        self._loss_sum, self._loss_rows = torch.zeros_like(self._loss_sum), torch.zeros_like(self._loss_rows)
+        return total / rows if rows else None
+
+    def overflows(self) -> bool:
+        """Whether fp16 skipped so many steps that no loss scale helps."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE
+
+
+def _compile(model: SpecViT, compiled: Compiled) -> Callable[[Tensor], Tensor]:
+    from torch._inductor import config
+
+    torch.compiler.reset()  # or the rungs that this process has trained count towards the limit of a function's programs
+    config.compile_threads = torch.get_num_threads()  # else all CPUs of the node, for each of the trials that share it
+    return torch.compile(model, mode="reduce-overhead" if compiled == "reduce-overhead" else None)

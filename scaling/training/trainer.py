@@ -16,6 +16,7 @@ from scaling.training.events import HParams
 from scaling.training.guards import free_failed_starts, stop_at_mistakes
 from scaling.training.loop import Context, Outcome, Task, train
 from scaling.training.pruning import Hopeless
+from scaling.training.recipe import Compiled
 from scaling.training.recorder import Folder, Metrics, Recorder
 
 
@@ -45,7 +46,7 @@ class Job:
     cpus: float = 1.0
     gpus: float = 0.0
     micro_batch: int | None = None
-    compiled: bool = False
+    compiled: Compiled = False
     shown: HParams = field(default_factory=dict)
 
 

@@ -90,6 +90,7 @@ def example_row(**changes: Any) -> Row:
         "skipped_steps": 0,
         "device_seconds": 1.0,
         "wall_seconds": 1.5,
+        "eval_seconds": 0.5,
         "samples_per_second": 256.0,
         "peak_flops": 1e11,
         "mfu": 0.1,

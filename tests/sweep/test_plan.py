@@ -68,12 +68,12 @@ def test_seconds_are_interpolated_with_a_floor_and_a_largest_rate():
 
 def test_rows_give_back_what_their_trials_took():
     flops = float(train_flops(STUDY.model(4), 256))
-    times = {"steps": 8, "samples_per_second": 64.0, "wall_seconds": 7.0}  # 4 s of training and validation
+    times = {"steps": 8, "samples_per_second": 64.0, "eval_seconds": 1.0, "wall_seconds": 8.0}  # 4 s of training
     rows = [example_row(train_flops=flops, num_val=96, num_test=48, **times)]
     known = speeds_of_rows(STUDY, [*rows, example_row(status="failed", steps=0), example_row(cell="other")])
     cost = Costs(STUDY, known, [], scored=(96, 48)).trial(CELL)
-    assert cost.seconds == pytest.approx(7.0)
-    assert cost.step * 8 == pytest.approx(4.0 * 256 / (256 + 2 * 96 / 3))
+    assert cost.seconds == pytest.approx(8.0)
+    assert cost.step * 8 == pytest.approx(4.0)
     assert cost.source == "rows on cpu"
 
 

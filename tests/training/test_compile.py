@@ -24,7 +24,7 @@ torch.manual_seed(0)
 batches = InMemory(torch.randn(16, 256), torch.randn(16, 1))
 found = []
 for compiled in (False, True):
-    stepper = Stepper(config, recipe, batches, lr=1e-2, seed=1, device=torch.device("cpu"), compiled=compiled)
+    stepper = Stepper(config, recipe, batches, lr=1e-2, seed=1, compiled=compiled)
     losses = []
     for step in range({STEPS}):
         stepper.step(step, run)

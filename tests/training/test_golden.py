@@ -49,7 +49,7 @@ def losses(shards, cache_root, recipe, ladder, rules):
         worker=Worker(cache_root=cache_root, device=torch.device("cpu")),
         access="mapped",
     )
-    stepper = Stepper(ladder.rung(32), recipe, batches, lr=1e-3, seed=1, device=torch.device("cpu"))
+    stepper = Stepper(ladder.rung(32), recipe, batches, lr=1e-3, seed=1)
     run = recipe.runs(200)[-1]
     found = []
     for step in range(STEPS):

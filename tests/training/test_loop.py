@@ -111,9 +111,31 @@ def test_mixed_precision_stays_close_to_fp32(task, precision):
 def test_fp16_counts_the_steps_its_scaler_skips(task, monkeypatch):
     # A first scale this large overflows fp16; the scaler halves it at each skipped step until it fits.
     monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=2.0**26))
-    recipe = dataclasses.replace(RECIPE, precision="fp16")
-    outcome = train(dataclasses.replace(task, recipe=recipe), Host().context())
-    assert 0 < outcome.skipped_steps < outcome.steps
+    recipe, host = dataclasses.replace(RECIPE, precision="fp16", evaluations=12), Host()
+    outcome = train(dataclasses.replace(task, recipe=recipe), host.context())
+    assert outcome.status == "done"
+    assert 1 < outcome.skipped_steps < outcome.steps == 12
+    losses = [report["train_loss"] for report in host.reports]  # one a step
+    assert math.isnan(losses[0])
+    assert sum(math.isnan(loss) for loss in losses) == outcome.skipped_steps
+    assert not any(math.isinf(loss) for loss in losses)
+
+
+def test_fp16_that_overflows_at_any_loss_scale_has_diverged(task, monkeypatch):
+    # As if it had been halved by a long series of skipped steps.
+    monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=2.0**-5))
+    outcome = train(dataclasses.replace(task, recipe=dataclasses.replace(RECIPE, precision="fp16")), Host().context())
+    assert outcome.status == "diverged"
+    assert "any loss scale by step 4 of 12" in outcome.error
+
+
+def test_tf32_is_set_for_its_own_trials_and_is_fp32_on_a_cpu(task):
+    full = train(task, Host().context())
+    tf32 = train(dataclasses.replace(task, recipe=dataclasses.replace(RECIPE, precision="tf32")), Host().context())
+    assert torch.get_float32_matmul_precision() == "high"
+    assert scalars(tf32) == scalars(full)
+    train(task, Host().context())
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_training_learns(task):
@@ -179,6 +201,7 @@ def test_a_branch_is_a_run_of_its_budget_killed_or_not(task, kill_after):
         assert found.steps == run.total
     added = sum(found.added_seconds for found in by_share.values())
     assert outcome.train_seconds < added < sum(found.train_seconds for found in by_share.values())
+    assert 0 < by_share[0.25].eval_seconds < outcome.eval_seconds < outcome.train_seconds
 
 
 @pytest.mark.parametrize("rows", [1, 24, 64])

@@ -24,7 +24,7 @@ def curves(config, precision, steps, seed=0):
     recipe = Recipe(
         budget=Budget(epochs=steps), batch_size=64, weight_decay=WEIGHT_DECAY, schedule="constant", precision=precision
     )
-    stepper = Stepper(config, recipe, InMemory(flux, labels), lr=3e-3, seed=seed, device=torch.device("cpu"))
+    stepper = Stepper(config, recipe, InMemory(flux, labels), lr=3e-3, seed=seed)
     theirs = original_step(OriginalModel(config, stepper.model), lr=3e-3)
     (run,), ours = recipe.runs(64), []
     for step in range(steps):

@@ -19,6 +19,11 @@ Parts = Iterable[tuple[Float[Tensor, "all channel pixel"], Int64[Tensor, " row"]
 """Rows of several tensors in the host's memory."""
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Small values of the host on the device, through pinned memory: any other copy waits for all that a GPU has to do."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
 class Staging:
     """The way of a batch's rows to the device: on a GPU by two pinned buffers in turn, reused for every batch.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scaling.data.batches.cache import map_split
 from scaling.data.batches.decode import channels
-from scaling.data.batches.gather import ReadAhead, Staging
+from scaling.data.batches.gather import ReadAhead, Staging, to_device
 from scaling.data.batches.noise import FixedNoise, add_noise_
 from scaling.data.batches.rules import READ_ROWS, DataRules, Standardisation, read_labels
 from scaling.data.batches.stream import SpectrumStream, StreamOrder
@@ -101,7 +101,7 @@ class TrainingBatches(ABC):
         """This worker's rows of a step, before noise."""
 
     def _normalised(self, labels: Float[ndarray, "row label"]) -> Float[Tensor, "row label"]:
-        return torch.from_numpy(self._standardisation.normalise_labels(labels)).to(self.worker.device)
+        return to_device(torch.from_numpy(self._standardisation.normalise_labels(labels)), self.worker.device)
 
 
 def training_batches(
@@ -154,7 +154,7 @@ class MappedBatches(TrainingBatches):
         rows = 0 if resident else -(-self.batch_size // worker.world)  # of the pinned buffers
         self._staging = Staging(rows, channels(self._noise), spectra.shape[2], worker.device)
         self._read_ahead = ReadAhead(spectra)
-        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._epoch, self._order, self._order_there = -1, np.empty(0, np.int64), torch.empty(0)
 
     def rows(self, step: int) -> Int64[ndarray, " row"]:
         """Row numbers of the global batch of a step, in order."""
@@ -162,6 +162,7 @@ class MappedBatches(TrainingBatches):
         if epoch != self._epoch:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
             self._epoch, self._order = epoch, generator.permutation(self.num_spectra)
+            self._order_there = to_device(torch.from_numpy(self._order), self.worker.device)
         return self._order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def global_rows(self, step: int) -> int:
@@ -175,14 +176,13 @@ class MappedBatches(TrainingBatches):
 
     def _share(self, step: int) -> _Share:
         rows, places = self.rows(step), slice(self.worker.rank, None, self.worker.world)
-        mine = torch.from_numpy(rows[places].copy())
-        device = self.worker.device
-        # From pinned memory, or the copy would wait for all that the GPU has to do.
-        there = (mine.pin_memory() if device.type == "cuda" else mine).to(device, non_blocking=True)
+        first = step % self.steps_per_epoch * self.batch_size
+        there = self._order_there[first : first + self.batch_size][places]
         if self.access == "resident":
             spectra = self._spectra.index_select(0, there)
         else:
             with self._read_ahead.watch():
+                mine = torch.from_numpy(rows[places].copy())
                 spectra = self._staging.gather([(self._spectra, mine)], len(mine))
             if self._read_ahead.useful and (step + 1) % self.steps_per_epoch:
                 self._read_ahead.ask_for(self.rows(step + 1)[places])
@@ -220,7 +220,8 @@ class StreamedBatches(TrainingBatches):
                 yield rows.spectra, rows.chosen
 
         spectra = self._staging.gather(parts(), len(places))
-        return _Share(spectra, self._normalised(np.concatenate(labels)), torch.from_numpy(places), int(edges[-1]))
+        there = to_device(torch.from_numpy(places), self.worker.device)
+        return _Share(spectra, self._normalised(np.concatenate(labels)), there, int(edges[-1]))
 
 
 def _goes_to_device(num_bytes: int, worker: Worker, access: Access) -> bool:
