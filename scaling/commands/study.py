@@ -1,4 +1,4 @@
-"""`scaling plan`, `run`, `status`, `collect` and `report`: a study from its declaration to its report."""
+"""`scaling check`, `plan`, `run`, `status`, `collect` and `report`: a study from its devices to its report."""
 
 from __future__ import annotations
 
@@ -15,10 +15,21 @@ from scaling.errors import UserError
 def add_commands(command: AddCommand) -> None:
     """Add these commands to the parser."""
     sub = command(
+        "check",
+        _check,
+        "Check a device of each kind in the cluster: what it computes, and how fast it trains. "
+        "Exit status 0: all as on a CPU; 1: something differs or failed.",
+    )
+    sub.add_argument("study", nargs="?", metavar="STUDY", help="whose rungs are checked (default: three built-in ones)")
+    sub.add_argument("--address", help="Ray cluster to check; one is started on this machine otherwise")
+    sub.add_argument("--json", type=Path, metavar="OUT", help="what was found, for `scaling plan --calibration`")
+
+    sub = command(
         "plan", _plan, "Print what a study costs and needs: hours, wall time, memory, disk; trains nothing of it."
     )
     sub.add_argument("study", metavar="STUDY", help="a module such as experiments.demo, or a file")
     sub.add_argument("--store", metavar="URI", help="whose rows and timing runs say how fast trials are")
+    sub.add_argument("--calibration", type=Path, metavar="FILE", help="speeds that `scaling check --json FILE` found")
     sub.add_argument("--measure", action="store_true", help="time some rungs on the cluster first; kept in the store")
     sub.add_argument(
         "--address", help="with --measure: Ray cluster to time on; one is started on this machine otherwise"
@@ -59,6 +70,19 @@ def add_commands(command: AddCommand) -> None:
     study_and_store(command("report", _report, "Fit the law and write report/index.html."))
 
 
+def _check(options: argparse.Namespace) -> int:
+    from scaling.check.cluster import check_cluster
+    from scaling.check.findings import table, to_json
+    from scaling.sweep.cluster import ray_cluster
+
+    study = load_study(options.study) if options.study else None
+    with ray_cluster(options.address):
+        reports = check_cluster(study, say)
+    print("\n".join(map(table, reports)))
+    write_json(options, to_json(reports))
+    return 1 if any(finding.verdict != "ok" for report in reports for finding in report.findings) else 0
+
+
 def _plan(options: argparse.Namespace) -> int:
     from scaling.data.batches.cache import cache_limit
     from scaling.study.store import Store
@@ -74,7 +98,14 @@ def _plan(options: argparse.Namespace) -> int:
         raise UserError("--measure: name a store with --store, which remembers what was measured")
     store = Store(options.store) if options.store else None
     costs, memory = plan_costs(
-        study, store, tflops=options.tflops, mfu=options.mfu, measure=options.measure, address=options.address, say=say
+        study,
+        store,
+        tflops=options.tflops,
+        mfu=options.mfu,
+        measure=options.measure,
+        calibration=options.calibration,
+        address=options.address,
+        say=say,
     )
     cluster = planned_cluster(study, options.nodes, options.cpus_per_node, options.gpus_per_node)
     plan = make_plan(study, costs, cluster)

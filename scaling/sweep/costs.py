@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal
 
@@ -72,6 +73,20 @@ def read_speeds(store: Folder) -> list[Speed]:
         return []
     place, remedy = store.locate(SPEEDS), "delete it and run `scaling plan --measure` again"
     return parse(_Speeds, parse_object(content, place, remedy), place, remedy).speeds
+
+
+def read_calibration(path: Path) -> list[Speed]:
+    """The speeds that `scaling check --json` found.
+
+    Raises:
+        UserError: The file is missing, or no such file.
+    """
+    remedy = "give what `scaling check --json` wrote"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {remedy}")
+    known = parse_object(path.read_bytes(), str(path), remedy)
+    wanted = {name: value for name, value in known.items() if name in ("format", "speeds")}
+    return parse(_Speeds, wanted, str(path), remedy).speeds
 
 
 def keep_speeds(store: Folder, measured: list[Speed]) -> list[Speed]:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from scaling.model import ladder
 from scaling.study.declaration import Cell, Placement, Study
 from scaling.study.store import Store, StudyFolder
 from scaling.sweep.cluster import ray_cluster
-from scaling.sweep.costs import Costs, Speed, TrialCost, keep_speeds, read_speeds, speeds_of_rows, total_steps
+from scaling.sweep.costs import (
+    Costs,
+    TrialCost,
+    keep_speeds,
+    read_calibration,
+    read_speeds,
+    speeds_of_rows,
+    total_steps,
+)
 from scaling.sweep.modelled import Cluster, Simulated, occupied, simulate, smallest_cluster
 from scaling.sweep.needs import Needs, NodeNeeds, device_needs, known_shards, node_needs, too_large
 from scaling.sweep.trim import Precision, forecast_precision, trim
@@ -118,30 +127,29 @@ def plan_costs(
     tflops: float | None,
     mfu: float,
     measure: bool,
+    calibration: Path | None,
     address: str | None,
     say: Callable[[str], None],
 ) -> tuple[Costs, int | None]:
-    """What trials take as far as the store knows, after a timing run if it is asked for; and the bytes of a GPU, if known.
+    """What trials take as far as the store and a calibration know, after a timing run if it is asked for; and the bytes of a
+    GPU, if known.
 
     Raises:
-        UserError: a speed is not positive, the store cannot be used, or nothing could be timed.
+        UserError: a speed is not positive, the store or the calibration cannot be used, or nothing could be timed.
     """
     manifest = known_shards(study, store)
     scored = manifest.num_rows("val"), manifest.num_rows("test")
-    timed: list[Speed] = []
-    costs = Costs(
-        study, [], timed, tflops=tflops, mfu=mfu, scored=scored
-    )  # refuses bad numbers before anything is timed
-    if store is None:
-        return costs, None
-    if measure:
+    timed = read_calibration(calibration) if calibration else []
+    Costs(study, [], timed, tflops=tflops, mfu=mfu, scored=scored)  # refuses bad numbers before anything is timed
+    if measure and store is not None:
         from scaling.sweep.timing import measure as time_rungs
 
         store.check_writable()
         with ray_cluster(address):
-            timed = keep_speeds(store, time_rungs(study, say))
-    timed = timed or read_speeds(store)
-    rows = speeds_of_rows(study, StudyFolder(store, study.name).rows())
+            timed += keep_speeds(store, time_rungs(study, say))
+    elif store is not None:
+        timed += read_speeds(store)
+    rows = speeds_of_rows(study, StudyFolder(store, study.name).rows()) if store is not None else []
     memory = min((speed.memory for speed in timed if speed.memory), default=None)
     return Costs(study, rows, timed, tflops=tflops, mfu=mfu, scored=scored), memory
 

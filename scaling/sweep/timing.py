@@ -29,20 +29,27 @@ MAX_COPIES = 8
 
 
 class MadeUp(TrainingBatches):
-    """Batches of random spectra that are on the device already: of `rows` rows, with the noise that the rules ask for."""
+    """Batches of random spectra that are on the device already, with the noise that the rules ask for.
 
-    def __init__(self, study: Study, rows: int, device: torch.device) -> None:
-        rules = study.data.rules
+    A batch has `rows` rows, of which the worker has its share; all devices and workers have the same. Where the first label is 1
+    and not 0, the first eighth of the pixels is brighter.
+    """
+
+    def __init__(self, study: Study, rows: int, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        rules, pixels = study.data.rules, study.ladder.num_pixels
         self.rules, self.seed, self.rows, self.steps_per_epoch = rules, 0, rows, 1
-        self.worker = Worker(cache_root=default_cache_root(), device=device)
+        self.worker = Worker(cache_root=default_cache_root(), device=device, rank=rank, world=world)
         self._noise: Any = rules.noise == "fixed" or None
         self._standardise: Any = lambda flux: flux
-        channels = 1 if rules.noise == "fixed" else 2
-        self.pool = torch.rand(POOL, channels, study.ladder.num_pixels, device=device)
-        self.labels = torch.randint(0, 2, (POOL, len(rules.labels)), device=device).float()
+        generator = torch.Generator().manual_seed(0)
+        pool = torch.randn(POOL, 1 if rules.noise == "fixed" else 2, pixels, generator=generator)
+        labels = torch.randint(0, 2, (POOL, len(rules.labels)), generator=generator).float()
+        pool[:, 0, : pixels // 8] += labels[:, :1]
+        self.pool, self.labels = pool.to(device), labels.to(device)
+        self._order = torch.randperm(POOL, generator=generator).repeat(1 + -(-rows // POOL)).to(device)
 
     def global_rows(self, step: int) -> int:
-        """All rows are this worker's."""
+        """As many in every batch."""
         return self.rows
 
     def close(self) -> None:
@@ -52,8 +59,9 @@ class MadeUp(TrainingBatches):
         """Nothing is opened."""
 
     def _share(self, step: int) -> _Share:
-        chosen = torch.randint(0, POOL, (self.rows,), device=self.worker.device)
-        return _Share(self.pool[chosen], self.labels[chosen], slice(None), self.rows)
+        start, places = step * self.rows % POOL, slice(self.worker.rank, None, self.worker.world)
+        chosen = self._order[start : start + self.rows][places]
+        return _Share(self.pool[chosen], self.labels[chosen], places, self.rows)
 
 
 def time_rung(study: Study, width: int, place: Placement, device: torch.device, seconds: float = SECONDS) -> Speed:
@@ -139,7 +147,20 @@ def rungs_to_time(study: Study) -> dict[Placement, list[int]]:
     return {place: sorted({min(mine), max(mine), *({middle} & mine)}) for place, mine in widths.items()}
 
 
-def _time_rungs(study: Study, place: Placement, widths: list[int], seconds: float) -> list[Speed]:
+def node_of_each_kind() -> list[dict[str, Any]]:
+    """What Ray says of one node of each kind: of as many CPUs and GPUs, of the same models."""
+    import ray
+
+    kinds: dict[tuple[object, ...], dict[str, Any]] = {}
+    for node in ray.nodes():
+        there = node["Resources"]
+        if node["Alive"] and there.get("CPU"):
+            models = tuple(sorted(name for name in there if name.startswith("accelerator_type:")))
+            kinds.setdefault((models, there["CPU"], there.get("GPU", 0)), node)
+    return list(kinds.values())
+
+
+def time_rungs(study: Study, place: Placement, widths: list[int], seconds: float) -> list[Speed]:
     """A task: its process has the devices of one worker."""
     if not place.gpus:
         torch.set_num_threads(max(1, int(place.cpus)))
@@ -160,14 +181,8 @@ def measure(study: Study, say: Callable[[str], None], seconds: float = SECONDS) 
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    kinds: dict[tuple[object, ...], dict[str, Any]] = {}
-    for node in ray.nodes():
-        there = node["Resources"]
-        if node["Alive"] and there.get("CPU"):
-            models = tuple(sorted(name for name in there if name.startswith("accelerator_type:")))
-            kinds.setdefault((models, there["CPU"], there.get("GPU", 0)), node)
     found: list[Speed] = []
-    for node in kinds.values():
+    for node in node_of_each_kind():
         on_node, there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), node["Resources"]
         for place, widths in rungs_to_time(study).items():
             fitting = [there.get(name, 0) / each for name, each in (("CPU", place.cpus), ("GPU", place.gpus)) if each]
@@ -177,9 +192,7 @@ def measure(study: Study, say: Callable[[str], None], seconds: float = SECONDS) 
             each = f"{place.gpus:g} GPU and " * (place.gpus > 0) + f"{place.cpus:g} CPU"
             host = node["NodeManagerHostname"]
             say(f"timing w{', w'.join(map(str, widths))} on {host}: {copies} workers of {each} side by side")
-            task = ray.remote(_time_rungs).options(
-                num_cpus=place.cpus, num_gpus=place.gpus, scheduling_strategy=on_node
-            )
+            task = ray.remote(time_rungs).options(num_cpus=place.cpus, num_gpus=place.gpus, scheduling_strategy=on_node)
             try:
                 runs = ray.get([task.remote(study, place, widths, seconds) for _ in range(copies)])
             except ray.exceptions.RayError as error:

@@ -3,15 +3,18 @@
 import contextlib
 import dataclasses
 import os
-import warnings
 
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
 
+from scaling.check.device import check_device
+from scaling.check.findings import table
+from scaling.check.numerics import waiting_refused
 from scaling.data.batches.rules import DataRules
 from scaling.model.ladder import Ladder
+from scaling.study.declaration import Placement
 from scaling.training.device import measure
 from scaling.training.loop import Context, Task, _Trainer, train
 from scaling.training.recipe import Budget, Recipe
@@ -55,18 +58,6 @@ def losses(task, host=None, **changes):
     outcome = train(task, host.context(**changes))
     assert outcome.status == "done"
     return np.array(host.losses()), outcome
-
-
-@contextlib.contextmanager
-def waiting_refused():
-    """Whatever waits for the GPU raises an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that it does not yet see all
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("noise", ["fixed", "fresh"])
@@ -144,6 +135,14 @@ def test_killed_and_resumed_is_uninterrupted(task, precision):
         train(task, host.context())
     found, _ = losses(task, host)
     assert np.allclose(found, expected, rtol=1e-3)  # some kernels add in another order each time
+
+
+def test_the_check_finds_nothing_wrong():
+    report = check_device(None, Placement(gpus=1), "here", 0.2)
+    # What checks shapes in tests cannot be compiled.
+    assert [finding for finding in report.findings if finding.verdict != "ok" and finding.check != "compiled"] == [], (
+        table(report)
+    )
 
 
 def test_the_peak_is_that_of_a_gpu():

@@ -1,0 +1,90 @@
+"""What the checks of a device share: a study's rungs without chance, on made-up spectra whose labels can be learned."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_args
+
+import torch
+
+from scaling.model.ladder import Ladder
+from scaling.study.declaration import Budget, Data, Recipe, Search, Simulation, Study
+from scaling.sweep.timing import MadeUp
+from scaling.training.recipe import Precision
+from scaling.training.step import Stepper
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+ROWS = 32
+"""Of a batch where numbers are compared: a CPU computes it too."""
+LR = 1e-3
+
+
+def default_study(*, gpu: bool) -> Study:
+    """The rungs that are checked where no study is named: of whole spectra on a GPU, small on a CPU."""
+    ladder, widths, rows = (
+        (Ladder(), (32, 128, 256), 256) if gpu else (Ladder(num_pixels=1024, patch_size=128), (8, 16, 32), 64)
+    )
+    return Study(
+        name="check",
+        question="Does this cluster compute what it should?",
+        data=Data(source=Simulation(train=rows, val=rows, test=rows, pixels=ladder.num_pixels), num_spectra=(rows,)),
+        ladder=ladder,
+        widths=widths,
+        recipe=Recipe(budget=Budget(epochs=1), batch_size=rows, schedule="constant"),
+        search=Search(),
+    )
+
+
+class Bench:
+    """One device, and steppers on it that differ in one thing at a time.
+
+    Attributes:
+        device: The device.
+        study: The study whose rungs are checked.
+        widths: Its smallest, middle and largest rung.
+        precisions: Those that the device can have: TF32 is a GPU's.
+    """
+
+    def __init__(self, study: Study, device: torch.device) -> None:
+        self.device, self.study = device, study
+        self.widths = sorted({study.widths[0], study.widths[len(study.widths) // 2], study.widths[-1]})
+        self.precisions = [each for each in PRECISIONS if each != "tf32" or device.type == "cuda"]
+        # Dropout and fresh noise draw other numbers on every kind of device.
+        self._quiet = dataclasses.replace(
+            study,
+            ladder=dataclasses.replace(study.ladder, dropout=0.0, attention_dropout=0.0, whitening=None),
+            data=dataclasses.replace(study.data, rules=dataclasses.replace(study.data.rules, noise="fixed")),
+        )
+
+    @property
+    def middle(self) -> int:
+        """The width of the middle rung."""
+        return self.widths[len(self.widths) // 2]
+
+    def stepper(
+        self,
+        width: int,
+        precision: Precision = "fp32",
+        *,
+        device: torch.device | None = None,
+        rows: int = ROWS,
+        **options: Any,
+    ) -> Stepper:
+        """A rung with the same weights and batches on every device; the options are those of `MadeUp` and `Stepper`."""
+        study, where = self._quiet, {name: options.pop(name) for name in ("rank", "world") if name in options}
+        recipe = dataclasses.replace(
+            study.recipe, precision=precision, batch_size=rows, schedule="constant", warmup=0.0, branches=()
+        )
+        batches = MadeUp(study, rows, device or self.device, **where)
+        classify = study.data.rules.boundary is not None
+        return Stepper(study.model(width), recipe, batches, lr=LR, seed=0, classify=classify, **options)
+
+
+def losses(stepper: Stepper, steps: range) -> list[float]:
+    """The training loss of each step; NaN where fp16 skipped it."""
+    (run,), found = stepper.recipe.runs(10**6), []
+    for step in steps:
+        stepper.step(step, run)
+        loss = stepper.mean_loss()
+        found.append(float("nan") if loss is None else loss)
+    return found

@@ -1,0 +1,123 @@
+"""The checks on one node of each kind: of a device alone, of devices that are shared, and of two that work together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from scaling.check.bench import Bench, default_study, losses
+from scaling.check.device import check_device
+from scaling.check.findings import Finding, Report, within
+from scaling.check.numerics import SAME, difference
+from scaling.errors import UserError
+from scaling.study.declaration import Placement, Study
+from scaling.sweep.timing import node_of_each_kind, time_rungs
+from scaling.training.device import cuda_device
+
+SECONDS = 1.0
+COPIES = 4
+PAYS = 1.3
+"""By how much more trials side by side must train in all, for a fraction of a GPU to be advised."""
+
+
+def check_cluster(study: Study | None, say: Callable[[str], None], seconds: float = SECONDS) -> list[Report]:
+    """Check a device of each kind that the cluster has, which Ray is connected to: a GPU where a node has one, else a CPU.
+
+    Raises:
+        UserError: No node could be checked.
+    """
+    import ray
+
+    reports = []
+    for node in node_of_each_kind():
+        gpus, host = node["Resources"].get("GPU", 0.0), node["NodeManagerHostname"]
+        place = Placement(gpus=1) if gpus else Placement()
+        say(f"checking a {'GPU' if gpus else 'CPU'} of {host}")
+        try:
+            (report,) = _on(node, check_device, [(study, place, host, seconds)], place)
+            if report.speeds:
+                report.findings.append(_shared(node, study, report, seconds))
+            if node["Resources"]["GPU" if gpus else "CPU"] >= 2:
+                report.findings.append(_together(node, study, place))
+        except ray.exceptions.RayError as error:
+            reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+            say(f"node {host}: cannot be checked ({reason})")
+            continue
+        reports.append(report)
+    if not reports:
+        raise UserError("no node of this cluster could be checked; name a cluster with --address")
+    return reports
+
+
+def _on(
+    node: dict[str, Any], function: Callable[..., Any], calls: list[tuple[Any, ...]], place: Placement
+) -> list[Any]:
+    """Calls of a function in tasks on a node, side by side, each with what a placement occupies."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    task = ray.remote(function).options(
+        num_cpus=place.cpus, num_gpus=place.gpus, max_retries=0, scheduling_strategy=there
+    )
+    return ray.get([task.remote(*call) for call in calls])
+
+
+def _shared(node: dict[str, Any], study: Study | None, report: Report, seconds: float) -> Finding:
+    """Trials that share a GPU, or take a CPU each, beside one alone: how much more they train in all."""
+    gpus = node["Resources"].get("GPU", 0.0)
+    copies = COPIES if gpus else min(COPIES, math.floor(node["Resources"]["CPU"]))
+    place = Placement(gpus=1 / COPIES) if gpus else Placement()
+    precision = report.speeds[-1].precision
+    alone = {speed.width: speed.step_seconds for speed in report.speeds if speed.precision == precision}
+    chosen = study or default_study(gpu=gpus > 0)
+    chosen = dataclasses.replace(chosen, recipe=dataclasses.replace(chosen.recipe, precision=precision))
+    runs = _on(node, time_rungs, [(chosen, place, list(alone), seconds)] * copies, place)
+    gain = {
+        width: copies * alone[width] / median(speed.step_seconds for speed in each)
+        for width, each in zip(alone, zip(*runs, strict=True), strict=True)
+    }
+    found = f"{copies} side by side in {precision} train as one, times: "
+    found += ", ".join(f"w{width} {times:.2f}" for width, times in gain.items())
+    worth = [f"w{width}" for width, times in gain.items() if times >= PAYS]
+    if gpus:
+        found += f"; Placement(gpus={1 / COPIES}) pays for {', '.join(worth) or 'none'}"
+    return Finding(check="side by side", verdict="ok", found=found)
+
+
+def _together(node: dict[str, Any], study: Study | None, place: Placement) -> Finding:
+    """Two workers of one trial against one, by NCCL on GPUs and gloo on CPUs."""
+    chosen = study or default_study(gpu=place.gpus > 0)
+    meeting = Path(tempfile.gettempdir()) / f"scaling-check-{uuid.uuid4().hex}"
+    calls = [(chosen, place.gpus > 0, rank, str(meeting)) for rank in (0, 1)]
+    try:
+        (alone, shared), _ = _on(node, _worker, calls, place)
+    except Exception as error:
+        reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+        remedy = "leave Placement.workers at 1, or correct the network between the devices"
+        return Finding(check="two workers", verdict="failed", found=reason[:300], remedy=remedy)
+    found = {"fp32": difference(shared, alone)}
+    what = "losses, relative difference from one worker's"
+    return within("two workers", found, {"fp32": SAME}, what, "leave Placement.workers at 1")
+
+
+def _worker(study: Study, gpu: bool, rank: int, meeting: str) -> tuple[list[float], list[float]]:
+    """The losses of some steps by one worker alone, then by both."""
+    torch.set_num_threads(1 if not gpu else torch.get_num_threads())
+    bench = Bench(study, cuda_device() if gpu else torch.device("cpu"))
+    alone = losses(bench.stepper(bench.middle), range(5))
+    torch.distributed.init_process_group(
+        "nccl" if gpu else "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2
+    )
+    try:
+        return alone, losses(bench.stepper(bench.middle, rank=rank, world=2), range(5))
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,75 @@
+"""All checks of one device, in a process that has it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from scaling.check import numerics
+from scaling.check.bench import Bench, default_study
+from scaling.check.findings import Finding, Report
+from scaling.errors import UserError
+from scaling.study.declaration import Placement, Study
+from scaling.sweep.costs import Speed
+from scaling.sweep.timing import time_rung
+from scaling.training.device import cuda_device, measure
+
+CHECKS: tuple[Callable[[Bench], Finding | None], ...] = (
+    numerics.versions,
+    numerics.products,
+    numerics.gradients,
+    numerics.curves,
+    numerics.resumes,
+    numerics.waits,
+    numerics.compiled,
+)
+
+
+def check_device(study: Study | None, place: Placement, host: str, seconds: float) -> Report:
+    """Check the device of this process: a GPU if the placement has one, else a CPU.
+
+    Args:
+        study: Whose rungs, noise and batch size are checked and timed; a built-in one if None.
+        place: What a trial occupies.
+        host: The node's name, for the report.
+        seconds: For which a rung is timed in each precision.
+    """
+    torch.set_num_threads(max(1, int(place.cpus)) if not place.gpus else torch.get_num_threads())
+    try:
+        device = cuda_device() if place.gpus else torch.device("cpu")
+    except UserError as error:
+        finding = Finding(check="device", verdict="failed", found=str(error), remedy=numerics.NEEDS_SET_UP)
+        return Report(host=host, device="GPU", findings=[finding], speeds=[], peaks={})
+    bench = Bench(study or default_study(gpu=place.gpus > 0), device)
+    measured = {precision: measure(device, precision) for precision in bench.precisions}
+    findings = [found for check in CHECKS if (found := _guarded(check, bench))]
+    return Report(
+        host=host,
+        device=measured["fp32"].name,
+        findings=findings,
+        speeds=speeds(bench, place, seconds),
+        peaks={precision: each.peak_flops for precision, each in measured.items()},
+    )
+
+
+def _guarded(check: Callable[[Bench], Finding | None], bench: Bench) -> Finding | None:
+    """A check that cannot be made has failed, and the others are made."""
+    try:
+        return check(bench)
+    except Exception as error:  # whatever a driver, a compiler or PyTorch raises
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        remedy = "what it stands for cannot be used on this device; leave it out of Recipe and Placement"
+        return Finding(check=check.__name__, verdict="failed", found=reason[:300], remedy=remedy)
+
+
+def speeds(bench: Bench, place: Placement, seconds: float) -> list[Speed]:
+    """Training and scoring of each rung in each precision, as a trial does it."""
+    found = []
+    for precision in bench.precisions:
+        recipe = dataclasses.replace(bench.study.recipe, precision=precision)
+        study = dataclasses.replace(bench.study, recipe=recipe)
+        time_rung(study, bench.widths[0], place, bench.device, 0.0)  # what a process does once is none of a trial's
+        found += [time_rung(study, width, place, bench.device, seconds) for width in bench.widths]
+    return found

@@ -1,0 +1,191 @@
+"""Whether a device computes what a CPU does, in every precision, compiled or not, resumed or not, and without waiting."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from statistics import fmean
+
+import torch
+
+from scaling.check.bench import LR, Bench, losses
+from scaling.check.findings import Finding, within
+from scaling.training.evaluate import autocast
+from scaling.training.recipe import Precision
+
+STEPS, LAST, SKIPPED = 50, 10, 16
+"""Of a loss curve, of its end that is compared, and those that fp16 may skip beside it until its loss scale fits."""
+LEARNS = 0.9
+"""By which the loss falls at least, else its curve shows nothing."""
+GRADIENT_BOUNDS = {"fp32": 1e-3, "tf32": 0.02, "bf16": 0.1, "fp16": 0.02}
+CURVE_BOUNDS = {"tf32": 0.05, "bf16": 0.1, "fp16": 0.1}
+SAME = 1e-3
+"""By which losses of the same steps in fp32 may differ: kernels add in another order."""
+LOSS_SCALE = {"fp16": 1024.0}
+NEEDS_SET_UP = (
+    "reinstall torch for this driver: `pip install torch` with the index of a CUDA version that the driver supports"
+)
+
+
+def versions(bench: Bench) -> Finding:
+    """PyTorch, CUDA and the driver against each other, and whether PyTorch has kernels for the device."""
+    if bench.device.type == "cpu":
+        features = torch.backends.cpu.get_cpu_capability()
+        return Finding(check="versions", verdict="ok", found=f"torch {torch.__version__}, kernels for {features}")
+    major, minor = torch.cuda.get_device_capability(bench.device)
+    built = torch.cuda.get_arch_list()
+    suited = [
+        arch
+        for arch in built
+        if arch.startswith(("sm_", "compute_")) and int(arch.split("_")[1].rstrip("af")) // 10 == major
+    ]
+    found = (
+        f"torch {torch.__version__}, CUDA {torch.version.cuda}, driver {_driver()}, compute capability {major}.{minor}"
+    )
+    return Finding(
+        check="versions",
+        verdict="ok" if suited else "differs",
+        found=found + ("" if suited else f"; kernels for {', '.join(built)} only"),
+        remedy="" if suited else "install a torch that is built for this device, or leave it out of the cluster",
+    )
+
+
+def _driver() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "unknown (no nvidia-smi)"
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=30)
+    return done.stdout.split("\n")[0].strip() or "unknown"
+
+
+def products(bench: Bench) -> Finding:
+    """A product of integer matrices in fp32, which every order of summation gives exactly."""
+    autocast(bench.device, "fp32")
+    left, right = (torch.randint(-8, 9, (512, 512), generator=torch.Generator().manual_seed(n)).float() for n in (1, 2))
+    wrong = int(((left.to(bench.device) @ right.to(bench.device)).cpu() != left @ right).sum())
+    return Finding(
+        check="matrix product",
+        verdict="failed" if wrong else "ok",
+        found=f"{wrong} of {512**2} elements wrong" if wrong else "exact",
+        remedy="take the device out of the cluster: its memory or its arithmetic is damaged" if wrong else "",
+    )
+
+
+def gradients(bench: Bench) -> Finding:
+    """Forward and backward pass of each rung in each precision against fp32 on a CPU."""
+    worst: dict[str, float] = dict.fromkeys(bench.precisions, 0.0)
+    for width in bench.widths:
+        expected = _gradient(bench, width, "fp32", torch.device("cpu"))
+        for precision in bench.precisions:
+            error = (_gradient(bench, width, precision, bench.device) - expected).norm() / expected.norm()
+            worst[precision] = max(worst[precision], float(error.nan_to_num(math.inf)))
+    remedy = "train in the precisions that agree; if fp32 differs, do not use the device"
+    return within("gradients", worst, GRADIENT_BOUNDS, "relative difference from a CPU's in fp32", remedy)
+
+
+def _gradient(bench: Bench, width: int, precision: Precision, device: torch.device) -> torch.Tensor:
+    stepper, scale = bench.stepper(width, precision, device=device), LOSS_SCALE.get(precision, 1.0)
+    flux, labels = stepper.batches.batch(0)
+    with autocast(device, precision):
+        predicted = stepper.model(flux)
+    ((predicted.float() - labels).square().mean() * scale).backward()
+    return torch.cat([p.grad.flatten().cpu().double() / scale for p in stepper.parameters if p.grad is not None])
+
+
+def curves(bench: Bench) -> Finding:
+    """Some steps of training in each precision: where the loss ends, against fp32."""
+    ends, full = dict[str, float](), math.nan
+    for precision in bench.precisions:
+        more = SKIPPED if precision == "fp16" else 0
+        curve = losses(bench.stepper(bench.middle, precision), range(STEPS + more))
+        taken = [loss for loss in curve if not math.isnan(loss)][:STEPS]
+        end = fmean(taken[-LAST:]) if len(taken) == STEPS else math.inf
+        if precision == "fp32":
+            full, first = end, fmean(taken[:3])
+        else:
+            ends[precision] = abs(end / full - 1) if math.isfinite(end) else math.inf
+    if not full < LEARNS * first:
+        found = f"w{bench.middle} learns nothing in {STEPS} steps of fp32 at lr {LR:g}: {first:.3g}, then {full:.3g}"
+        return Finding(check="loss curves", verdict="differs", found=found, remedy="look at the other findings")
+    what = f"{STEPS} steps of w{bench.middle}, {first:.2g} to {full:.2g} in fp32; relative difference of the end"
+    return within("loss curves", ends, CURVE_BOUNDS, what, "train in the precisions that agree")
+
+
+def resumes(bench: Bench) -> Finding:
+    """Training that is resumed from a saved state against uninterrupted training."""
+    whole = bench.stepper(bench.middle)
+    expected = losses(whole, range(10))
+    before = bench.stepper(bench.middle)
+    losses(before, range(5))
+    saved = io.BytesIO()
+    torch.save(before.state(), saved)
+    saved.seek(0)
+    after = bench.stepper(bench.middle)
+    after.restore(torch.load(saved, map_location="cpu", weights_only=True))
+    error = difference(losses(after, range(5, 10)), expected[5:])
+    exact = bench.device.type == "cpu"
+    what = "bit for bit on a CPU" if exact else "losses, relative difference"
+    return within(
+        "resumed", {"fp32": error}, {"fp32": 0.0 if exact else SAME}, what, "report it: results would depend on chance"
+    )
+
+
+def waits(bench: Bench) -> Finding | None:
+    """Whether a step leaves the GPU at work, in each precision. A CPU has nothing to wait for."""
+    if bench.device.type == "cpu":
+        return None
+    bad = []
+    for precision in bench.precisions:
+        stepper = bench.stepper(bench.middle, precision)
+        (run,) = stepper.recipe.runs(10**6)
+        stepper.step(0, run)  # the first makes the optimiser's state
+        try:
+            with waiting_refused():
+                stepper.step(1, run)
+        except RuntimeError as error:
+            bad.append(f"{precision} ({str(error).splitlines()[0]})")
+    return Finding(
+        check="no waiting",
+        verdict="differs" if bad else "ok",
+        found=f"a step waits for the GPU in {', '.join(bad)}"
+        if bad
+        else "a step's kernels are launched ahead of the GPU",
+        remedy="report it with the version of torch: training is slower than it need be, not wrong" if bad else "",
+    )
+
+
+@contextlib.contextmanager
+def waiting_refused() -> Iterator[None]:
+    """Within, whatever waits for a GPU raises a RuntimeError, as far as PyTorch notices it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that it does not yet notice all
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def compiled(bench: Bench) -> Finding:
+    """`torch.compile` against plain PyTorch, on a GPU also with CUDA graphs."""
+    modes = {"compiled=True": True} | (
+        {"compiled='reduce-overhead'": "reduce-overhead"} if bench.device.type == "cuda" else {}
+    )
+    expected = losses(bench.stepper(bench.middle), range(5))
+    found = {
+        name: difference(losses(bench.stepper(bench.middle, compiled=mode), range(5)), expected)
+        for name, mode in modes.items()
+    }
+    what, remedy = "losses, relative difference from plain PyTorch's", "leave Placement.compiled out"
+    return within("compiled", found, dict.fromkeys(modes, SAME), what, remedy)
+
+
+def difference(found: list[float], expected: list[float]) -> float:
+    """The largest relative difference; infinite where a value is not finite."""
+    worst = max(abs(one / other - 1) for one, other in zip(found, expected, strict=True))
+    return worst if math.isfinite(sum(found)) else math.inf

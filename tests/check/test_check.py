@@ -1,0 +1,137 @@
+"""The check of a device: a sound one is ok in all, and each fault is found by the check that is there for it."""
+
+import json
+
+import pytest
+import torch
+
+from scaling.check import device as module
+from scaling.check import numerics
+from scaling.check.bench import Bench, default_study
+from scaling.check.cluster import check_cluster
+from scaling.check.findings import table, to_json, within
+from scaling.errors import UserError
+from scaling.model.specvit import SpecViT
+from scaling.study.declaration import Placement
+from scaling.sweep.costs import Costs, read_calibration
+from scaling.training.step import Stepper
+from tests.study.example import example_study
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def bench():
+    return Bench(default_study(gpu=False), CPU)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_sound_machine_is_ok_and_its_speeds_are_what_a_plan_takes(ray_cluster, tmp_path):
+    study, said = example_study(), []
+    (report,) = check_cluster(study, said.append, seconds=0.02)
+    assert len(said) == 1
+    assert {finding.check: finding.verdict for finding in report.findings} == dict.fromkeys(
+        [
+            "versions",
+            "matrix product",
+            "gradients",
+            "loss curves",
+            "resumed",
+            "compiled",
+            "side by side",
+            "two workers",
+        ],
+        "ok",
+    )
+    assert {(speed.width, speed.precision) for speed in report.speeds} == {
+        (width, precision) for width in study.widths for precision in ("fp32", "bf16", "fp16")
+    }
+    assert "w8       bf16" in table(report)
+    file = tmp_path / "check.json"
+    file.write_text(json.dumps(to_json([report])))
+    assert read_calibration(file) == report.speeds
+    cell = study.cells()[-1]
+    (expected,) = (s.step_seconds for s in report.speeds if (s.width, s.precision) == (cell.width, "fp32"))
+    cost = Costs(study, [], read_calibration(file)).trial(cell)
+    assert (cost.step, cost.source) == (pytest.approx(expected), "timing run on cpu")
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"format": 1}', '{"format": 1, "speeds": [{"device": 3}]}'])
+def test_what_is_no_calibration_is_refused(tmp_path, content):
+    file = tmp_path / "check.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=r"check\.json.*scaling check --json"):
+        read_calibration(file)
+
+
+def test_a_wrong_product_has_failed(bench, monkeypatch):
+    assert numerics.products(bench).verdict == "ok"
+    flips = iter([1.0, 0.0])  # the device's product, then the CPU's
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: torch.mm(a, b).add_(next(flips) * torch.eye(512)))
+    finding = numerics.products(bench)
+    assert (finding.verdict, finding.found) == ("failed", "512 of 262144 elements wrong")
+
+
+def test_a_gradient_that_is_not_the_cpus_differs(bench, monkeypatch):
+    assert numerics.gradients(bench).verdict == "ok"
+    right = numerics._gradient
+    monkeypatch.setattr(
+        numerics,
+        "_gradient",
+        lambda bench, width, precision, device: right(bench, width, precision, device) * (1 + (precision == "bf16")),
+    )
+    finding = numerics.gradients(bench)
+    assert (finding.verdict, "bf16 1, " in finding.found, "at most bf16 0.1" in finding.found) == (
+        "differs",
+        True,
+        True,
+    )
+
+
+@pytest.mark.parametrize(("scale", "verdict"), [(1.0, "ok"), (float("nan"), "differs"), (1.5, "differs")])
+def test_a_loss_curve_that_leaves_that_of_fp32_differs(bench, monkeypatch, scale, verdict):
+    right = Stepper.mean_loss
+    monkeypatch.setattr(
+        Stepper, "mean_loss", lambda self: right(self) * (scale if self.recipe.precision == "bf16" else 1.0)
+    )
+    bench.precisions = ["fp32", "bf16"]
+    assert numerics.curves(bench).verdict == verdict
+
+
+def test_a_device_that_learns_nothing_differs(bench, monkeypatch):
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
+    finding = numerics.curves(bench)
+    assert (finding.verdict, "learns nothing" in finding.found) == ("differs", True)
+
+
+def test_a_state_that_does_not_come_back_differs(bench, monkeypatch):
+    assert numerics.resumes(bench).verdict == "ok"
+    monkeypatch.setattr(Stepper, "restore", lambda self, state: self.model.load_state_dict(state["model"]))
+    assert numerics.resumes(bench).verdict == "differs", "without the optimiser's moments"
+
+
+def test_a_check_that_cannot_be_made_has_failed_and_the_others_are_made(monkeypatch):
+    monkeypatch.setattr(module, "CHECKS", (numerics.resumes, numerics.products))
+    monkeypatch.setattr(SpecViT, "forward", lambda self, flux: 1 / 0)
+    monkeypatch.setattr(module, "speeds", lambda *_: [])
+    report = module.check_device(example_study(), Placement(), "here", 0.0)
+    assert [finding.verdict for finding in report.findings] == ["failed", "ok"]
+    assert "division by zero" in table(report)
+
+
+def test_a_gpu_that_torch_cannot_use_is_one_finding():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    report = module.check_device(None, Placement(gpus=1), "here", 0.0)
+    (finding,) = report.findings
+    assert (finding.check, finding.verdict) == ("device", "failed")
+    assert "cannot use the GPU" in finding.found
+    assert report.speeds == []
+
+
+def test_values_at_their_bound_are_ok_and_nan_is_not():
+    assert within("x", {"a": 1.0}, {"a": 1.0}, "what", "do this").verdict == "ok"
+    finding = within("x", {"a": 1.0, "b": float("nan")}, {"a": 1.0, "b": 2.0}, "what", "do this")
+    assert (finding.verdict, finding.found, finding.remedy) == ("differs", "what: a 1, b nan (at most b 2)", "do this")
