@@ -20,7 +20,7 @@ from scaling.parse import Amount, Count, Name, Natural, Positive, Strict, parse,
 from scaling.results import Row
 from scaling.study.declaration import Cell, Placement, Study
 from scaling.sweep.modelled import RAY_TRAIN_SECONDS
-from scaling.training.recipe import Precision
+from scaling.training.recipe import Compiled, Precision
 
 SPEEDS = "speeds.json"
 FLOOR_SECONDS, START_SECONDS = 3e-3, 1.0
@@ -50,11 +50,21 @@ class Speed(Strict):
     step_seconds: Positive
     eval_seconds: Amount
     start_seconds: Amount
+    compiled: Compiled = False
 
     @property
     def kind(self) -> tuple[object, ...]:
         """What a new measurement replaces."""
-        return (self.device, self.share, self.workers, self.precision, self.width, self.tokens, self.rows)
+        return (
+            self.device,
+            self.share,
+            self.workers,
+            self.precision,
+            self.compiled,
+            self.width,
+            self.tokens,
+            self.rows,
+        )
 
 
 class _Speeds(Strict):
@@ -125,6 +135,7 @@ def speeds_of_rows(study: Study, rows: list[Row]) -> list[Speed]:
                 step_seconds=train_seconds / row.steps,
                 eval_seconds=scoring * row.workers,
                 start_seconds=max(0.0, start) if math.isfinite(start) else 0.0,
+                compiled=place.compiled,
             )
         )
     return found
@@ -225,12 +236,13 @@ class Costs:
         return step, scoring, start, f"{'rows' if measured else 'timing run'} on {devices}"
 
     def _alike(self, place: Placement, tokens: int) -> list[Speed]:
-        """The speeds most like those of a worker: of as many tokens, then of its workers and share, rows before timing runs."""
+        """The speeds most like a worker's: of as many tokens, compiled alike, of its workers and share, rows before timing runs."""
         wanted = (place.workers, share_of(place))
         best: list[Speed] = []
         for pool in (self.rows, self.timed):
             mine = [speed for speed in pool if speed.gpu == (place.gpus > 0)]
             mine = [speed for speed in mine if speed.tokens == tokens] or mine
+            mine = [speed for speed in mine if speed.compiled == place.compiled] or mine
             same = [speed for speed in mine if (speed.workers, speed.share) == wanted]
             if same:
                 return same

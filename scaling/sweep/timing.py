@@ -112,6 +112,7 @@ def time_rung(study: Study, width: int, place: Placement, device: torch.device, 
         step_seconds=step_seconds,
         eval_seconds=_seconds_of(score, device, seconds / 4) / POOL,
         start_seconds=max(0.0, first - step_seconds),
+        compiled=place.compiled,
     )
 
 

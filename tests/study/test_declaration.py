@@ -84,6 +84,8 @@ def test_any_value_of_any_field_is_a_declaration_or_one_line(place, value):
         (DEMO.data, "source", None, "Data.source = None: must be an instance of Simulation or an instance of Sources"),
         (DEMO.data, "num_spectra", (128.5, 256), "Data.num_spectra[0] = 128.5: must be a valid integer"),
         (Placement(), "cpus", True, "Placement.cpus = True: must be a valid number"),
+        (Placement(), "compiled", "reduce-overhead", "compiled='reduce-overhead' is for one worker with a GPU"),
+        (Placement(gpus=1, micro_batch=8), "compiled", "reduce-overhead", "and no micro_batch; use compiled=True"),
     ],
 )
 def test_the_line_names_class_field_value_and_what_must_be_there(declared, name, value, words):

@@ -85,6 +85,14 @@ def test_what_was_timed_is_remembered_and_used_where_rows_are_not(tmp_path, spee
     assert keep_speeds(store, [fast]) == read_speeds(store) == [fast]
     cost = Costs(STUDY, [], read_speeds(store), scored=(10, 20)).trial(CELL)
     assert (cost.step, cost.start, cost.evaluation) == pytest.approx((0.01, 2.0, 0.05))
+    compiled = fast.model_copy(update={"step_seconds": 0.002, "compiled": True})
+    steps = {
+        how: Costs(dataclasses.replace(STUDY, placements=(Placement(compiled=how),)), [], [fast, compiled])
+        .trial(CELL)
+        .step
+        for how in (False, True)
+    }
+    assert steps == pytest.approx({False: 0.01, True: 0.002})
     two_workers = dataclasses.replace(STUDY, placements=(Placement(workers=2),))
     assert Costs(two_workers, [], [fast]).trial(CELL).start == 2.0 + RAY_TRAIN_SECONDS
     assert Costs(STUDY, [], [fast.model_copy(update={"gpu": True})]).trial(CELL).source.startswith("assumed")

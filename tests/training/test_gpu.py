@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 
 import numpy as np
@@ -94,12 +95,19 @@ def test_the_gpu_gives_the_losses_of_the_cpu(task, access):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_mixed_precision_stays_close_to_fp32(task, precision):
+def test_mixed_precision_stays_close_to_fp32(task, precision, monkeypatch):
+    # fp16's usual first scale, 2¹⁶, overflows in the first steps: those that it skips set it back, which is not rounding.
+    monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=2.0**10))
     full, _ = losses(task)
     mixed, outcome = losses(dataclasses.replace(task, recipe=dataclasses.replace(RECIPE, precision=precision)))
     assert np.allclose(mixed, full, rtol=0.05)
     assert not np.array_equal(mixed, full)
-    assert 0 <= outcome.skipped_steps < outcome.steps / 2
+    assert outcome.skipped_steps == 0
+
+
+def test_fp16_skips_a_few_first_steps_and_trains(task):
+    _, outcome = losses(dataclasses.replace(task, recipe=dataclasses.replace(RECIPE, precision="fp16")))
+    assert outcome.skipped_steps < outcome.steps / 2
 
 
 def _compiled(rank, task, queue):
