@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,8 @@ def evaluate(
     noisy = EvaluationSplit.load(shards, rules, split, worker, model.standardisation)
     predicted = predict(model.model.to(device), noisy, model.precision_on(device))
     first, others = score(predicted, noisy)
+    if not math.isfinite(first.error):
+        raise UserError(f"{model.path}: its answers for the {split} split of {shards} are not finite: no score")
     detail = score_detail(predicted, noisy, shards, split)
     z = 1.0 / float(model.standardisation.label_std[0])
     return Evaluation(

@@ -56,7 +56,7 @@ def read_lightning(
     """
     checkpoint = _load(path)
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(type(k) is str and isinstance(v, Tensor) for k, v in weights.items()):
         raise UserError(f"{path}: no 'state_dict' of tensors: expected a PyTorch-Lightning checkpoint of the original")
     found = (re.match(rf"{re.escape(_LAYER)}(\d+)\.", name) for name in weights)
     depth = 1 + max((int(match[1]) for match in found if match), default=0)
@@ -69,12 +69,16 @@ def read_lightning(
         model.load_state_dict(renamed)
     except RuntimeError as error:
         raise UserError(f"{path}: shapes that do not fit together ({' '.join(str(error).split())[:300]})") from error
+    if bad := [name for name in renamed if not renamed[name].isfinite().all()]:
+        raise UserError(f"{path}: {', '.join(sources[bad[0]])}: values that are not finite; copy it again")
     known = {name: checkpoint[name] for name in ("epoch", "global_step") if isinstance(checkpoint.get(name), int)}
     return model.eval(), {"source": path.name, **known}
 
 
 def _load(path: Path) -> Any:
     """What the file holds, by PyTorch's loader that knows tensors and plain values and refuses every other object."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a checkpoint (.ckpt) of the original, or a model file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

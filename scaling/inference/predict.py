@@ -49,9 +49,13 @@ class Inputs:
         """
         found = file.file.get(NOISY)
         there = isinstance(found, h5py.Dataset) and found.shape == (file.num_rows, file.num_pixels)
+        there = there and found.dtype.kind in "fiu"
+        if noise_seed is not None and not 0 <= noise_seed < 2**63:
+            raise UserError(f"--noise-seed {noise_seed}: must be in 0 ... 2^63 - 1")
         chosen = array or ("noisy" if there and noise_seed is None else "flux")
         if chosen == "noisy" and not there:
-            raise UserError(f"{file.path}: no {NOISY} of shape ({file.num_rows}, {file.num_pixels}): use --array flux")
+            shape = f"({file.num_rows}, {file.num_pixels})"
+            raise UserError(f"{file.path}: no {NOISY} of numbers, of shape {shape}: use --array flux")
         if chosen == "noisy" and noise_seed is not None:
             raise UserError(
                 f"--noise-seed {noise_seed}: adds noise to the flux, not to --array noisy; leave one of them out"
@@ -95,7 +99,12 @@ def predict_file(
     """
     model.check_wave(file.wave, file.path)
     model.model.to(device)
-    known = [label for label in model.rules.labels if label in file.read_params(0, 1)]
+    params = file.read_params(0, min(1, file.num_rows))
+    known = [label for label in model.rules.labels if label in params]
+    if odd := [label for label in known if params[label].dtype.kind not in "fiu"]:
+        raise UserError(
+            f"{file.path}: the column {odd[0]} holds {params[odd[0]].dtype}, not numbers; remove or correct it"
+        )
     suffix = "predicted" if model.rules.boundary is None else "probability"
     names = [f"{label}_{suffix}" for label in model.rules.labels]
     facts = {
@@ -117,9 +126,13 @@ def predict_file(
             answers = np.empty((stop - start, len(names)))
             for begin in range(start, stop, BLOCK_ROWS):
                 flux, bad = next(spectra)
-                answers[begin - start : begin - start + len(flux)] = np.where(
-                    bad[:, None], np.nan, _answers(model, flux, device)
-                )
+                found = np.where(bad[:, None], np.nan, _answers(model, flux, device))
+                if (lost := ~np.isfinite(found).all(axis=1) & ~bad).any():
+                    row = begin + int(lost.argmax())
+                    raise UserError(
+                        f"{model.path}: its answer for row {row} of {file.path} is not finite; inspect the spectrum"
+                    )
+                answers[begin - start : begin - start + len(flux)] = found
                 if bad.any():
                     first = begin + int(bad.argmax()) if first is None else first
                     unusable += int(bad.sum())

@@ -144,37 +144,53 @@ def open_model(path: Path, original: Original | None = None) -> TrainedModel:
 
 
 def _trained(path: Path, model: SpecViT, extra: dict[str, Tensor], about: dict[str, Any]) -> TrainedModel:
+    names = ("label_offset", "label_scale", "label_mean", "label_std")
     try:
         rules = DataRules(**about["rules"] | {"other_labels": tuple(about["rules"].get("other_labels", ()))})
-        offset, scale, mean, std = (
-            np.array(about[name], np.float64).reshape(-1)
-            for name in ("label_offset", "label_scale", "label_mean", "label_std")
-        )
-        standardisation = Standardisation(
-            flux_offset=extra["flux_offset"].numpy(),
-            flux_scale=extra["flux_scale"].numpy(),
-            label_offset=offset,
-            label_scale=scale,
-            label_mean=mean,
-            label_std=std,
-            boundary=rules.boundary,
-        )
-    except (KeyError, TypeError) as error:
+        labels = {name: np.array(about[name], np.float64).reshape(-1) for name in names}
+        pixels = {name: extra[name].numpy() for name in ("flux_offset", "flux_scale")}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: a model file of another version ({error}): use the version that wrote it") from error
-    if not len(rules.labels) == len(offset) == model.config.num_outputs:
+    if len(rules.labels) != model.config.num_outputs:
         raise UserError(
             f"{path}: {model.config.num_outputs} outputs for the labels {', '.join(rules.labels)}: import models of one label"
         )
+    wave = {"wave": extra["wave"].numpy()} if "wave" in extra else {}
+    _check_statistics(path, labels, len(rules.labels))
+    _check_statistics(path, pixels | wave, model.config.num_pixels)
+    spectra = about.get("num_spectra")
+    if spectra is not None and (type(spectra) is not int or spectra < 1):
+        raise UserError(f"{path}: num_spectra = {spectra!r}: must be a number of spectra; the file is damaged")
     precision = about.get("precision", "fp32")
     return TrainedModel(
         path=path,
         model=model,
         rules=rules,
-        standardisation=standardisation,
-        wave=extra["wave"].numpy() if "wave" in extra else None,
+        standardisation=Standardisation(**pixels, **labels, boundary=rules.boundary),
+        wave=wave.get("wave"),
         precision=precision if precision in get_args(Precision) else "fp32",
         about=about,
     )
+
+
+def _check_statistics(path: Path, arrays: dict[str, ndarray], length: int) -> None:
+    """Refuse statistics that do not fit the model, are not finite, or by which nothing can be divided.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for name, values in arrays.items():
+        if values.shape != (length,) or values.dtype.kind != "f":
+            wrong = f"{values.dtype} of shape {values.shape}, expected floats of shape ({length},)"
+        elif not np.isfinite(values).all():
+            wrong = "has values that are not finite"
+        elif name.endswith(("_scale", "_std")) and not (values > 0).all():
+            wrong = "has values that are not above 0"
+        elif name == "wave" and not (np.diff(values) > 0).all():
+            wrong = "does not rise"
+        else:
+            continue
+        raise UserError(f"{path}: {name} {wrong}: the file is damaged; write it again")
 
 
 def export_model(path: Path, original: Original, num_spectra: int | None = None) -> tuple[TrainedModel, bytes]:
