@@ -56,7 +56,7 @@ def main() -> None:
     study = dataclasses.replace(DEMO, widths=widths, placements=(Placement(),))
     with tempfile.TemporaryDirectory(prefix="benchmark-sweep-") as root:
         store, cache = f"{root}/store", Path(root) / "cache"
-        rows = run_study(study, store, address=None, cache=cache, retry=False, say=print, callbacks=[])
+        rows = run_study(study, store, address=None, cache=cache, retry=False, say=print)
         folder = StudyFolder(Store(store), study.name)
         times = [begun_and_ended(folder, row) for row in rows]
         wall = max(end for _, end in times) - min(begin for begin, _ in times)

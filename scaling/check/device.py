@@ -22,6 +22,7 @@ CHECKS: tuple[Callable[[Bench], Finding | None], ...] = (
     numerics.gradients,
     numerics.curves,
     numerics.resumes,
+    numerics.repeats,
     numerics.waits,
     numerics.compiled,
 )

@@ -15,6 +15,7 @@ import torch
 
 from scaling.check.bench import Bench, losses
 from scaling.check.findings import Finding, within
+from scaling.training.device import be_deterministic
 from scaling.training.evaluate import autocast
 from scaling.training.recipe import Precision
 
@@ -131,6 +132,17 @@ def resumes(bench: Bench) -> Finding:
     return within(
         "resumed", {"fp32": error}, {"fp32": 0.0 if exact else SAME}, what, "report it: results would depend on chance"
     )
+
+
+def repeats(bench: Bench) -> Finding:
+    """The same steps twice with deterministic kernels."""
+    be_deterministic(True)
+    try:
+        first, second = (losses(bench.stepper(bench.middle), range(10)) for _ in range(2))
+    finally:
+        be_deterministic(False)
+    what, remedy = "losses of deterministic kernels, relative difference", "leave Placement.deterministic out"
+    return within("repeated", {"fp32": difference(second, first)}, {"fp32": 0.0}, what, remedy)
 
 
 def waits(bench: Bench) -> Finding | None:

@@ -133,8 +133,9 @@ class Placement:
 
     `gpus` can be a fraction: such trials share a device, each in its own process. A trial with several workers, or
     with whole GPUs, runs under Ray Train; with `min_workers` it continues with fewer where a lost one is not replaced.
-    `micro_batch` bounds the spectra that a worker takes through the model at a time. `compiled` uses `torch.compile`, with
-    "reduce-overhead" and CUDA graphs, for rungs so small that their steps wait for the launch of kernels.
+    `micro_batch` bounds the spectra that a worker takes through the model at a time. `compiled` uses `torch.compile`,
+    "reduce-overhead" with CUDA graphs: for rungs whose steps wait for the launch of kernels. `deterministic` gives the same
+    bits run after run on a GPU too, more slowly; on a CPU they are the same anyway.
     """
 
     from_width: Natural = 0
@@ -145,6 +146,7 @@ class Placement:
     min_workers: Count | None = None
     micro_batch: Count | None = None
     compiled: Compiled = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         """Compare the fields.

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from scaling.data.batches.evaluation import EVALUATION_SHARE
 from scaling.data.batches.stream import AHEAD, LANES
 from scaling.data.batches.training import RESIDENT_SHARE, Access
 from scaling.data.shards.manifest import MANIFEST, Manifest
@@ -40,8 +41,8 @@ class Needs:
     """Bytes of a worker's device. Activations and evaluation are estimates: what the allocator adds is not in them.
 
     `model` is weights, gradients and AdamW's two moments; `activation` is of one spectrum and `rows` of them go through the model
-    at a time; `evaluation` is of spectra scored at a time; `held` the validation and test spectra that stay there; `resident` the
-    training spectra, where they are held there.
+    at a time; `evaluation` is of spectra scored at a time; `held` the validation and test spectra that stay there, where they are
+    no large part of it; `resident` the training spectra, where they are held there.
     """
 
     model: int
@@ -117,6 +118,7 @@ def device_needs(study: Study, width: int, place: Placement, spectra: int, manif
     own = -(-recipe.batch_size // place.workers)
     row, arrays = BYTES * manifest.pixels, 1 if rules.noise == "fixed" else 2
     resident = row * arrays * spectra
+    splits = [row * manifest.num_rows(split) // place.workers for split in ("val", "test")]
     fits = place.gpus > 0 and resident <= RESIDENT_SHARE * memory
     scored = min(EVALUATION_ROWS, max(manifest.num_rows("val"), manifest.num_rows("test")) or EVALUATION_ROWS)
     count, item = count_parameters(config), 2 if recipe.precision in HALF else 4
@@ -125,7 +127,7 @@ def device_needs(study: Study, width: int, place: Placement, spectra: int, manif
         activation=activation,
         rows=min(place.micro_batch or own, own),
         evaluation=scored * config.num_tokens * (2 * 4 * config.width + 2 * item * config.mlp_width),
-        held=row * (manifest.num_rows("val") + manifest.num_rows("test")) // place.workers,
+        held=sum(size for size in splits if not memory or size <= EVALUATION_SHARE * memory),
         resident=resident if study.data.access == "resident" or (study.data.access == "auto" and fits) else 0,
     )
 

@@ -23,10 +23,8 @@ from scaling.sweep.costs import (
 from scaling.sweep.modelled import Cluster, Simulated, occupied, simulate, smallest_cluster
 from scaling.sweep.needs import Needs, NodeNeeds, device_needs, known_shards, node_needs, too_large
 from scaling.sweep.trim import Precision, forecast_precision, trim
+from scaling.training.device import CONTEXT
 from scaling.training.recipe import samples_seen
-
-CONTEXT = 500_000_000
-"""Bytes of a GPU that each process takes for CUDA itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,6 +129,7 @@ class Trial:
             gpus=placement.gpus,
             micro_batch=placement.micro_batch,
             compiled=placement.compiled,
+            deterministic=placement.deterministic,
             shown=self.about(),
         )
         if placement.host == "ray_train":

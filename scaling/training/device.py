@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from scaling.training.evaluate import AUTOCAST, autocast
 from scaling.training.recipe import Precision
 
 PEAK_REPEATS = 5
+CONTEXT = 500_000_000
+"""Bytes of a GPU that each process takes for CUDA itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,24 @@ def cuda_device() -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise NodeError(f"torch {torch.__version__} cannot use the GPU: {reason}") from error
     return torch.device("cuda", 0)
+
+
+def take_share(device: torch.device, share: float) -> None:
+    """Bound what this process takes of a GPU that others use too: a trial that needs more fails, and its neighbours do not."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(max(0.0, share - CONTEXT / total) if share < 1 else 1.0, device)
+
+
+def be_deterministic(wanted: bool) -> None:
+    """Whether kernels whose order of additions varies are replaced, in this process from now on.
+
+    Of the same version of PyTorch on the same kind of GPU the same trial then gives the same bits. What has no such kernel
+    raises a RuntimeError.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch asks for it
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads what it did not write
+    torch.use_deterministic_algorithms(wanted)
 
 
 def measure(device: torch.device, precision: Precision) -> Device:

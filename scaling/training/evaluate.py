@@ -35,10 +35,11 @@ def predict(model: nn.Module, split: EvaluationSplit, precision: Precision, batc
     """What the model answers (draw, row, label) on this worker's share of a split: normalised labels, or logits."""
     model.eval()
     predicted = torch.empty(split.rules.eval_draws, *split.labels.shape, device=split.labels.device)
-    with torch.inference_mode(), autocast(split.flux.device, precision):
+    with torch.inference_mode(), autocast(split.worker.device, precision):
         for draw, flux in enumerate(split.draws()):
             for start in range(0, len(flux), batch_size):
-                predicted[draw, start : start + batch_size] = model(flux[start : start + batch_size])
+                part = flux[start : start + batch_size].to(split.worker.device, non_blocking=True)
+                predicted[draw, start : start + batch_size] = model(part)
     model.train()
     return predicted
 

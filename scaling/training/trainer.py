@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from scaling.errors import NodeError, UserError
-from scaling.training.device import Device, cuda_device, measure
+from scaling.training.device import Device, be_deterministic, cuda_device, measure, take_share
 from scaling.training.events import HParams
 from scaling.training.guards import free_failed_starts, stop_at_mistakes
 from scaling.training.loop import Context, Outcome, Task, train
@@ -47,6 +47,7 @@ class Job:
     gpus: float = 0.0
     micro_batch: int | None = None
     compiled: Compiled = False
+    deterministic: bool = False
     shown: HParams = field(default_factory=dict)
 
 
@@ -57,6 +58,8 @@ def run_in_process(job: Job, forward: Callable[[Metrics], None]) -> None:
         NodeError: PyTorch cannot use the node's GPU.
     """
     device = cuda_device() if job.gpus > 0 else torch.device("cpu")
+    if device.type == "cuda":
+        take_share(device, job.gpus)
     _run(job, forward, rank=0, world=1, device=device)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the process is reused; the device is shared
@@ -138,6 +141,7 @@ def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int,
     # Many small trials side by side are faster with one thread each, and then give the same bits wherever they run.
     torch.set_num_threads(max(1, int(job.cpus)) if device.type == "cpu" else torch.get_num_threads())
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    be_deterministic(job.deterministic)
     recorder = Recorder(job.folder, job.identity, job.setting, forward, keeps=rank == 0, shown=job.shown)
     measured = measure(device, job.task.recipe.precision)
 

@@ -38,6 +38,7 @@ def test_a_sound_machine_is_ok_and_its_speeds_are_what_a_plan_takes(ray_cluster,
             "gradients",
             "loss curves",
             "resumed",
+            "repeated",
             "compiled",
             "side by side",
             "two workers",
@@ -110,6 +111,14 @@ def test_a_state_that_does_not_come_back_differs(bench, monkeypatch):
     assert numerics.resumes(bench).verdict == "ok"
     monkeypatch.setattr(Stepper, "restore", lambda self, state: self.model.load_state_dict(state["model"]))
     assert numerics.resumes(bench).verdict == "differs", "without the optimiser's moments"
+
+
+def test_chance_in_a_deterministic_step_differs(bench, monkeypatch):
+    assert numerics.repeats(bench).verdict == "ok"
+    assert not torch.are_deterministic_algorithms_enabled()
+    right, chance = Stepper.mean_loss, iter(range(100))
+    monkeypatch.setattr(Stepper, "mean_loss", lambda self: right(self) + 1e-6 * next(chance))
+    assert numerics.repeats(bench).verdict == "differs"
 
 
 def test_a_check_that_cannot_be_made_has_failed_and_the_others_are_made(monkeypatch):

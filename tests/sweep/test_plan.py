@@ -160,7 +160,7 @@ def test_what_does_not_fit_a_gpu_is_said_with_the_knob():
 
 def test_each_rung_that_no_gpu_holds_is_named_once():
     study = example_study(placements=(Placement(gpus=0.5),))
-    problems = require(make_plan(study), gpu_memory=1.001e9).problems
+    problems = require(make_plan(study), gpu_memory=1.0001e9).problems
     assert [problem.split(":")[0] for problem in problems] == ["w4", "w8"]
     assert not require(make_plan(study), gpu_memory=3e9).problems
 

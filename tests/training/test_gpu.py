@@ -16,7 +16,7 @@ from scaling.check.numerics import waiting_refused
 from scaling.data.batches.rules import DataRules
 from scaling.model.ladder import Ladder
 from scaling.study.declaration import Placement
-from scaling.training.device import measure
+from scaling.training.device import be_deterministic, measure, take_share
 from scaling.training.loop import Context, Task, _Trainer, train
 from scaling.training.recipe import Budget, Recipe
 from tests.training.test_loop import Host, KilledError
@@ -158,6 +158,27 @@ def test_the_peak_is_that_of_a_gpu():
     peaks = [measure(torch.device("cuda", 0), precision).peak_flops for precision in wanted]
     assert 1e12 < peaks[0] < 1e16
     assert sorted(peaks) == peaks
+
+
+def test_a_trial_takes_no_more_than_its_share():
+    device = torch.device("cuda", 0)
+    total = torch.cuda.get_device_properties(device).total_memory
+    take_share(device, 0.1)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(total // 8, dtype=torch.uint8, device=device)
+    finally:
+        take_share(device, 1.0)
+
+
+def test_deterministic_trials_have_the_same_bits(task):
+    recipe = dataclasses.replace(RECIPE, precision="bf16")
+    be_deterministic(True)
+    try:
+        first, second = (losses(dataclasses.replace(task, recipe=recipe))[0] for _ in range(2))
+    finally:
+        be_deterministic(False)
+    assert np.array_equal(first, second)
 
 
 def _train_on_half(folder: LocalFolder, task: Task) -> tuple[str, int, float]:

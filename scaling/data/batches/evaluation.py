@@ -23,13 +23,16 @@ from scaling.data.spectra import ROW_ID
 from scaling.errors import UserError
 from scaling.files import Location
 
+EVALUATION_SHARE = 0.1
+"""Of the memory that a trial may take of a GPU, what a split to evaluate may; a larger one goes there in batches."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EvaluationSplit:
     """A worker's share of a noisy split: every `world`-th row from row `rank`.
 
     Attributes:
-        flux: The first draw, standardised, on the device.
+        flux: The first draw, standardised; on the device, or in pinned memory where that is too large for the trial's share.
         labels: Normalised, on the device.
         rules: Whose `eval_draws` says how many draws there are.
         standardisation: What flux and labels are normalised with.
@@ -66,7 +69,7 @@ class EvaluationSplit:
         if rules.eval_draws == 1:
             mapped.close()
         return cls(
-            flux=flux.to(worker.device),
+            flux=_placed(flux, worker),
             labels=torch.from_numpy(labels[worker.rank :: worker.world].copy()).to(worker.device),
             rules=rules,
             standardisation=used,
@@ -75,7 +78,7 @@ class EvaluationSplit:
         )
 
     def draws(self) -> Iterator[Float[Tensor, "row pixel"]]:
-        """The standardised flux of each noise draw, on the device.
+        """The standardised flux of each noise draw, where that of the first is.
 
         All but the first are drawn anew each time and given up one after the other, so that memory does not grow with
         their number. They depend on the seed, the draw and the row alone.
@@ -83,7 +86,11 @@ class EvaluationSplit:
         yield self.flux
         for draw in range(1, self.rules.eval_draws):
             assert self.mapped is not None
-            yield _noisy(self.mapped, self.rules, self.standardisation, self.worker, draw).to(self.worker.device)
+            yield _placed(_noisy(self.mapped, self.rules, self.standardisation, self.worker, draw), self.worker)
+
+
+def _placed(flux: Float[Tensor, "row pixel"], worker: Worker) -> Float[Tensor, "row pixel"]:
+    return flux.to(worker.device) if flux.nbytes <= EVALUATION_SHARE * worker.room() else flux.pin_memory()
 
 
 def _noisy(

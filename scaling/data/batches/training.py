@@ -232,14 +232,13 @@ def _goes_to_device(num_bytes: int, worker: Worker, access: Access) -> bool:
     """
     if worker.device.type != "cuda":
         return access == "resident"
-    free, total = torch.cuda.mem_get_info(worker.device)
-    if access == "resident" and num_bytes > free:
+    room = worker.room()
+    if access == "resident" and num_bytes > room:
         raise UserError(
-            f"access='resident': the spectra take {num_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB of {worker.device} are free; "
-            "use access='auto'"
+            f"access='resident': the spectra take {num_bytes / 1e9:.1f} GB, and {room / 1e9:.1f} GB of {worker.device} are free "
+            "for the trial; use access='auto'"
         )
-    room = RESIDENT_SHARE * min(free, worker.device_share * total)
-    return access == "resident" or (access == "auto" and num_bytes <= room)
+    return access == "resident" or (access == "auto" and num_bytes <= RESIDENT_SHARE * room)
 
 
 def _copy(spectra: Float[ndarray, "row channel pixel"], device: torch.device) -> Float[Tensor, "row channel pixel"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,3 +26,10 @@ class Worker:
     rank: int = 0
     world: int = 1
     device_share: float = 1.0
+
+    def room(self) -> float:
+        """Bytes that the trial may still take of its GPU, which others may use too; on a CPU, what it needs."""
+        if self.device.type != "cuda":
+            return math.inf
+        free, total = torch.cuda.mem_get_info(self.device)
+        return float(min(free, self.device_share * total - torch.cuda.memory_allocated(self.device)))

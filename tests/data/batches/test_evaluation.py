@@ -9,6 +9,7 @@ import torch
 from scaling.data.batches import DataRules, EvaluationSplit, Worker, check_labels, evaluation_pin
 from scaling.data.shards.manifest import LabelStatistics, Manifest
 from scaling.errors import UserError
+from scaling.training.evaluate import predict
 from tests.data.shards.converting import read_split
 
 RULES = DataRules(input_norm="none", eval_draws=6)
@@ -29,6 +30,15 @@ def test_draws_are_independent_noise_after_the_first(shards, cache_root):
     assert np.abs(correlation - np.eye(6)).max() < 0.02
     assert noise.mean(dim=(1, 2)).abs().max() < 0.02
     assert (noise.std(dim=(1, 2)) - 1).abs().max() < 0.02
+
+
+def test_a_split_too_large_for_the_device_is_scored_from_the_hosts_memory(shards, cache_root, monkeypatch):
+    model = torch.nn.Linear(1024, 1)
+    expected, pinned = predict(model, load(shards, cache_root), "fp32", batch_size=40), []
+    monkeypatch.setattr(Worker, "room", lambda self: 9 * 96 * 1024 * 4)  # a tenth of it is too little
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    assert torch.equal(predict(model, load(shards, cache_root), "fp32", batch_size=40), expected)
+    assert len(pinned) == RULES.eval_draws
 
 
 @pytest.mark.parametrize("world", [2, 5])

@@ -149,7 +149,7 @@ def test_streamed_spectra_are_those_of_the_map(open_batches):
         ("auto", 0.5, 400, True),
         ("auto", 0.49, 400, False),
         ("mapped", 1.0, 400, False),
-        ("resident", 0.1, 100, True),
+        ("resident", 0.25, 100, True),
     ],
 )
 def test_a_prefix_is_resident_where_the_trials_share_of_the_device_holds_it(monkeypatch, access, share, free, held):
@@ -158,10 +158,12 @@ def test_a_prefix_is_resident_where_the_trials_share_of_the_device_holds_it(monk
     assert module._goes_to_device(100, worker, access) is held
 
 
-def test_spectra_that_must_be_resident_and_do_not_fit_are_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (99, 400))
+@pytest.mark.parametrize(("share", "free"), [(1.0, 99), (0.24, 400)])
+def test_spectra_that_must_be_resident_and_do_not_fit_are_refused(monkeypatch, share, free):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 400))
+    worker = Worker(cache_root=Path(), device=torch.device("cuda", 0), device_share=share)
     with pytest.raises(UserError, match="access='resident'"):
-        module._goes_to_device(100, Worker(cache_root=Path(), device=torch.device("cuda", 0)), "resident")
+        module._goes_to_device(100, worker, "resident")
 
 
 @pytest.mark.gpu
