@@ -19,6 +19,7 @@ from scaling.check.findings import Finding, Report, within
 from scaling.check.numerics import SAME, difference
 from scaling.errors import UserError
 from scaling.study.declaration import Placement, Study
+from scaling.sweep.nodes import SAY_AFTER
 from scaling.sweep.timing import node_of_each_kind, time_rungs
 from scaling.training.device import cuda_device
 
@@ -42,6 +43,8 @@ def check_cluster(study: Study | None, say: Callable[[str], None], seconds: floa
         place = Placement(gpus=1) if gpus else Placement()
         say(f"checking a {'GPU' if gpus else 'CPU'} of {host}")
         try:
+            if not ray.wait(_begin(node, _nothing, [()], place), timeout=SAY_AFTER)[0]:
+                say(f"waiting for {place.describe()} of {host}: in use by others, or the node does not answer")
             (report,) = _on(node, check_device, [(study, place, host, seconds)], place)
             if report.speeds:
                 report.findings.append(_shared(node, study, report, seconds))
@@ -57,10 +60,22 @@ def check_cluster(study: Study | None, say: Callable[[str], None], seconds: floa
     return reports
 
 
+def _nothing() -> None:
+    """What begins once its devices are free."""
+
+
 def _on(
     node: dict[str, Any], function: Callable[..., Any], calls: list[tuple[Any, ...]], place: Placement
 ) -> list[Any]:
-    """Calls of a function in tasks on a node, side by side, each with what a placement occupies."""
+    """What calls of a function give in tasks on a node, side by side, each with what a placement occupies."""
+    import ray
+
+    return ray.get(_begin(node, function, calls, place))
+
+
+def _begin(
+    node: dict[str, Any], function: Callable[..., Any], calls: list[tuple[Any, ...]], place: Placement
+) -> list[Any]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -68,7 +83,7 @@ def _on(
     task = ray.remote(function).options(
         num_cpus=place.cpus, num_gpus=place.gpus, max_retries=0, scheduling_strategy=there
     )
-    return ray.get([task.remote(*call) for call in calls])
+    return [task.remote(*call) for call in calls]
 
 
 def _shared(node: dict[str, Any], study: Study | None, report: Report, seconds: float) -> Finding:
@@ -76,9 +91,9 @@ def _shared(node: dict[str, Any], study: Study | None, report: Report, seconds: 
     gpus = node["Resources"].get("GPU", 0.0)
     copies = COPIES if gpus else min(COPIES, math.floor(node["Resources"]["CPU"]))
     place = Placement(gpus=1 / COPIES) if gpus else Placement()
-    precision = report.speeds[-1].precision
-    alone = {speed.width: speed.step_seconds for speed in report.speeds if speed.precision == precision}
     chosen = study or default_study(gpu=gpus > 0)
+    precision = chosen.recipe.precision if chosen.recipe.precision in report.peaks else "fp32"
+    alone = {speed.width: speed.step_seconds for speed in report.speeds if speed.precision == precision}
     chosen = dataclasses.replace(chosen, recipe=dataclasses.replace(chosen.recipe, precision=precision))
     runs = _on(node, time_rungs, [(chosen, place, list(alone), seconds)] * copies, place)
     gain = {
@@ -121,3 +136,4 @@ def _worker(study: Study, gpu: bool, rank: int, meeting: str) -> tuple[list[floa
         return alone, losses(bench.stepper(bench.middle, rank=rank, world=2), range(5))
     finally:
         torch.distributed.destroy_process_group()
+        Path(meeting).unlink(missing_ok=True)
