@@ -111,14 +111,14 @@ class TrainedModel:
     def describe(self) -> str:
         """What it is, in a few lines."""
         config, labels = self.model.config, self.standardisation
-        told = {
+        facts = {
             name: self.about[name]
             for name in ("study", "trial", "source", "epoch", "global_step", "lr")
             if name in self.about
         }
         grid = "wavelengths unknown" if self.wave is None else f"{self.wave[0]:.2f} to {self.wave[-1]:.2f} Å"
         lines = [
-            f"model {self.path}: {', '.join(f'{name} {value}' for name, value in told.items())}",
+            f"model {self.path}: {', '.join(f'{name} {value}' for name, value in facts.items())}",
             f"  {self.num_params:,} parameters: width {config.width}, depth {config.depth}, {config.num_heads} heads, MLP "
             f"{config.mlp_width}; {config.tokenizer} patches of {config.patch_size}, one each {config.step} pixels, "
             f"positions {config.positions}",

@@ -23,8 +23,9 @@ from scaling.sweep.modelled import RAY_TRAIN_SECONDS
 from scaling.training.recipe import Compiled, Precision
 
 SPEEDS = "speeds.json"
-FLOOR_SECONDS, START_SECONDS = 3e-3, 1.0
-"""Assumed where nothing is measured: of any step, and from a trial's start to its first step."""
+CPU_FLOOR_SECONDS, GPU_FLOOR_SECONDS, START_SECONDS = 3e-3, 8e-3, 1.0
+"""Assumed where nothing is measured: of any step (on a GPU the launch of its kernels: 7 to 10 ms were measured at two layers
+on a slow host of an H200), and from a trial's start to its first step."""
 GPU_TFLOPS, CPU_TFLOPS = 312.0, 0.1
 """Assumed peaks: an A100's in bf16, and of one CPU."""
 ALIKE = 1.05
@@ -220,7 +221,8 @@ class Costs:
         alike = self._alike(place, config.num_tokens)
         if not alike:
             peak = self.tflops or (GPU_TFLOPS if place.gpus else CPU_TFLOPS)
-            step = FLOOR_SECONDS + flops / (peak * 1e12 * self.mfu * min(1.0, share_of(place)))
+            floor = GPU_FLOOR_SECONDS if place.gpus else CPU_FLOOR_SECONDS
+            step = floor + flops / (peak * 1e12 * self.mfu * min(1.0, share_of(place)))
             start = START_SECONDS + RAY_TRAIN_SECONDS * ray_train
             return step, step / rows / 3, start, f"assumed: {peak:g} TFLOP/s x {self.mfu:.0%}"
         share, smallest = share_of(place), min(speed.step_seconds for speed in alike)

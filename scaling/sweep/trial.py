@@ -260,12 +260,12 @@ def _detail(found: Scores | Classified | None, detail: Detail | None, z: float) 
 
 def _other_labels(names: tuple[str, ...], found: list[tuple[Scores, Scores]]) -> str:
     """JSON of the scores of further labels, each in its own unit."""
-    told = {}
+    scores = {}
     for name, (val, test) in zip(names, found, strict=bool(found)):
         values = {"val_mae": val.mae, "test_mae": test.mae, "test_r2": test.r2}
         values |= {"test_rmse": test.rmse, "test_bias": test.bias}
-        told[name] = {key: value if math.isfinite(value) else None for key, value in values.items()}
-    return json.dumps(told)
+        scores[name] = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    return json.dumps(scores)
 
 
 @functools.cache

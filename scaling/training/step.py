@@ -31,7 +31,7 @@ class Stepper:
     added up: the same step to rounding (dropout draws other masks), in less memory. `compiled` uses `torch.compile`; with
     "reduce-overhead" a GPU's kernels are captured in CUDA graphs and launched together, which a small model's step waits for.
     With `classify`, the loss is binary cross-entropy of the model's answer as a logit, instead of the recipe's.
-    `whitening` is what the model's whitening map starts as; for the first `frozen_epochs` passes, or for ever (None), it
+    `whitening` is what the model's whitening map starts as; for the first `frozen_epochs` passes, or always (None), it
     has no part in an update: not in the gradient's norm, nor in weight decay.
     """
 
