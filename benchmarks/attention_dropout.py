@@ -23,8 +23,9 @@ from scaling.data.shards.convert import convert
 from scaling.data.simulated.writer import write_simulation
 from scaling.model.ladder import Ladder
 from scaling.sweep.cluster import ray_cluster
-from scaling.training.loop import Context, Task, train
+from scaling.training.loop import train
 from scaling.training.recipe import Budget
+from scaling.training.task import Context, Task
 
 LADDER = Ladder(num_pixels=1024, patch_size=16)
 WIDTH, NUM_SPECTRA, LR = 64, 4096, 1.2e-3

@@ -36,8 +36,9 @@ from scaling.data.hdf5.reader import open_spectra
 from scaling.data.shards.convert import convert
 from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.sweep.cluster import ray_cluster
-from scaling.training.loop import Context, Task, train
+from scaling.training.loop import train
 from scaling.training.recipe import Budget
+from scaling.training.task import Context, Task
 
 CPU = torch.device("cpu")
 BATCH = 256

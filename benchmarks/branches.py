@@ -30,8 +30,9 @@ from scaling.study.declaration import Cell
 from scaling.study.prepare import is_prepared, prepare_data, shards_path
 from scaling.study.store import Store
 from scaling.sweep.cluster import ray_cluster
-from scaling.training.loop import Context, Outcome, Task, train
+from scaling.training.loop import train
 from scaling.training.recipe import Budget, Recipe
+from scaling.training.task import Context, Outcome, Task
 
 SHARES = (0.25, 0.5, 1.0)
 WIDTHS, SPECTRA = (8, 16), (1024, 8192)

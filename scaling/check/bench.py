@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 
 from scaling.model.ladder import Ladder
 from scaling.study.declaration import Budget, Data, Recipe, Search, Simulation, Study
 from scaling.sweep.timing import MadeUp
-from scaling.training.recipe import Precision
+from scaling.training.recipe import Compiled, Precision
 from scaling.training.step import Stepper
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -70,18 +70,19 @@ class Bench:
         precision: Precision = "fp32",
         *,
         device: torch.device | None = None,
-        rows: int = ROWS,
-        **options: Any,
+        rank: int = 0,
+        world: int = 1,
+        compiled: Compiled = False,
     ) -> Stepper:
-        """A rung with the same weights and batches on every device; the options are those of `MadeUp` and `Stepper`."""
-        study, where = self._quiet, {name: options.pop(name) for name in ("rank", "world") if name in options}
+        """A rung with the same weights and batches on every device; on the bench's own unless another is given."""
+        study = self._quiet
         recipe = dataclasses.replace(
-            study.recipe, precision=precision, batch_size=rows, schedule="constant", warmup=0.0, branches=()
+            study.recipe, precision=precision, batch_size=ROWS, schedule="constant", warmup=0.0, branches=()
         )
-        batches = MadeUp(study, rows, device or self.device, **where)
+        batches = MadeUp(study, ROWS, device or self.device, rank, world)
         classify = study.data.rules.boundary is not None
         lr = LR_BY_WIDTH / width
-        stepper = Stepper(study.model(width), recipe, batches, lr=lr, seed=0, classify=classify, **options)
+        stepper = Stepper(study.model(width), recipe, batches, lr=lr, seed=0, classify=classify, compiled=compiled)
         if stepper.scaler.is_enabled():
             stepper.scaler.load_state_dict(stepper.scaler.state_dict() | {"scale": FP16_SCALE})
         return stepper

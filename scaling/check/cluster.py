@@ -32,6 +32,11 @@ PAYS = 1.3
 def check_cluster(study: Study | None, say: Callable[[str], None], seconds: float = SECONDS) -> list[Report]:
     """Check a device of each kind that the cluster has, which Ray is connected to: a GPU where a node has one, else a CPU.
 
+    Args:
+        study: Whose rungs are checked; built-in ones if None.
+        say: Told what is being checked, and what is waited for.
+        seconds: For which a rung is timed in each precision.
+
     Raises:
         UserError: No node could be checked.
     """
@@ -40,16 +45,16 @@ def check_cluster(study: Study | None, say: Callable[[str], None], seconds: floa
     reports = []
     for node in node_of_each_kind():
         gpus, host = node["Resources"].get("GPU", 0.0), node["NodeManagerHostname"]
-        place = Placement(gpus=1) if gpus else Placement()
+        place, chosen = Placement(gpus=1) if gpus else Placement(), study or default_study(gpu=gpus > 0)
         say(f"checking a {'GPU' if gpus else 'CPU'} of {host}")
         try:
             if not ray.wait(_begin(node, _nothing, [()], place), timeout=SAY_AFTER)[0]:
                 say(f"waiting for {place.describe()} of {host}: in use by others, or the node does not answer")
-            (report,) = _on(node, check_device, [(study, place, host, seconds)], place)
+            (report,) = _on(node, check_device, [(chosen, place, host, seconds)], place)
             if report.speeds:
-                report.findings.append(_shared(node, study, report, seconds))
+                report.findings.append(_shared(node, chosen, report, seconds))
             if node["Resources"]["GPU" if gpus else "CPU"] >= 2:
-                report.findings.append(_together(node, study, place))
+                report.findings.append(_together(node, chosen, place))
         except ray.exceptions.RayError as error:
             reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
             say(f"node {host}: cannot be checked ({reason})")
@@ -86,16 +91,15 @@ def _begin(
     return [task.remote(*call) for call in calls]
 
 
-def _shared(node: dict[str, Any], study: Study | None, report: Report, seconds: float) -> Finding:
+def _shared(node: dict[str, Any], study: Study, report: Report, seconds: float) -> Finding:
     """Trials that share a GPU, or take a CPU each, beside one alone: how much more they train in all."""
     gpus = node["Resources"].get("GPU", 0.0)
     copies = COPIES if gpus else min(COPIES, math.floor(node["Resources"]["CPU"]))
     place = Placement(gpus=1 / COPIES) if gpus else Placement()
-    chosen = study or default_study(gpu=gpus > 0)
-    precision = chosen.recipe.precision if chosen.recipe.precision in report.peaks else "fp32"
+    precision = study.recipe.precision if study.recipe.precision in report.peaks else "fp32"
     alone = {speed.width: speed.step_seconds for speed in report.speeds if speed.precision == precision}
-    chosen = dataclasses.replace(chosen, recipe=dataclasses.replace(chosen.recipe, precision=precision))
-    runs = _on(node, time_rungs, [(chosen, place, list(alone), seconds)] * copies, place)
+    timed = dataclasses.replace(study, recipe=dataclasses.replace(study.recipe, precision=precision))
+    runs = _on(node, time_rungs, [(timed, place, list(alone), seconds)] * copies, place)
     gain = {
         width: copies * alone[width] / median(speed.step_seconds for speed in each)
         for width, each in zip(alone, zip(*runs, strict=True), strict=True)
@@ -108,11 +112,10 @@ def _shared(node: dict[str, Any], study: Study | None, report: Report, seconds: 
     return Finding(check="side by side", verdict="ok", found=found)
 
 
-def _together(node: dict[str, Any], study: Study | None, place: Placement) -> Finding:
+def _together(node: dict[str, Any], study: Study, place: Placement) -> Finding:
     """Two workers of one trial against one, by NCCL on GPUs and gloo on CPUs."""
-    chosen = study or default_study(gpu=place.gpus > 0)
     meeting = Path(tempfile.gettempdir()) / f"scaling-check-{uuid.uuid4().hex}"
-    calls = [(chosen, place.gpus > 0, rank, str(meeting)) for rank in (0, 1)]
+    calls = [(study, place.gpus > 0, rank, str(meeting)) for rank in (0, 1)]
     try:
         (alone, shared), _ = _on(node, _worker, calls, place)
     except Exception as error:

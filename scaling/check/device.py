@@ -8,14 +8,15 @@ from collections.abc import Callable
 import torch
 
 from scaling.check import numerics
-from scaling.check.bench import Bench, default_study
+from scaling.check.bench import Bench
 from scaling.check.findings import Finding, Report
-from scaling.errors import UserError
 from scaling.study.declaration import Placement, Study
 from scaling.sweep.costs import Speed
+from scaling.sweep.health import try_gpu
 from scaling.sweep.timing import time_rung
 from scaling.training.device import cuda_device, measure
 
+REMEDY = "install a torch for a CUDA version that this driver supports, or leave the node out of the cluster"
 CHECKS: tuple[Callable[[Bench], Finding | None], ...] = (
     numerics.versions,
     numerics.products,
@@ -28,23 +29,21 @@ CHECKS: tuple[Callable[[Bench], Finding | None], ...] = (
 )
 
 
-def check_device(study: Study | None, place: Placement, host: str, seconds: float) -> Report:
+def check_device(study: Study, place: Placement, host: str, seconds: float) -> Report:
     """Check the device of this process: a GPU if the placement has one, else a CPU.
 
     Args:
-        study: Whose rungs, noise and batch size are checked and timed; a built-in one if None.
+        study: Whose rungs, noise and batch size are checked and timed.
         place: What a trial occupies.
         host: The node's name, for the report.
         seconds: For which a rung is timed in each precision.
     """
     torch.set_num_threads(max(1, int(place.cpus)) if not place.gpus else torch.get_num_threads())
-    try:
-        device = cuda_device() if place.gpus else torch.device("cpu")
-    except UserError as error:
-        finding = Finding(check="device", verdict="failed", found=str(error), remedy=numerics.NEEDS_SET_UP)
+    if place.gpus and (problem := try_gpu()):
+        finding = Finding(check="device", verdict="failed", found=problem, remedy=REMEDY)
         return Report(host=host, device="GPU", findings=[finding], speeds=[], peaks={})
-    bench = Bench(study or default_study(gpu=place.gpus > 0), device)
-    measured = {precision: measure(device, precision) for precision in bench.precisions}
+    bench = Bench(study, cuda_device() if place.gpus else torch.device("cpu"))
+    measured = {precision: measure(bench.device, precision) for precision in bench.precisions}
     findings = [found for check in CHECKS if (found := _guarded(check, bench))]
     return Report(
         host=host,

@@ -17,7 +17,7 @@ from scaling.check.bench import Bench, losses
 from scaling.check.findings import Finding, within
 from scaling.training.device import be_deterministic
 from scaling.training.evaluate import autocast
-from scaling.training.recipe import Precision
+from scaling.training.recipe import Compiled, Precision
 
 STEPS, LAST = 50, 10
 """Of a loss curve, and of its end that is compared."""
@@ -27,14 +27,10 @@ GRADIENT_BOUNDS = {"fp32": 1e-3, "tf32": 0.02, "bf16": 0.1, "fp16": 0.02}
 CURVE_BOUNDS = {"tf32": 0.05, "bf16": 0.1, "fp16": 0.05}
 SAME = 1e-3
 """By which losses of the same steps in fp32 may differ: kernels add in another order."""
-LOSS_SCALE = {"fp16": 1024.0}
-NEEDS_SET_UP = (
-    "reinstall torch for this driver: `pip install torch` with the index of a CUDA version that the driver supports"
-)
 
 
 def versions(bench: Bench) -> Finding:
-    """PyTorch, CUDA and the driver against each other, and whether PyTorch has kernels for the device."""
+    """PyTorch, CUDA and driver in use, and whether PyTorch has kernels for the device."""
     if bench.device.type == "cpu":
         features = torch.backends.cpu.get_cpu_capability()
         return Finding(check="versions", verdict="ok", found=f"torch {torch.__version__}, kernels for {features}")
@@ -90,12 +86,13 @@ def gradients(bench: Bench) -> Finding:
 
 
 def _gradient(bench: Bench, width: int, precision: Precision, device: torch.device) -> torch.Tensor:
-    stepper, scale = bench.stepper(width, precision, device=device), LOSS_SCALE.get(precision, 1.0)
+    stepper = bench.stepper(width, precision, device=device)
     flux, labels = stepper.batches.batch(0)
     with autocast(device, precision):
         predicted = stepper.model(flux)
-    ((predicted.float() - labels).square().mean() * scale).backward()
-    return torch.cat([p.grad.flatten().cpu().double() / scale for p in stepper.parameters if p.grad is not None])
+    stepper.scaler.scale((predicted.float() - labels).square().mean()).backward()
+    flat = torch.cat([p.grad.flatten().cpu().double() for p in stepper.parameters if p.grad is not None])
+    return flat / stepper.scaler.get_scale()
 
 
 def curves(bench: Bench) -> Finding:
@@ -183,9 +180,9 @@ def waiting_refused() -> Iterator[None]:
 
 def compiled(bench: Bench) -> Finding:
     """`torch.compile` against plain PyTorch, on a GPU also with CUDA graphs."""
-    modes = {"compiled=True": True} | (
-        {"compiled='reduce-overhead'": "reduce-overhead"} if bench.device.type == "cuda" else {}
-    )
+    modes: dict[str, Compiled] = {"compiled=True": True}
+    if bench.device.type == "cuda":
+        modes["compiled='reduce-overhead'"] = "reduce-overhead"
     expected = losses(bench.stepper(bench.middle), range(5))
     found = {
         name: difference(losses(bench.stepper(bench.middle, compiled=mode), range(5)), expected)

@@ -102,7 +102,7 @@ def evaluate(
         cache_root: The node's memory maps.
 
     Raises:
-        UserError: The spectra are on another grid, or lack a label.
+        UserError: The spectra are on another grid, or lack a label, or the model's answers are not finite.
     """
     manifest = Manifest.load(shards)
     model.check_wave(manifest.wave, shards)

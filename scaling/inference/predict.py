@@ -95,7 +95,7 @@ def predict_file(
         read: Files and folders that `out` must not be, beside the model's file and the spectra.
 
     Raises:
-        UserError: The file's wavelengths are not the model's, it cannot be read, or `out` is refused.
+        UserError: The file's wavelengths are not the model's, it cannot be read, an answer is not finite, or `out` is refused.
     """
     model.check_wave(file.wave, file.path)
     model.model.to(device)

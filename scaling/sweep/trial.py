@@ -28,9 +28,9 @@ from scaling.sweep.limits import SETTLE_SECONDS, WORKER_FAILURES
 from scaling.training.columns import detail_columns, score_columns
 from scaling.training.device import Device
 from scaling.training.events import final_events
-from scaling.training.loop import Outcome, Task
 from scaling.training.metrics import Classified, Detail, Scores
 from scaling.training.pruning import Hopeless
+from scaling.training.task import Outcome, Task
 from scaling.training.trainer import Job, run_in_process, run_under_ray_train
 
 

@@ -8,107 +8,22 @@ import dataclasses
 import gc
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from scaling.data.batches import (
-    Access,
-    DataRules,
     EvaluationSplit,
     Standardisation,
     Worker,
     fit_whitening,
     training_batches,
 )
-from scaling.files import Location
-from scaling.model.ladder import Whitening
-from scaling.model.specvit import ModelConfig
 from scaling.training.evaluate import predict, score, score_detail
 from scaling.training.metrics import Classified, Detail, Scores
-from scaling.training.pruning import Hopeless
-from scaling.training.recipe import Compiled, Recipe, samples_seen
+from scaling.training.recipe import samples_seen
 from scaling.training.schedule import Schedule
 from scaling.training.state import Progress, State, fits
 from scaling.training.step import Stepper
-
-Status = Literal["done", "diverged", "pruned"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """Everything that determines one trial's result.
-
-    Of `access` only "streamed" does, whose order is another one. `whitening` is that of a model which has such a map.
-    """
-
-    shards: Location
-    cache_root: Path
-    rules: DataRules
-    num_spectra: int
-    model: ModelConfig
-    recipe: Recipe
-    lr: float
-    seed: int
-    access: Access = "auto"
-    whitening: Whitening | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
-    """What the loop sees of its host.
-
-    `device_share` is the fraction of the device that this trial may take; others may run beside it. `micro_batch` and
-    `compiled` are those of `Stepper`. `report` takes the metrics of an evaluation and the state to resume from, on every
-    worker; the host keeps rank 0's. `load` gives back the last state, or None; `refuse` hears that it is none to resume
-    from. `branch` takes the outcome of a shorter budget, on every worker; a resumed trial may give the same one again.
-    `hopeless` may end the trial early.
-    """
-
-    rank: int
-    world: int
-    device: torch.device
-    report: Callable[[dict[str, float], State], None]
-    load: Callable[[], State | None]
-    refuse: Callable[[], None] = lambda: None
-    branch: Callable[[Outcome], None] = lambda outcome: None
-    device_share: float = 1.0
-    micro_batch: int | None = None
-    compiled: Compiled = False
-    hopeless: Hopeless | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a finished run leaves behind. Scores are in the labels' units, `z` converts those of the study's label to its
-    standard deviations. `others` has the validation and test scores of the other labels, in their order.
-
-    `share` is the fraction of the trial's budget that it is a run of. `train_seconds` are those a run of this budget
-    takes, of which `eval_seconds` score the validation split; `added_seconds` leaves out what it shares with a shorter one.
-    """
-
-    status: Status
-    share: float
-    error: str
-    val: Scores | Classified | None
-    test: Scores | Classified | None
-    others: list[tuple[Scores, Scores]]
-    test_detail: Detail | None
-    z: float
-    best_epoch: float
-    steps: int
-    samples_seen: int
-    skipped_steps: int
-    train_seconds: float
-    eval_seconds: float
-    added_seconds: float
-    access: str
-    weights: dict[str, Tensor]
-    standardisation: Standardisation
+from scaling.training.task import Context, Outcome, Status, Task
 
 
 def train(task: Task, context: Context) -> Outcome:

@@ -50,8 +50,7 @@ class Stepper:
         frozen_epochs: int | None = 0,
     ) -> None:
         self.recipe, self.batches, self.lr, self.seed = recipe, batches, lr, seed
-        self.micro_batch, self.classify = micro_batch, classify
-        self.device, self.rank, self.world = batches.worker.device, batches.worker.rank, batches.worker.world
+        self.micro_batch, self.classify, self.worker = micro_batch, classify, batches.worker
         torch.manual_seed(stable_seed("weights", seed))
         self.model = SpecViT(config)
         self._frozen = list(self.model.whitening.parameters()) if whitening is not None else []
@@ -59,20 +58,20 @@ class Stepper:
         if whitening is not None:
             self.model.whitening.load_state_dict({"weight": whitening.weight, "bias": whitening.bias})
             self.model.whitening.requires_grad_(frozen_epochs is not None)
-        self.model.to(self.device)
+        self.model.to(self.worker.device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=lr, weight_decay=recipe.weight_decay, betas=recipe.betas, fused=True
         )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.worker.device.type, enabled=recipe.precision == "fp16")
         self._forward: Callable[[Tensor], Tensor] = _compile(self.model, compiled) if compiled else self.model
-        if self.world > 1:
+        if self.worker.world > 1:
             assert isinstance(self._forward, nn.Module)
-            ids = [self.device] if self.device.type == "cuda" else None
+            ids = [self.worker.device] if self.worker.device.type == "cuda" else None
             self._forward = DistributedDataParallel(self._forward, ids, gradient_as_bucket_view=True)
         self._dropout = config.dropout > 0 or config.attention_dropout > 0
-        self._loss_sum = torch.zeros((), device=self.device)
-        self._loss_rows = torch.zeros((), device=self.device, dtype=torch.int64)
+        self._loss_sum = torch.zeros((), device=self.worker.device)
+        self._loss_rows: Tensor | int = 0
 
     def state(self) -> dict[str, Any]:
         """Everything to resume from."""
@@ -99,7 +98,7 @@ class Stepper:
         Nothing here waits for a GPU: losses are added up on the device, and read at the next evaluation.
         """
         if self._dropout:  # seeded by the step, so that a resumed run draws what an uninterrupted one does
-            torch.manual_seed(stable_seed("dropout", self.seed, step, self.rank))
+            torch.manual_seed(stable_seed("dropout", self.seed, step, self.worker.rank))
         rate = self.lr * schedule.factor(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -130,11 +129,11 @@ class Stepper:
         for start in starts:
             part, wanted = flux[start : start + size], labels[start : start + size]
             with self._without_all_reduce() if start != starts[-1] else contextlib.nullcontext():
-                with autocast(self.device, self.recipe.precision):
+                with autocast(self.worker.device, self.recipe.precision):
                     predicted = self._forward(part if len(part) else flux.new_zeros(1, flux.shape[1]))
                 loss = self._loss(predicted[: len(wanted)].float(), wanted) / (rows * wanted.shape[1])
                 # DDP averages over the workers; the global mean needs the sum.
-                self.scaler.scale(loss * self.world).backward()
+                self.scaler.scale(loss * self.worker.world).backward()
             total = total + loss.detach()
         return total
 
@@ -153,7 +152,7 @@ class Stepper:
     def mean_loss(self) -> float | None:
         """Mean training loss over all workers since the last call, in normalised label units; None if fp16 skipped all steps."""
         total, rows = float(all_reduce(self._loss_sum)), int(self._loss_rows)
-        self._loss_sum, self._loss_rows = torch.zeros_like(self._loss_sum), torch.zeros_like(self._loss_rows)
+        self._loss_sum, self._loss_rows = torch.zeros_like(self._loss_sum), 0
         return total / rows if rows else None
 
     def overflows(self) -> bool:

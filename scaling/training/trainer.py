@@ -14,10 +14,11 @@ from scaling.errors import NodeError, UserError
 from scaling.training.device import Device, be_deterministic, cuda_device, measure, take_share
 from scaling.training.events import HParams
 from scaling.training.guards import free_failed_starts, stop_at_mistakes
-from scaling.training.loop import Context, Outcome, Task, train
+from scaling.training.loop import train
 from scaling.training.pruning import Hopeless
 from scaling.training.recipe import Compiled
 from scaling.training.recorder import Folder, Metrics, Recorder
+from scaling.training.task import Context, Outcome, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

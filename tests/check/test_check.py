@@ -1,12 +1,13 @@
 """The check of a device: a sound one is ok in all, and each fault is found by the check that is there for it."""
 
+import functools
 import json
 
 import pytest
 import torch
 
+from scaling.check import cluster, numerics
 from scaling.check import device as module
-from scaling.check import numerics
 from scaling.check.bench import Bench, default_study
 from scaling.check.cluster import check_cluster
 from scaling.check.findings import table, to_json, within
@@ -113,6 +114,32 @@ def test_a_state_that_does_not_come_back_differs(bench, monkeypatch):
     assert numerics.resumes(bench).verdict == "differs", "without the optimiser's moments"
 
 
+def test_a_gpu_without_kernels_differs(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90a"])
+    bench = Bench(default_study(gpu=True), torch.device("cuda", 0))
+    finding = numerics.versions(bench)
+    assert (finding.verdict, "kernels for sm_80, sm_90a only" in finding.found) == ("differs", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert numerics.versions(bench).verdict == "ok"
+
+
+def test_a_compiled_program_that_answers_otherwise_differs(bench, monkeypatch):
+    monkeypatch.setattr("scaling.training.step._compile", lambda model, compiled: model)
+    assert numerics.compiled(bench).verdict == "ok"
+    monkeypatch.setattr("scaling.training.step._compile", lambda model, compiled: lambda flux: model(flux) + 0.1)
+    assert numerics.compiled(bench).verdict == "differs"
+
+
+def test_two_workers_that_train_otherwise_than_one_differ(monkeypatch):
+    together = functools.partial(cluster._together, {}, example_study(), Placement())
+    for shared, verdict in (([1.0, 0.5], "ok"), ([1.0, 0.51], "differs")):
+        monkeypatch.setattr(cluster, "_on", lambda *_, shared=shared: [([1.0, 0.5], shared), None])
+        assert together().verdict == verdict
+    monkeypatch.setattr(cluster, "_on", lambda *_: 1 / 0)
+    assert together().verdict == "failed"
+
+
 def test_chance_in_a_deterministic_step_differs(bench, monkeypatch):
     assert numerics.repeats(bench).verdict == "ok"
     assert not torch.are_deterministic_algorithms_enabled()
@@ -133,7 +160,7 @@ def test_a_check_that_cannot_be_made_has_failed_and_the_others_are_made(monkeypa
 def test_a_gpu_that_torch_cannot_use_is_one_finding():
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    report = module.check_device(None, Placement(gpus=1), "here", 0.0)
+    report = module.check_device(default_study(gpu=True), Placement(gpus=1), "here", 0.0)
     (finding,) = report.findings
     assert (finding.check, finding.verdict) == ("device", "failed")
     assert "cannot use the GPU" in finding.found

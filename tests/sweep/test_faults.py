@@ -23,7 +23,8 @@ from scaling.data.shards.shard import CHECKSUM
 from scaling.errors import UserError
 from scaling.study.store import Store, StudyFolder
 from scaling.sweep.sweep import Sweep
-from scaling.training.loop import Context, train
+from scaling.training.loop import train
+from scaling.training.task import Context
 from tests.study.example import example_row
 
 

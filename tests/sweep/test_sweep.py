@@ -100,18 +100,27 @@ def test_running_again_redoes_nothing(undisturbed):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_killed_and_continued_gives_the_undisturbed_rows(undisturbed, tmp_path):
-    """kill -9 of the driver while one trial trains and another has its row."""
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param([("*/state.pt", "*/row.json")], id="once"),
+        pytest.param([("*/state.pt",), ("*/row.json",)], id="twice", marks=pytest.mark.rehearsal),
+    ],
+)
+def test_killed_and_continued_gives_the_undisturbed_rows(undisturbed, tmp_path, kills):
+    """kill -9 of the driver once a trial trains, a trial has its row, or both at once."""
     expected = results(undisturbed[0])
     store, arguments = tmp_path / "store", command(tmp_path / "store", tmp_path / "cache")
-    driver = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline, trials = time.monotonic() + 120, store / "smoke" / "trials"
-    while not (list(trials.glob("*/state.pt")) and list(trials.glob("*/row.json"))):
-        assert time.monotonic() < deadline
-        assert driver.poll() is None
-        time.sleep(0.01)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
+    for wanted in kills:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        driver = subprocess.Popen(arguments, **quiet, start_new_session=True)
+        deadline, trials = time.monotonic() + 120, store / "smoke" / "trials"
+        while not all(list(trials.glob(each)) for each in wanted):
+            assert time.monotonic() < deadline
+            assert driver.poll() is None
+            time.sleep(0.01)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     found = results(store)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
+from scaling.check.bench import default_study
 from scaling.check.device import check_device
 from scaling.check.findings import table
 from scaling.check.numerics import waiting_refused
@@ -17,8 +18,9 @@ from scaling.data.batches.rules import DataRules
 from scaling.model.ladder import Ladder
 from scaling.study.declaration import Placement
 from scaling.training.device import be_deterministic, measure, take_share
-from scaling.training.loop import Context, Task, _Trainer, train
+from scaling.training.loop import _Trainer, train
 from scaling.training.recipe import Budget, Recipe
+from scaling.training.task import Context, Task
 from tests.training.test_loop import Host, KilledError
 from tests.training.test_trainer import LocalFolder
 
@@ -146,7 +148,7 @@ def test_killed_and_resumed_is_uninterrupted(task, precision):
 
 
 def test_the_check_finds_nothing_wrong():
-    report = check_device(None, Placement(gpus=1), "here", 0.2)
+    report = check_device(default_study(gpu=True), Placement(gpus=1), "here", 0.2)
     # What checks shapes in tests cannot be compiled.
     assert [finding for finding in report.findings if finding.verdict != "ok" and finding.check != "compiled"] == [], (
         table(report)

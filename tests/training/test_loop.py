@@ -11,8 +11,9 @@ import torch.multiprocessing
 
 from scaling.data.batches.rules import DataRules
 from scaling.model.ladder import Ladder, Whitening
-from scaling.training.loop import Context, Task, _Trainer, train
+from scaling.training.loop import _Trainer, train
 from scaling.training.recipe import Budget, Recipe
+from scaling.training.task import Context, Task
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(

@@ -9,9 +9,10 @@ import torch
 from scaling.data.batches import DataRules, EvaluationSplit, Standardisation, Worker, fit_whitening
 from scaling.model.ladder import Ladder, Whitening
 from scaling.training.evaluate import predict, score, score_detail
-from scaling.training.loop import Task, _Trainer, train
+from scaling.training.loop import _Trainer, train
 from scaling.training.metrics import Classified
 from scaling.training.recipe import Budget, Recipe
+from scaling.training.task import Task
 from tests.training.test_loop import Host, KilledError
 
 RULES = DataRules(noise="fixed")

@@ -23,8 +23,8 @@ from scaling.data.batches.rules import DataRules
 from scaling.errors import NodeError, UserError
 from scaling.model.ladder import Ladder
 from scaling.training.device import Device
-from scaling.training.loop import Outcome, Task
 from scaling.training.recipe import Budget, Recipe
+from scaling.training.task import Outcome, Task
 from scaling.training.trainer import Job, _run, run_in_process, run_under_ray_train
 from tests.data.shards.converting import damage
 
