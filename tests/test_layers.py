@@ -7,13 +7,21 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STUDY, SWEEP, INFERENCE = "scaling.study", "scaling.sweep", "scaling.inference"
+TRANSFORMERS = ["transformers", "scaling.model.modeling_specvit"]  # seconds to import: not in a trial, nor in a plan
 ABOVE_STUDY = [SWEEP, INFERENCE, "scaling.inspect", "scaling.commands", "scaling.__main__", "experiments"]
 FORBIDDEN = {
     "scaling/data": ["scaling.model", "scaling.training", STUDY, "analysis", *ABOVE_STUDY],
     "scaling/model": ["ray", "scaling.data", "scaling.training", STUDY, "analysis", *ABOVE_STUDY],
-    "scaling/training": [STUDY, "analysis", "optuna", *ABOVE_STUDY],
-    "scaling/study": ["ray", "optuna", "analysis", *ABOVE_STUDY],
-    "scaling/sweep": [INFERENCE, "scaling.inspect", "scaling.commands", "scaling.__main__", "experiments"],
+    "scaling/training": [STUDY, "analysis", "optuna", *TRANSFORMERS, *ABOVE_STUDY],
+    "scaling/study": ["ray", "optuna", "analysis", *TRANSFORMERS, *ABOVE_STUDY],
+    "scaling/sweep": [
+        INFERENCE,
+        *TRANSFORMERS,
+        "scaling.inspect",
+        "scaling.commands",
+        "scaling.__main__",
+        "experiments",
+    ],
     "scaling/inference": [SWEEP, "ray", "optuna", "analysis", "scaling.commands", "scaling.__main__", "experiments"],
     "analysis": ["ray", "torch", "optuna", "scaling.data", "scaling.model", "scaling.training", "experiments"],
     "experiments": ["ray", "torch", "analysis", "scaling.data", "scaling.training"],

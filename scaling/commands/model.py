@@ -52,10 +52,13 @@ def add_commands(command: AddCommand) -> None:
     _original(sub)
 
     sub = command(
-        "export", _export, "Write a checkpoint of the original as a model file, which says all it takes to use it."
+        "export",
+        _export,
+        "Write a checkpoint of the original as a model file, or any model as a folder for the Hugging Face hub.",
     )
-    sub.add_argument("checkpoint", type=Path, metavar="CHECKPOINT.ckpt")
-    sub.add_argument("out", type=Path, metavar="OUT.safetensors")
+    _checkpoint(sub)
+    sub.add_argument("out", type=Path, nargs="?", metavar="OUT.safetensors", help="a model file of the checkpoint")
+    sub.add_argument("--hub", type=Path, metavar="DIR", help="a new folder, which loads without this project")
     sub.add_argument("--num-spectra", type=int, metavar="D", help="what the model was trained on")
     _original(sub)
 
@@ -65,7 +68,7 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT",
-        help="a trial's model.safetensors, or a .ckpt of the original study",
+        help="a trial's model.safetensors or folder, a folder for the hub, or a .ckpt of the original study",
     )
 
 
@@ -83,7 +86,7 @@ def _original(parser: argparse.ArgumentParser) -> None:
 
 def _given(options: argparse.Namespace, pixels: int | None = None) -> Original:
     """What is given of a checkpoint of the original; `pixels` are those of the spectra it is used on."""
-    from scaling.inference.trained import MODEL_FILE, Original
+    from scaling.inference.trained import Original, of_this_project
 
     named = {"label": options.label} if options.label else {}
     return Original(
@@ -93,7 +96,7 @@ def _given(options: argparse.Namespace, pixels: int | None = None) -> Original:
         shards=options.shards,
         num_heads=options.heads,
         stride=options.stride,
-        num_pixels=None if options.checkpoint.suffix == MODEL_FILE or options.shards else pixels,
+        num_pixels=None if of_this_project(options.checkpoint) or options.shards else pixels,
     )
 
 
@@ -101,7 +104,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from scaling.data.batches.cache import default_cache_root
     from scaling.data.shards.manifest import Manifest
     from scaling.inference.evaluate import check_anchor, evaluate, rules_of_study, write_anchor
-    from scaling.inference.trained import MODEL_FILE, open_model
+    from scaling.inference.trained import of_this_project, open_model
     from scaling.study.store import Store, StudyFolder
 
     if bool(options.anchor) != bool(options.store) or (options.anchor and options.split != "test"):
@@ -110,7 +113,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise UserError("--name and --num-spectra: are of an anchor; give --anchor STUDY and --store URI too")
     manifest = Manifest.load(options.data)
     given = _given(options, manifest.pixels)
-    if options.checkpoint.suffix != MODEL_FILE and given.shards is None and given.label_mean is None:
+    if not of_this_project(options.checkpoint) and given.shards is None and given.label_mean is None:
         statistics = manifest.label(given.label)
         given = dataclasses.replace(given, label_mean=statistics.mean, label_std=statistics.std)
         print(f"label mean {statistics.mean:.6g} and std {statistics.std:.6g}: of the training split of {options.data}")
@@ -168,15 +171,35 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from scaling.inference.trained import MODEL_FILE, export_model
+    from scaling.inference.hub import check_folder, write_hub
+    from scaling.inference.trained import MODEL_SUFFIX, import_model, of_this_project, open_model
 
-    if options.out.suffix != MODEL_FILE:
-        raise UserError(f"{options.out}: a model file's name ends in {MODEL_FILE}")
-    check_output(options.out, inputs(options), MODEL_STARTS)
-    model, content = export_model(options.checkpoint, _given(options), options.num_spectra)
-    with output(options.out, inputs(options), MODEL_STARTS) as temporary:
-        temporary.write_bytes(content)
-    print(f"{model.describe()}\nwritten to {options.out}")
+    out, hub = options.out, options.hub
+    if out is None and hub is None:
+        raise UserError("nothing to write: name OUT.safetensors, or --hub DIR")
+    if out is not None:
+        if out.suffix != MODEL_SUFFIX:
+            raise UserError(f"{out}: a model file's name ends in {MODEL_SUFFIX}")
+        check_output(out, inputs(options), MODEL_STARTS)
+    if hub is not None:
+        check_folder(hub)
+    if out is None and of_this_project(options.checkpoint):
+        if options.num_spectra:
+            raise UserError(f"--num-spectra: {options.checkpoint} says it itself; leave it out")
+        model = open_model(options.checkpoint, _given(options))
+    else:
+        model = import_model(options.checkpoint, _given(options), options.num_spectra)
+    print(model.describe())
+    if out is not None:
+        with output(out, inputs(options), MODEL_STARTS) as temporary:
+            temporary.write_bytes(model.to_bytes())
+        print(f"written to {out}")
+    if hub is not None:
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        write_hub(model, hub)
+        print(f"written to {hub}, its card in README.md")
     return 0
 
 

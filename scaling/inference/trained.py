@@ -1,4 +1,4 @@
-"""A trained model with all that it takes to use it: from a trial's model file, or a checkpoint of the original study."""
+"""A trained model with all that it takes to use it: a trial's, a folder for the hub, or a checkpoint of the original study."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scaling.model.specvit import SpecViT
 from scaling.study.declaration import stable
 from scaling.training.recipe import Precision
 
-MODEL_FILE = ".safetensors"
+MODEL_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class TrainedModel:
     """A model and what it was trained with.
 
     Attributes:
-        path: Its file.
+        path: Its file or folder.
         model: In evaluation mode, on the CPU.
         rules: What its spectra and labels were.
         standardisation: Of its training split.
@@ -76,6 +76,17 @@ class TrainedModel:
     wave: Float[ndarray, " pixel"] | None
     precision: Precision
     about: dict[str, Any]
+
+    @property
+    def statistics(self) -> dict[str, Tensor]:
+        """Of its inputs, as a model file holds them."""
+        used = self.standardisation
+        found = {"flux_offset": torch.from_numpy(used.flux_offset), "flux_scale": torch.from_numpy(used.flux_scale)}
+        return found if self.wave is None else found | {"wave": torch.from_numpy(self.wave)}
+
+    def to_bytes(self) -> bytes:
+        """The content of a model file for it."""
+        return model_bytes(self.model.config, self.model.state_dict(), self.statistics, self.about)
 
     @property
     def num_params(self) -> int:
@@ -133,8 +144,13 @@ class TrainedModel:
         )
 
 
+def of_this_project(path: Path) -> bool:
+    """Whether a path names a model file or a folder with one, which say all about it, and not the original's checkpoint."""
+    return path.suffix == MODEL_SUFFIX or path.is_dir()
+
+
 def open_model(path: Path, original: Original | None = None) -> TrainedModel:
-    """Read a trial's model.safetensors, or a checkpoint of the original study.
+    """Read a trial's model.safetensors, its folder, a folder for the hub, or a checkpoint of the original study.
 
     Raises:
         UserError: It is neither, is damaged, or more must be known of it than is given; or something is given of a model
@@ -143,19 +159,19 @@ def open_model(path: Path, original: Original | None = None) -> TrainedModel:
     return _trained(path, *_read(path, original or Original()))
 
 
-def _trained(path: Path, model: SpecViT, extra: dict[str, Tensor], about: dict[str, Any]) -> TrainedModel:
+def _trained(path: Path, model: SpecViT, statistics: dict[str, Tensor], about: dict[str, Any]) -> TrainedModel:
     names = ("label_offset", "label_scale", "label_mean", "label_std")
     try:
         rules = DataRules(**about["rules"] | {"other_labels": tuple(about["rules"].get("other_labels", ()))})
         labels = {name: np.array(about[name], np.float64).reshape(-1) for name in names}
-        pixels = {name: extra[name].numpy() for name in ("flux_offset", "flux_scale")}
+        pixels = {name: statistics[name].numpy() for name in ("flux_offset", "flux_scale")}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: a model file of another version ({error}): use the version that wrote it") from error
     if len(rules.labels) != model.config.num_outputs:
         raise UserError(
             f"{path}: {model.config.num_outputs} outputs for the labels {', '.join(rules.labels)}: import models of one label"
         )
-    wave = {"wave": extra["wave"].numpy()} if "wave" in extra else {}
+    wave = {"wave": statistics["wave"].numpy()} if "wave" in statistics else {}
     _check_statistics(path, labels, len(rules.labels))
     _check_statistics(path, pixels | wave, model.config.num_pixels)
     spectra = about.get("num_spectra")
@@ -193,21 +209,20 @@ def _check_statistics(path: Path, arrays: dict[str, ndarray], length: int) -> No
         raise UserError(f"{path}: {name} {wrong}: the file is damaged; write it again")
 
 
-def export_model(path: Path, original: Original, num_spectra: int | None = None) -> tuple[TrainedModel, bytes]:
-    """A checkpoint of the original and the content of a model file for it, with the wavelengths of its training shards.
+def import_model(path: Path, original: Original, num_spectra: int | None = None) -> TrainedModel:
+    """A checkpoint of the original, with the wavelengths of its training shards and the number of spectra it was trained on.
 
     Raises:
-        UserError: It is no such checkpoint, or already a model file.
+        UserError: It is no such checkpoint, or already a model of this project.
     """
-    if path.suffix == MODEL_FILE:
-        raise UserError(f"{path}: is a model file already; give a checkpoint (.ckpt) of the original")
-    model, extra, about = _import(path, original)
-    trained = _trained(path, model, extra, about | {"num_spectra": num_spectra})
-    return trained, model_bytes(model.config, model.state_dict(), extra, trained.about)
+    if of_this_project(path):
+        raise UserError(f"{path}: is a model file already; give a checkpoint (.ckpt) of the original, or --hub DIR")
+    model, statistics, about = _import(path, original)
+    return _trained(path, model, statistics, about | {"num_spectra": num_spectra})
 
 
 def _read(path: Path, original: Original) -> tuple[SpecViT, dict[str, Tensor], dict[str, Any]]:
-    if path.suffix != MODEL_FILE:
+    if not of_this_project(path):
         return _import(path, original)
     if original != Original():
         raise UserError(
@@ -228,9 +243,9 @@ def _import(path: Path, original: Original) -> tuple[SpecViT, dict[str, Tensor],
                 f"{path}: does not hold the mean and standard deviation of its training labels: give --shards, the set it was "
                 "trained on, or --label-mean and --label-std"
             )
-        statistics = manifest.label(original.label)
-        mean, std = statistics.mean, statistics.std
-    extra = {
+        label = manifest.label(original.label)
+        mean, std = label.mean, label.std
+    statistics = {
         "flux_offset": torch.zeros(model.config.num_pixels),
         "flux_scale": torch.ones(model.config.num_pixels),
     }
@@ -239,7 +254,11 @@ def _import(path: Path, original: Original) -> tuple[SpecViT, dict[str, Tensor],
             raise UserError(
                 f"{path}: takes {model.config.num_pixels} pixels, but {manifest.dest} has {manifest.pixels}: name the set it was trained on"
             )
-        extra["wave"] = torch.from_numpy(manifest.wave)
+        statistics["wave"] = torch.from_numpy(manifest.wave)
     rules = DataRules(label=original.label, noise="fresh", input_norm="none", label_norm="standard")
     normalisation = {"label_offset": [mean], "label_scale": [std], "label_mean": [mean], "label_std": [std]}
-    return model, extra, about | normalisation | {"label": rules.label, "labels": [rules.label], "rules": stable(rules)}
+    return (
+        model,
+        statistics,
+        about | normalisation | {"label": rules.label, "labels": [rules.label], "rules": stable(rules)},
+    )

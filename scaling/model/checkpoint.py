@@ -1,4 +1,7 @@
-"""A trained model as one safetensors file: weights, dimensions and everything needed to use it. Holds no code."""
+"""A trained model as safetensors: weights, dimensions and everything needed to use it. Holds no code.
+
+The file alone says all of it. Beside it in a trial's folder lies config.json, which says the same to transformers.
+"""
 
 from __future__ import annotations
 
@@ -12,48 +15,84 @@ from safetensors.torch import save
 from torch import Tensor
 
 from scaling.errors import UserError
+from scaling.files import json_bytes
 from scaling.model.ladder import count_parameters
 from scaling.model.specvit import ModelConfig, SpecViT
 from scaling.parse import parse, parse_object
 
-_MODEL, _EXTRA = "model.", "extra."
-EXPECTED = "expected the model.safetensors of a trial, or what `scaling export` writes"
+MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+MODEL_TYPE = "specvit"
+_MODEL, _STATISTICS = "model.", "statistics."
+EXPECTED = "expected the model.safetensors of a trial, what `scaling export` writes, or a folder with its config.json"
 
 
 def model_bytes(
-    config: ModelConfig, weights: dict[str, Tensor], extra: dict[str, Tensor], about: dict[str, Any]
+    config: ModelConfig, weights: dict[str, Tensor], statistics: dict[str, Tensor], about: dict[str, Any]
 ) -> bytes:
-    """The file's content: `weights` (a SpecViT state), `extra` tensors (input statistics), `about` in plain JSON values."""
+    """The file's content: `weights` (a SpecViT state), `statistics` of the inputs, `about` in plain JSON values."""
     tensors = {_MODEL + name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    tensors |= {_EXTRA + name: tensor.detach().cpu().contiguous() for name, tensor in extra.items()}
-    return save(tensors, {"config": json.dumps(dataclasses.asdict(config)), "about": json.dumps(about)})
+    tensors |= {_STATISTICS + name: tensor.detach().cpu().contiguous() for name, tensor in statistics.items()}
+    described = {"config": json.dumps(dataclasses.asdict(config)), "about": json.dumps(about)}
+    return save(tensors, {"format": "pt"} | described)
+
+
+def config_bytes(config: ModelConfig, about: dict[str, Any]) -> bytes:
+    """The config.json with which `SpecViTForRegression.from_pretrained` reads such a file."""
+    kind = {"model_type": MODEL_TYPE, "architectures": ["SpecViTForRegression"], "dtype": "float32"}
+    return json_bytes(kind | dataclasses.asdict(config) | {"about": about})
 
 
 def load_model(path: Path) -> tuple[SpecViT, dict[str, Tensor], dict[str, Any]]:
-    """Read a file of `model_bytes`: the model in evaluation mode, the extra tensors, what is known about it.
+    """Read a model file, or a folder that `save_pretrained` wrote; no code in it is run.
+
+    Returns:
+        The model in evaluation mode, the statistics of its inputs, what is known about it.
 
     Raises:
         UserError: if the file is missing, damaged, or not one of ours, or holds numbers that are not finite.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; {EXPECTED}")
+    file = path / MODEL_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; {EXPECTED}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        config = parse(ModelConfig, parse_object(metadata["config"], "its config", EXPECTED), "its config", EXPECTED)
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        fields, about = _described(path) if path.is_dir() else (_part(metadata, "config"), _part(metadata, "about"))
+        config = parse(ModelConfig, fields, "its config", EXPECTED)
         weights = {n.removeprefix(_MODEL): t for n, t in tensors.items() if n.startswith(_MODEL)}
         expected, found = count_parameters(config).total, sum(tensor.numel() for tensor in weights.values())
         if expected != found:  # before a model of those dimensions is made
             raise UserError(f"{found:,} weights, and its config is that of {expected:,}")
         model = SpecViT(config)
         model.load_state_dict(weights)
-        about = parse_object(metadata["about"], "what it says of itself", EXPECTED)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, UserError) as error:
         reason = str(error).splitlines()[0].removesuffix(f": {EXPECTED}")
         raise UserError(f"{path}: not a model file, or one of another version ({reason}); {EXPECTED}") from error
+    statistics = {n.removeprefix(_STATISTICS): t for n, t in tensors.items() if n.startswith(_STATISTICS)}
+    if path.is_dir() and statistics["wave"].isnan().all():  # as transformers writes a grid that is not known
+        del tensors[f"{_STATISTICS}wave"], statistics["wave"]
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise UserError(f"{path}: {name} has values that are not finite: the file is damaged; {EXPECTED}")
-    extra = {name.removeprefix(_EXTRA): tensor for name, tensor in tensors.items() if name.startswith(_EXTRA)}
-    return model.eval(), extra, about
+    return model.eval(), statistics, about
+
+
+def _part(metadata: dict[str, str], name: str) -> dict[str, Any]:
+    return parse_object(metadata[name], f"its {name}", EXPECTED)
+
+
+def _described(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The dimensions and what is known, from a folder's config.json, which leaves out what is the default.
+
+    Raises:
+        UserError: It is of another architecture.
+    """
+    found = parse_object((folder / CONFIG_FILE).read_bytes(), CONFIG_FILE, EXPECTED)
+    if (kind := found.get("model_type")) != MODEL_TYPE:
+        raise UserError(f"{CONFIG_FILE} is of model_type {kind!r}, not {MODEL_TYPE!r}, and no code in a folder is run")
+    names = {field.name for field in dataclasses.fields(ModelConfig)}
+    about = found.get("about")
+    if not isinstance(about, dict):
+        raise UserError(f"{CONFIG_FILE} has no object `about`")
+    return {name: found[name] for name in names & found.keys()}, about

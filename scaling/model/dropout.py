@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+try:  # noqa: SIM105  # transformers looks for packages that a hub's folder needs everywhere but in a `try`
+    from jaxtyping import Float, UInt8
+except ImportError:
+    pass
 
 LEVELS = 2**16
 """A probability of dropping is rounded to a multiple of 1/65,536: 16 random bits decide each element."""

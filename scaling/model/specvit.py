@@ -1,17 +1,26 @@
-"""SpecViT: a 1-D Vision Transformer from a spectrum to its labels, in plain PyTorch."""
+"""SpecViT: a 1-D Vision Transformer from a spectrum to its labels, in plain PyTorch.
+
+A folder for the hub holds a copy of this file, which works there with PyTorch alone: its own modules are named relatively.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scaling.errors import UserError
-from scaling.model.dropout import Dropout, attention
+from .dropout import Dropout, attention
+
+try:
+    from jaxtyping import Float
+
+    from scaling.errors import UserError
+except ImportError:  # in a hub's folder, without this project
+    UserError = ValueError  # type: ignore[assignment, misc]
 
 REFERENCE_WIDTH = 256
 INIT_STD_AT_REFERENCE = 0.02
@@ -140,16 +149,19 @@ class SpecViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, flux: Float[Tensor, "batch pixel"]) -> Float[Tensor, "batch output"]:
-        """Predict normalised labels from standardised flux."""
+    def forward(
+        self, flux: Float[Tensor, "batch pixel"], attend: Callable[..., Tensor] = attention
+    ) -> Float[Tensor, "batch output"]:
+        """Predict normalised labels from standardised flux; `attend` computes what `attention` does, by another kernel."""
         inputs = self._whiten(flux) if self.config.whitening_components else flux
-        hidden = torch.cat((self.class_token.expand(len(flux), -1, -1), self._tokens(inputs)), dim=1)
+        tokens = self._tokens(inputs.to(self.class_token.dtype))  # which is another where a user casts the model
+        hidden = torch.cat((self.class_token.expand(len(flux), -1, -1), tokens), dim=1)
         if self.config.positions == "learned":
             hidden = hidden + self.positions
         hidden = self.dropout(hidden)
         rotation = self.rotation if self.config.positions == "rope" else None
         for layer in self.layers:
-            hidden = layer(hidden, rotation)
+            hidden = layer(hidden, rotation, attend)
         return self.head(self.norm(hidden[:, 0]))
 
     def _whiten(self, flux: Float[Tensor, "batch pixel"]) -> Float[Tensor, "batch component"]:
@@ -181,21 +193,28 @@ class Layer(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, hidden: Float[Tensor, "batch token width"], rotation: Float[Tensor, "2 token channel"] | None
+        self,
+        hidden: Float[Tensor, "batch token width"],
+        rotation: Float[Tensor, "2 token channel"] | None,
+        attend: Callable[..., Tensor] = attention,
     ) -> Float[Tensor, "batch token width"]:
         """The layer's output; `rotation` is that of `rotation(config)` where positions are rotary."""
-        hidden = hidden + self.dropout(self.attention_out(self._attend(self.attention_norm(hidden), rotation)))
+        mixed = self._mix(self.attention_norm(hidden), rotation, attend)
+        hidden = hidden + self.dropout(self.attention_out(mixed))
         return hidden + self.dropout(self.mlp_out(functional.gelu(self.mlp_in(self.mlp_norm(hidden)))))
 
-    def _attend(
-        self, hidden: Float[Tensor, "batch token width"], rotation: Float[Tensor, "2 token channel"] | None
+    def _mix(
+        self,
+        hidden: Float[Tensor, "batch token width"],
+        rotation: Float[Tensor, "2 token channel"] | None,
+        attend: Callable[..., Tensor],
     ) -> Float[Tensor, "batch token width"]:
         query, key, value = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(hidden).chunk(3, dim=-1)
         )
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        mixed = attention(query, key, value, self.attention_dropout if self.training else 0.0)
+        mixed = attend(query, key, value, self.attention_dropout if self.training else 0.0)
         return mixed.transpose(1, 2).flatten(-2)
 
 

@@ -1,7 +1,8 @@
 """The store: the only module that spells paths. A folder, or any URI that pyarrow's filesystems open.
 
 STORE/<study>/study.json, optuna.journal, results.parquet, limit.json, anchors/<name>.json, report/, tune/, .running
-STORE/<study>/trials/<trial>/row.json, state.pt, model.safetensors, progress.csv, events.out.tfevents.trial{,-final},
+STORE/<study>/trials/<trial>/row.json, state.pt, model.safetensors, config.json, progress.csv,
+                            events.out.tfevents.trial{,-final},
                             row-0.25.json and model-0.25.safetensors of a branch at a quarter of the budget
 STORE/data/<simulation>/hdf5, shards
 """
@@ -224,8 +225,9 @@ class TrialFolder:
                 if name == "state.pt" or name.endswith(".tmp"):
                     self.store.delete(f"{self.path}/{name}")
 
-    def write_model(self, content: bytes, share: float = 1.0) -> None:
-        """The best weights, of the whole budget or of a branch."""
+    def write_model(self, content: bytes, config: bytes, share: float = 1.0) -> None:
+        """The best weights, of the whole budget or of a branch, and the config that all of a trial share."""
+        self.store.write(f"{self.path}/config.json", config)
         self.store.write(f"{self.path}/{_of_share('model', share)}.safetensors", content)
 
     def write_progress(self, csv: str, events: bytes) -> None:

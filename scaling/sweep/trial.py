@@ -20,7 +20,7 @@ from scaling.data.batches.training import Access
 from scaling.data.shards.manifest import Manifest
 from scaling.files import Location
 from scaling.model import ladder
-from scaling.model.checkpoint import model_bytes
+from scaling.model.checkpoint import config_bytes, model_bytes
 from scaling.results import Row
 from scaling.study.declaration import Cell, Study, stable
 from scaling.study.store import StudyFolder, TrialFolder
@@ -163,7 +163,7 @@ class Trial:
 def _finish(trial: Trial, started: float, outcome: Outcome, device: Device) -> None:
     if outcome.status == "done":
         standardisation = outcome.standardisation
-        extra = {
+        statistics = {
             "flux_offset": torch.from_numpy(standardisation.flux_offset),
             "flux_scale": torch.from_numpy(standardisation.flux_scale),
             "wave": torch.tensor(Manifest.load(trial.shards).wave, dtype=torch.float64),
@@ -184,7 +184,9 @@ def _finish(trial: Trial, started: float, outcome: Outcome, device: Device) -> N
             "lr": trial.lr,
             "rules": stable(rules),
         }
-        trial.output.write_model(model_bytes(trial.task().model, outcome.weights, extra, about), outcome.share)
+        model = trial.task().model
+        content, config = model_bytes(model, outcome.weights, statistics, about), config_bytes(model, about)
+        trial.output.write_model(content, config, outcome.share)
     row = _row(trial, outcome, error=outcome.error, device=device, wall_seconds=time.time() - started)
     trial.write_row(row)
 
