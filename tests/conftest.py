@@ -42,14 +42,11 @@ def shards(tmp_path_factory):
     """A shard set of 300 + 64 + 96 simulated bright spectra of 1024 pixels, made without Ray."""
     from scaling.data.shards.convert import convert
     from scaling.data.simulated.writer import Simulation, write_simulation
-    from tests.data.shards.converting import without_ray
 
     root = tmp_path_factory.mktemp("shards")
     simulation = Simulation(train=300, val=64, test=96, pixels=1024, seed=5, mag_range=(17.5, 19.5))
     files = write_simulation(root / "hdf5", simulation)
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
-        convert(root / "shards", **files, rows_per_shard=128)
+    convert(root / "shards", **files, rows_per_shard=128, on_ray=False)
     return root / "shards"
 
 

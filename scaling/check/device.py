@@ -9,6 +9,7 @@ import torch
 
 from scaling.check import numerics
 from scaling.check.bench import Bench
+from scaling.check.delivery import delivery, memory
 from scaling.check.findings import Finding, Report
 from scaling.study.declaration import Placement, Study
 from scaling.sweep.costs import Speed
@@ -44,24 +45,29 @@ def check_device(study: Study, place: Placement, host: str, seconds: float) -> R
         return Report(host=host, device="GPU", findings=[finding], speeds=[], peaks={})
     bench = Bench(study, cuda_device() if place.gpus else torch.device("cpu"))
     measured = {precision: measure(bench.device, precision) for precision in bench.precisions}
-    findings = [found for check in CHECKS if (found := _guarded(check, bench))]
+    findings = [_guarded(check.__name__, check, bench) for check in CHECKS]
+    timed = speeds(bench, place, seconds)
+    findings += [
+        _guarded("memory", lambda bench: memory(bench, place), bench),
+        _guarded("batches", lambda bench: delivery(bench, timed, seconds), bench),
+    ]
     return Report(
         host=host,
         device=measured["fp32"].name,
-        findings=findings,
-        speeds=speeds(bench, place, seconds),
+        findings=[finding for finding in findings if finding],
+        speeds=timed,
         peaks={precision: each.peak_flops for precision, each in measured.items()},
     )
 
 
-def _guarded(check: Callable[[Bench], Finding | None], bench: Bench) -> Finding | None:
+def _guarded(name: str, check: Callable[[Bench], Finding | None], bench: Bench) -> Finding | None:
     """A check that cannot be made has failed, and the others are made."""
     try:
         return check(bench)
     except Exception as error:  # whatever a driver, a compiler or PyTorch raises
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         remedy = "what it stands for cannot be used on this device; leave it out of Recipe and Placement"
-        return Finding(check=check.__name__, verdict="failed", found=reason[:300], remedy=remedy)
+        return Finding(check=name, verdict="failed", found=reason[:300], remedy=remedy)
 
 
 def speeds(bench: Bench, place: Placement, seconds: float) -> list[Speed]:

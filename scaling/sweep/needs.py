@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-
 from scaling.data.batches.evaluation import EVALUATION_SHARE
 from scaling.data.batches.stream import AHEAD, LANES
-from scaling.data.batches.training import RESIDENT_SHARE, Access
+from scaling.data.batches.training import Access
 from scaling.data.shards.manifest import MANIFEST, Manifest
 from scaling.data.simulated.writer import Simulation
 from scaling.errors import UserError
 from scaling.files import size_text
 from scaling.folder import Folder
-from scaling.model.ladder import count_parameters
-from scaling.model.specvit import ModelConfig, SpecViT
 from scaling.study.declaration import Placement, Study
 from scaling.study.prepare import shards_path
 from scaling.study.store import Store
 from scaling.sweep.modelled import Cluster
 from scaling.sweep.nodes import BYTES, choose_access, maps_bytes
-from scaling.training.recipe import HALF
+from scaling.training.memory import MARGIN, StepBytes, step_bytes
 
-EVALUATION_ROWS = 1024
 ROWS_PER_SHARD = 4096
 PROCESS = 10**9
 """Bytes of a trial's process before it has spectra or a model: Python, PyTorch and Ray."""
@@ -37,60 +30,20 @@ SHARD_RATIO = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
-    """Bytes of a worker's device. Activations and evaluation are estimates: what the allocator adds is not in them.
+class Needs(StepBytes):
+    """Bytes of a worker's device. What the allocator adds is not in them.
 
-    `model` is weights, gradients and AdamW's two moments; `activation` is of one spectrum and `rows` of them go through the model
-    at a time; `evaluation` is of spectra scored at a time; `held` the validation and test spectra that stay there, where they are
-    no large part of it; `resident` the training spectra, where they are held there.
+    `held` are the validation and test spectra that stay there, where they are no large part of it; `resident` the training
+    spectra, where they are held there.
     """
 
-    model: int
-    activation: int
-    rows: int
-    evaluation: int
     held: int
     resident: int
 
     @property
     def total(self) -> int:
         """All at once, at the worst moment."""
-        return self.model + max(self.activation * self.rows, self.evaluation) + self.held + self.resident
-
-
-def activation_bytes(config: ModelConfig, precision: str, gpu: bool, *, fake: bool = True) -> tuple[int, int]:
-    """Bytes that one spectrum's forward pass keeps for its backward pass; and of copies of the weights in 16 bits.
-
-    They are counted on fake tensors, which have shapes and no content, as distinct storages that autograd saves. On a
-    CPU the count is exact. For a GPU, whose kernels keep no attention weights, these are left out; the rest is taken to be alike.
-    """
-    one, two = (_saved_bytes(config, precision, gpu, rows, fake) for rows in (1, 2))
-    return two - one, max(0, 2 * one - two)
-
-
-@functools.lru_cache(maxsize=256)
-def _saved_bytes(config: ModelConfig, precision: str, gpu: bool, rows: int, fake: bool) -> int:
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if not gpu or tensor.shape[-2:] != (config.num_tokens, config.num_tokens):
-            saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
-        return tensor
-
-    with torch.device("meta"):
-        model = SpecViT(config)
-    mode: Any = FakeTensorMode() if fake else torch.enable_grad()
-    with mode:
-        named = [*model.named_parameters(), *model.named_buffers()]
-        own = {name: torch.zeros(value.shape, requires_grad=value.requires_grad) for name, value in named}
-        cast_to = torch.bfloat16 if precision in HALF else None  # fp16 takes as much
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", dtype=cast_to, enabled=cast_to is not None),
-        ):
-            torch.func.functional_call(model, own, (torch.zeros(rows, config.num_pixels),))
-        mine = {value.untyped_storage()._cdata for value in own.values()}
-    return sum(storage.nbytes() for key, storage in saved.items() if key not in mine)
+        return self.step + self.held + self.resident
 
 
 def known_shards(study: Study, store: Store | None) -> Manifest:
@@ -113,22 +66,16 @@ def known_shards(study: Study, store: Store | None) -> Manifest:
 
 def device_needs(study: Study, width: int, place: Placement, spectra: int, manifest: Manifest, memory: int) -> Needs:
     """What a worker of the placement needs for this rung; `memory` is its share of a GPU's in bytes, 0 if it is not known."""
-    config, rules, recipe = study.model(width), study.data.rules, study.recipe
-    activation, copies = activation_bytes(config, recipe.precision, place.gpus > 0)
-    own = -(-recipe.batch_size // place.workers)
-    row, arrays = BYTES * manifest.pixels, 1 if rules.noise == "fixed" else 2
-    resident = row * arrays * spectra
+    own = min(place.micro_batch or study.recipe.batch_size, -(-study.recipe.batch_size // place.workers))
+    scored = max(manifest.num_rows("val"), manifest.num_rows("test"))
+    step = step_bytes(study.model(width), study.recipe.precision, own, gpu=place.gpus > 0, scored=scored or None)
+    row, arrays = BYTES * manifest.pixels, 1 if study.data.rules.noise == "fixed" else 2
     splits = [row * manifest.num_rows(split) // place.workers for split in ("val", "test")]
-    fits = place.gpus > 0 and resident <= RESIDENT_SHARE * memory
-    scored = min(EVALUATION_ROWS, max(manifest.num_rows("val"), manifest.num_rows("test")) or EVALUATION_ROWS)
-    count, item = count_parameters(config), 2 if recipe.precision in HALF else 4
+    held = sum(size for size in splits if not memory or size <= EVALUATION_SHARE * memory)
+    resident, access = row * arrays * spectra, study.data.access
+    fits = place.gpus > 0 and resident <= memory - MARGIN * step.step
     return Needs(
-        model=4 * (count.total + 3 * count.reach_loss) + copies,
-        activation=activation,
-        rows=min(place.micro_batch or own, own),
-        evaluation=scored * config.num_tokens * (2 * 4 * config.width + 2 * item * config.mlp_width),
-        held=sum(size for size in splits if not memory or size <= EVALUATION_SHARE * memory),
-        resident=resident if study.data.access == "resident" or (study.data.access == "auto" and fits) else 0,
+        **asdict(step), held=held, resident=resident if access == "resident" or (access == "auto" and fits) else 0
     )
 
 

@@ -93,7 +93,7 @@ def time_rung(study: Study, width: int, place: Placement, device: torch.device, 
             stepper.model(batches.pool[:, 0])
 
     stepper.step(0, schedule)
-    _wait(device)
+    wait_for(device)
     first = time.perf_counter() - started
     step_seconds = _seconds_of(lambda step: stepper.step(step, schedule), device, seconds)
     stepper.model.eval()
@@ -125,7 +125,7 @@ def _seconds_of(call: Callable[[int], None], device: torch.device, seconds: floa
         for _ in range(chunk):
             call(number)
             number += 1
-        _wait(device)
+        wait_for(device)
         each = (time.perf_counter() - started) / chunk
         if number <= WARM_UP:
             chunk, until = max(1, min(1000, math.ceil(CHUNK_SECONDS / each))), time.perf_counter() + seconds
@@ -134,7 +134,8 @@ def _seconds_of(call: Callable[[int], None], device: torch.device, seconds: floa
     return median(taken)
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done all that it was given; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

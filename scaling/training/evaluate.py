@@ -21,6 +21,8 @@ from scaling.training.metrics import (
 )
 from scaling.training.recipe import Precision
 
+EVALUATION_ROWS = 1024
+"""Spectra that are scored at a time."""
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -31,7 +33,9 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def predict(model: nn.Module, split: EvaluationSplit, precision: Precision, batch_size: int = 1024) -> Tensor:
+def predict(
+    model: nn.Module, split: EvaluationSplit, precision: Precision, batch_size: int = EVALUATION_ROWS
+) -> Tensor:
     """What the model answers (draw, row, label) on this worker's share of a split: normalised labels, or logits."""
     model.eval()
     predicted = torch.empty(split.rules.eval_draws, *split.labels.shape, device=split.labels.device)

@@ -18,6 +18,7 @@ from scaling.data.batches import (
     training_batches,
 )
 from scaling.training.evaluate import predict, score, score_detail
+from scaling.training.memory import MARGIN, step_bytes
 from scaling.training.metrics import Classified, Detail, Scores
 from scaling.training.recipe import samples_seen
 from scaling.training.schedule import Schedule
@@ -58,6 +59,7 @@ class _Trainer:
             rank=context.rank,
             world=context.world,
             device_share=context.device_share,
+            reserved=self._reserved(),
         )
         self.standardisation = Standardisation.of(task.shards, task.rules)
         self.batches = training_batches(
@@ -83,6 +85,14 @@ class _Trainer:
         self.val = EvaluationSplit.load(task.shards, task.rules, "val", self.worker)
         self.runs = task.recipe.runs(task.num_spectra)
         self.progress, self.error = Progress(), ""
+
+    def _reserved(self) -> int:
+        """Bytes of a GPU that its spectra must leave to the step."""
+        if self.context.device.type != "cuda":
+            return 0
+        rows = -(-self.recipe.batch_size // self.context.world)
+        rows = min(self.context.micro_batch or rows, rows)
+        return int(MARGIN * step_bytes(self.task.model, self.recipe.precision, rows, gpu=True).step)
 
     def _whitening(self) -> dict[str, Any]:
         task, rule = self.task, self.task.whitening

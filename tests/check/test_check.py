@@ -2,11 +2,13 @@
 
 import functools
 import json
+import re
+import time
 
 import pytest
 import torch
 
-from scaling.check import cluster, numerics
+from scaling.check import cluster, delivery, numerics
 from scaling.check import device as module
 from scaling.check.bench import Bench, default_study
 from scaling.check.cluster import check_cluster
@@ -15,7 +17,9 @@ from scaling.errors import UserError
 from scaling.model.specvit import SpecViT
 from scaling.study.declaration import Placement
 from scaling.sweep.costs import Costs, read_calibration
+from scaling.sweep.timing import MadeUp, time_rung
 from scaling.training.step import Stepper
+from tests.inference.models import RULES, study_of
 from tests.study.example import example_study
 
 CPU = torch.device("cpu")
@@ -41,6 +45,7 @@ def test_a_sound_machine_is_ok_and_its_speeds_are_what_a_plan_takes(ray_cluster,
             "resumed",
             "repeated",
             "compiled",
+            "batches",
             "side by side",
             "two workers",
         ],
@@ -153,8 +158,30 @@ def test_a_check_that_cannot_be_made_has_failed_and_the_others_are_made(monkeypa
     monkeypatch.setattr(SpecViT, "forward", lambda self, flux: 1 / 0)
     monkeypatch.setattr(module, "speeds", lambda *_: [])
     report = module.check_device(example_study(), Placement(), "here", 0.0)
-    assert [finding.verdict for finding in report.findings] == ["failed", "ok"]
+    assert [finding.verdict for finding in report.findings] == ["failed", "ok", "failed"]
     assert "division by zero" in table(report)
+
+
+def test_batches_of_the_studys_own_shards_are_timed_and_nothing_is_left(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    bench = Bench(study_of(shards, RULES["one label"]), CPU)
+    slow = time_rung(bench.study, 8, Placement(), CPU, 0.0).model_copy(update={"rows": 10, "step_seconds": 2.0})
+    fast = slow.model_copy(update={"width": 16, "rows": 70})
+    found = delivery.delivery(bench, [slow, fast], 0.0).found
+    assert re.fullmatch(
+        r"samples/s: resident [\d,]+, mapped [\d,]+, streamed [\d,]+; training takes up to 35, w16 in fp32", found
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_rate_of_batches_is_that_of_their_spectra():
+    class Slow(MadeUp):
+        def batch(self, step):
+            time.sleep(0.01)
+            return super().batch(step)
+
+    batches = Slow(example_study(), 50, CPU)
+    assert 0.0 < delivery._rate(batches, 0.2) <= 50 / 0.01
 
 
 def test_a_gpu_that_torch_cannot_use_is_one_finding():

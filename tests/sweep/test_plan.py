@@ -12,10 +12,11 @@ from scaling.study.store import Store, StudyFolder
 from scaling.sweep.costs import Costs, interpolated, keep_speeds, read_speeds, speeds_of_rows, total_steps
 from scaling.sweep.describe import describe, describe_trimmed, to_json
 from scaling.sweep.modelled import RAY_TRAIN_SECONDS, Cluster, simulate, smallest_cluster
-from scaling.sweep.needs import activation_bytes, device_needs, known_shards, node_needs, too_large
+from scaling.sweep.needs import device_needs, known_shards, node_needs, too_large
 from scaling.sweep.plan import make_plan, planned_cluster, require, within
 from scaling.sweep.timing import measure, rungs_to_time, time_rung
 from scaling.sweep.trim import forecast_precision, trim
+from scaling.training.memory import activation_bytes
 from tests.study.example import example_row, example_study
 
 STUDY = example_study(search=Search(trials=4), seeds=(1, 2))

@@ -25,8 +25,6 @@ from scaling.errors import UserError
 from scaling.files import Location
 
 Access = Literal["auto", "resident", "mapped", "streamed"]
-RESIDENT_SHARE = 0.5
-"""Of the device's free memory, and of the trial's share of all of it, that spectra may take; the rest is the model's."""
 
 
 class _Share(NamedTuple):
@@ -235,10 +233,10 @@ def _goes_to_device(num_bytes: int, worker: Worker, access: Access) -> bool:
     room = worker.room()
     if access == "resident" and num_bytes > room:
         raise UserError(
-            f"access='resident': the spectra take {num_bytes / 1e9:.1f} GB, and {room / 1e9:.1f} GB of {worker.device} are free "
-            "for the trial; use access='auto'"
+            f"access='resident': the spectra take {num_bytes / 1e9:.1f} GB, and {max(0, room) / 1e9:.1f} GB of {worker.device} are free "
+            "for them beside the model; use access='auto'"
         )
-    return access == "resident" or (access == "auto" and num_bytes <= RESIDENT_SHARE * room)
+    return access != "mapped" and num_bytes <= room
 
 
 def _copy(spectra: Float[ndarray, "row channel pixel"], device: torch.device) -> Float[Tensor, "row channel pixel"]:

@@ -19,6 +19,7 @@ class Worker:
         rank: This worker's number.
         world: The number of workers.
         device_share: The part of the device's memory that the trial may take.
+        reserved: Bytes of it that are left to the model.
     """
 
     cache_root: Path
@@ -26,10 +27,12 @@ class Worker:
     rank: int = 0
     world: int = 1
     device_share: float = 1.0
+    reserved: int = 0
 
     def room(self) -> float:
-        """Bytes that the trial may still take of its GPU, which others may use too; on a CPU, what it needs."""
+        """Bytes of the trial's GPU, which others may use too, that spectra may still take; on a CPU, what they need."""
         if self.device.type != "cuda":
             return math.inf
         free, total = torch.cuda.mem_get_info(self.device)
-        return float(min(free, self.device_share * total - torch.cuda.memory_allocated(self.device)))
+        mine = self.device_share * total - torch.cuda.memory_allocated(self.device)
+        return float(min(free, mine) - self.reserved)

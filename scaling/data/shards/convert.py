@@ -19,7 +19,7 @@ import pyarrow as pa
 from scaling.data.shards.encode import FILLED, PlannedShard, ShardSummary, plan_shards, read_summary, tensor_array
 from scaling.data.shards.manifest import MANIFEST, SPLITS, Manifest
 from scaling.data.shards.order import find_drift, study_order, study_positions
-from scaling.data.shards.pipeline import map_on_ray, task_errors, write_shards
+from scaling.data.shards.pipeline import map_on_ray, task_errors, write_shards, write_shards_here
 from scaling.data.shards.records import Order, Source, StudyOrder
 from scaling.data.shards.shard import column_values
 from scaling.data.shards.sources import Sources, inspect_sources
@@ -130,8 +130,9 @@ def convert(
     order: str = "auto",
     order_seed: int = 0,
     say: Callable[[str], None] | None = None,
+    on_ray: bool = True,
 ) -> Manifest:
-    """Convert HDF5 files to a set of Parquet shards on the Ray cluster that the caller is connected to.
+    """Convert HDF5 files to a set of Parquet shards, on the Ray cluster that the caller is connected to.
 
     Run again with the same sources and settings it does what an interrupted run left to do; a finished set it repairs.
 
@@ -145,6 +146,7 @@ def convert(
             ``auto`` shuffles if the files' order drifts. The other splits are used whole and keep their order.
         order_seed: Of the permutation.
         say: Called with what is done, a line at a time, and with Ray Data's own statistics of the pipeline.
+        on_ray: Whether by Ray Data; else in this process, one shard after the other.
 
     Returns:
         The manifest, also written as ``DEST/manifest.json``.
@@ -158,7 +160,9 @@ def convert(
     with task_errors(dest):
         conversion = _plan(Folder.at(dest), {"train": train, "val": val, "test": test}, settings)
         folder, planned, listed = conversion.folder, conversion.planned, _listed(conversion.folder)
-        kept = _whole_shards(conversion, listed)
+        kept = _whole_shards(
+            conversion, listed, map_on_ray if on_ray else lambda function, items: [*map(function, items)]
+        )
         if kept and say:
             say(f"{len(kept)} of {len(planned)} shards are there and whole")
         sink, missing = conversion.sink(kept, listed), [shard for shard in planned if shard.file not in kept]
@@ -167,7 +171,8 @@ def convert(
             datasource = SpectraDatasource(
                 conversion.sources, rows=[conversion.row_numbers(shard) for shard in missing]
             )
-            statistics = write_shards(datasource, conversion.prepare, sink, datasource.num_tasks(_cpus()))
+            write, cpus = (write_shards, _cpus()) if on_ray else (write_shards_here, 1)
+            statistics = write(datasource, conversion.prepare, sink, datasource.num_tasks(cpus))
             if say:
                 say(statistics)
         else:
@@ -239,12 +244,14 @@ def _listed(folder: Folder) -> dict[str, str]:
     return {shard.file: shard.checksum for split in SPLITS for shard in manifest.shards(split)}
 
 
-def _whole_shards(conversion: Conversion, listed: Mapping[str, str]) -> dict[str, ShardSummary]:
-    """Summaries of the shards that are there, by file: every page of them is read."""
+def _whole_shards(
+    conversion: Conversion, listed: Mapping[str, str], apply: Callable[..., list[ShardSummary | None]]
+) -> dict[str, ShardSummary]:
+    """Summaries of the shards that are there, by file: every page of them is read; `apply` maps a function over a list."""
     folder = conversion.folder
     there = {f"{split}/{name}" for split in SPLITS for name in folder.files(split)}
     present = [shard for shard in conversion.planned if shard.file in there]
-    found = map_on_ray(functools.partial(read_summary, folder=folder, schema=conversion.sources.schema), present)
+    found = apply(functools.partial(read_summary, folder=folder, schema=conversion.sources.schema), present)
     return {
         summary.shard.file: summary
         for summary in found

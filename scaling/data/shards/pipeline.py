@@ -115,6 +115,21 @@ def write_shards(
         return str(prepared._write_ds.stats())
 
 
+def write_shards_here(
+    datasource: SpectraDatasource, prepare: Callable[[pa.Table], pa.Table], sink: ShardDatasink, num_tasks: int
+) -> str:
+    """The same work one task after the other in this process, for a set that is not worth a pipeline."""
+    from ray.data.datasource import WriteResult
+
+    try:
+        found = [sink.write(map(prepare, task()), None) for task in datasource.get_read_tasks(num_tasks)]
+    except Exception as error:
+        sink.on_write_failed(error)
+        raise
+    sink.on_write_complete(WriteResult(0, 0, found))
+    return ""
+
+
 def map_on_ray(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
     """Apply a function to items by Ray Data, one item a task; the results in the items' order."""
     import ray

@@ -12,7 +12,6 @@ from scaling.data.batches.cachefolder import take
 from scaling.data.shards.convert import convert
 from scaling.errors import UserError
 from tests.data.batches.caching import NOISE, folder_of, lengths, rows_in, stamps
-from tests.data.shards.converting import without_ray
 
 
 @pytest.mark.parametrize("num_rows", [1, 128, 129, 300])
@@ -40,11 +39,10 @@ def test_only_what_is_asked_for_is_stored(shards, training, tmp_path):
     assert spectra.st_blocks * 512 < spectra.st_size / 2  # the rest is a hole
 
 
-def test_noise_does_not_depend_on_the_shards(shards, tmp_path, monkeypatch):
+def test_noise_does_not_depend_on_the_shards(shards, tmp_path):
     """The same rows in other shards, whose borders lie inside noise blocks, have the same noise."""
     files = {split: sorted(shards.parent.glob(f"hdf5/{split}*/dataset.h5")) for split in ("train", "val", "test")}
-    without_ray(monkeypatch)
-    convert(tmp_path / "other", **files, rows_per_shard=90)
+    convert(tmp_path / "other", **files, rows_per_shard=90, on_ray=False)
     cache = tmp_path / "cache"
     here, there = (map_split(folder, "train", 300, cache, noise=NOISE) for folder in (shards, tmp_path / "other"))
     assert np.array_equal(here.flux, there.flux)

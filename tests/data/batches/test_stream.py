@@ -17,7 +17,7 @@ from scaling.data.shards.convert import convert
 from scaling.data.shards.manifest import Manifest, Shard
 from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.errors import UserError
-from tests.data.shards.converting import damage, read_split, without_ray
+from tests.data.shards.converting import damage, read_split
 
 NOISE = FixedNoise(seed=3, level=1.0)
 NUM_SPECTRA, BATCH = 701, 48
@@ -29,9 +29,7 @@ def small(tmp_path_factory):
     """Shards of 16 spectra, so that few spectra have many shards."""
     root = tmp_path_factory.mktemp("stream")
     files = write_simulation(root / "hdf5", Simulation(train=1000, val=1, test=1, pixels=1024))
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
-        convert(root / "shards", **files, rows_per_shard=16, order="source")
+    convert(root / "shards", **files, rows_per_shard=16, order="source", on_ray=False)
     return Manifest.load(root / "shards")
 
 

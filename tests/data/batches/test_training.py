@@ -142,26 +142,27 @@ def test_streamed_spectra_are_those_of_the_map(open_batches):
 
 
 @pytest.mark.parametrize(
-    ("access", "share", "free", "held"),
+    ("access", "share", "free", "reserved", "held"),
     [
-        ("auto", 1.0, 200, True),
-        ("auto", 1.0, 199, False),
-        ("auto", 0.5, 400, True),
-        ("auto", 0.49, 400, False),
-        ("mapped", 1.0, 400, False),
-        ("resident", 0.25, 100, True),
+        ("auto", 1.0, 150, 50, True),
+        ("auto", 1.0, 149, 50, False),
+        ("auto", 0.375, 400, 50, True),
+        ("auto", 0.37, 400, 50, False),
+        ("auto", 1.0, 100, 0, True),
+        ("mapped", 1.0, 400, 0, False),
+        ("resident", 0.375, 400, 50, True),
     ],
 )
-def test_a_prefix_is_resident_where_the_trials_share_of_the_device_holds_it(monkeypatch, access, share, free, held):
+def test_a_prefix_is_resident_where_it_fits_beside_the_step(monkeypatch, access, share, free, reserved, held):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 400))
-    worker = Worker(cache_root=Path(), device=torch.device("cuda", 0), device_share=share)
+    worker = Worker(cache_root=Path(), device=torch.device("cuda", 0), device_share=share, reserved=reserved)
     assert module._goes_to_device(100, worker, access) is held
 
 
-@pytest.mark.parametrize(("share", "free"), [(1.0, 99), (0.24, 400)])
-def test_spectra_that_must_be_resident_and_do_not_fit_are_refused(monkeypatch, share, free):
+@pytest.mark.parametrize(("share", "free", "reserved"), [(1.0, 99, 0), (0.24, 400, 0), (1.0, 149, 50)])
+def test_spectra_that_must_be_resident_and_do_not_fit_are_refused(monkeypatch, share, free, reserved):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 400))
-    worker = Worker(cache_root=Path(), device=torch.device("cuda", 0), device_share=share)
+    worker = Worker(cache_root=Path(), device=torch.device("cuda", 0), device_share=share, reserved=reserved)
     with pytest.raises(UserError, match="access='resident'"):
         module._goes_to_device(100, worker, "resident")
 

@@ -3,25 +3,13 @@
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-import pytest
-from ray.data.datasource import WriteResult
 
 from scaling.data.hdf5.reader import open_spectra
 from scaling.data.shards import convert as convert_module
 from scaling.data.shards.datasink import ShardDatasink
 from scaling.data.shards.manifest import Manifest
+from scaling.data.shards.pipeline import write_shards_here
 from scaling.data.shards.shard import column_values
-
-
-def write_here(datasource, prepare, sink, num_tasks):
-    """Stands in for ``write_shards`` where a test is not about Ray: the same calls, in this process."""
-    try:
-        found = [sink.write(map(prepare, task()), None) for task in datasource.get_read_tasks(num_tasks)]
-    except Exception as error:
-        sink.on_write_failed(error)
-        raise
-    sink.on_write_complete(WriteResult(0, 0, found))
-    return ""
 
 
 def without_ray(patch):
@@ -32,7 +20,7 @@ def without_ray(patch):
         written.append(encoder.planned.file)
         return put(sink, encoder, unfinished)
 
-    patch.setattr(convert_module, "write_shards", write_here)
+    patch.setattr(convert_module, "write_shards", write_shards_here)
     patch.setattr(convert_module, "map_on_ray", lambda function, items: [function(item) for item in items])
     patch.setattr(convert_module, "_cpus", lambda: 2)
     patch.setattr(ShardDatasink, "_put", noted)
@@ -41,9 +29,7 @@ def without_ray(patch):
 
 def convert_here(dest, sources, **settings):
     """Convert in this process, where no test watches; returns the folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
-        convert_module.convert(dest, **sources, **settings)
+    convert_module.convert(dest, **sources, **settings, on_ray=False)
     return dest
 
 

@@ -10,9 +10,10 @@ from scaling.data.hdf5.reader import FLUX_ARRAY
 from scaling.data.shards import convert as convert_module
 from scaling.data.shards.convert import convert
 from scaling.data.shards.manifest import MANIFEST
+from scaling.data.shards.pipeline import write_shards_here
 from scaling.errors import UserError
 from tests.data.shards import small_files
-from tests.data.shards.converting import without_ray, write_here
+from tests.data.shards.converting import without_ray
 
 
 def change_a_row(path):
@@ -41,7 +42,7 @@ def test_a_source_that_changes_after_it_was_looked_at_publishes_nothing(change, 
 
     def after_a_change(*arguments):
         change(sources["train"][0])
-        return write_here(*arguments)
+        return write_shards_here(*arguments)
 
     monkeypatch.setattr(convert_module, "write_shards", after_a_change)
     dest = tmp_path / "shards"

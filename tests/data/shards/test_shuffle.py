@@ -13,9 +13,10 @@ from scaling.data.shards import convert as convert_module
 from scaling.data.shards.convert import convert
 from scaling.data.shards.manifest import MANIFEST, Manifest
 from scaling.data.shards.order import study_positions
+from scaling.data.shards.pipeline import write_shards_here
 from scaling.data.shards.verify import describe_shards, verify
 from scaling.data.simulated.writer import Simulation, write_simulation
-from tests.data.shards.converting import contents, convert_here, read_sources, read_split, without_ray, write_here
+from tests.data.shards.converting import contents, convert_here, read_sources, read_split, without_ray
 
 ROWS = 300
 SETTINGS = {"rows_per_shard": 64, "order": "shuffled", "order_seed": 7}
@@ -85,7 +86,7 @@ def test_only_the_seed_decides(tasks, killed_after, shuffled, sources, tmp_path_
 
         runs.append(1)
         sink._put, before = put_or_die, len(written)
-        return write_here(datasource, prepare, sink, tasks)
+        return write_shards_here(datasource, prepare, sink, tasks)
 
     with pytest.MonkeyPatch.context() as patch:
         written = without_ray(patch)
