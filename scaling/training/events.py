@@ -40,6 +40,25 @@ def curve_events(curve: list[dict[str, float]], settings: HParams) -> bytes:
     return _written(fill)
 
 
+class CurveFile:
+    """A trial's curve as TensorBoard's file, of which each call encodes the points that are new."""
+
+    def __init__(self, settings: HParams) -> None:
+        self.settings, self._points, self._content = settings, 0, b""
+
+    def of(self, curve: list[dict[str, float]]) -> bytes:
+        """`curve_events` of a curve that begins with the one before."""
+        added = curve_events(curve[self._points :], {} if self._content else self.settings)
+        self._content += added[first_record(added) :] if self._content else added
+        self._points = len(curve)
+        return self._content
+
+
+def first_record(events: bytes) -> int:
+    """The length of a file's first record, which says the format and when it was made: a length before it, checksums around it."""
+    return int.from_bytes(events[:8], "little") + 16
+
+
 def final_events(settings: HParams, metrics: Metrics, live: str, *, ended_well: bool) -> bytes:
     """The settings of a finished trial with its final metrics, those that are numbers.
 

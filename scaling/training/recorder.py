@@ -16,7 +16,7 @@ import xxhash
 
 from scaling.errors import UserError
 from scaling.parse import parse_object
-from scaling.training.events import HParams, curve_events
+from scaling.training.events import CurveFile, HParams
 from scaling.training.state import State
 
 Metrics = dict[str, float]
@@ -66,7 +66,7 @@ class Recorder:
     ) -> None:
         self.folder, self.forward, self.keeps = folder, forward, keeps
         self.identity, self.setting = identity, setting
-        self.shown = shown or {}
+        self._curve_file = CurveFile(shown or {})
         self.curve: list[Metrics] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="recorder")
         self._written: Future[None] | None = None
@@ -128,7 +128,7 @@ class Recorder:
 
     def _write(self, body: memoryview, curve: list[Metrics]) -> None:
         self.folder.write_state(self._head(body) + body)
-        self.folder.write_progress(_csv(curve), curve_events(curve, self.shown))
+        self.folder.write_progress(_csv(curve), self._curve_file.of(curve))
 
     def flush(self) -> None:
         """Wait until all that was reported is written.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +16,15 @@ from scaling.training.device import Device, be_deterministic, cuda_device, measu
 from scaling.training.events import HParams
 from scaling.training.guards import free_failed_starts, stop_at_mistakes
 from scaling.training.loop import train
+from scaling.training.metrics import all_reduce
 from scaling.training.pruning import Hopeless
 from scaling.training.recipe import Compiled
 from scaling.training.recorder import Folder, Metrics, Recorder
 from scaling.training.task import Context, Outcome, Task
+
+REPORT_SECONDS = 3.0
+"""Between the evaluations that dashboards are shown; the curve in the trial's folder has all. Ray Train's controller takes a report
+every 2 s and Tune's answers each one, and meanwhile the worker waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +67,7 @@ def run_in_process(job: Job, forward: Callable[[Metrics], None]) -> None:
     device = cuda_device() if job.gpus > 0 else torch.device("cpu")
     if device.type == "cuda":
         take_share(device, job.gpus)
-    _run(job, forward, rank=0, world=1, device=device)
+    _run(job, _seldom(forward, 0, device), rank=0, world=1, device=device)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the process is reused; the device is shared
 
@@ -128,7 +134,7 @@ def _ray_train_worker(config: dict[str, Any]) -> None:
     try:
         _run(
             config["job"],
-            ray_train.report,
+            _seldom(ray_train.report, context.get_world_rank(), get_device()),
             rank=context.get_world_rank(),
             world=context.get_world_size(),
             device=get_device(),
@@ -136,6 +142,20 @@ def _ray_train_worker(config: dict[str, Any]) -> None:
     except NodeError as error:
         error.node = ray.get_runtime_context().get_node_id()
         raise
+
+
+def _seldom(report: Callable[[Metrics], None], rank: int, device: torch.device) -> Callable[[Metrics], None]:
+    """Reports of evaluations at least `REPORT_SECONDS` apart, by rank 0's clock: Ray Train waits for all workers' reports."""
+    due = 0.0
+
+    def forward(metrics: Metrics) -> None:
+        nonlocal due
+        wanted = rank == 0 and time.monotonic() >= due
+        if float(all_reduce(torch.tensor(float(wanted), device=device))):
+            report(metrics)
+            due = time.monotonic() + REPORT_SECONDS
+
+    return forward
 
 
 def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int, device: torch.device) -> None:

@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.hparams import metadata
 
 from scaling.study.store import Store, StudyFolder
-from scaling.training.events import curve_events, final_events
+from scaling.training.events import CurveFile, curve_events, final_events, first_record
 
 SETTINGS = {"num_params": 813, "lr": 1e-2, "precision": "fp32"}
 NAME = "events.out.tfevents.trial"
@@ -61,6 +61,13 @@ def test_a_followed_file_grows_in_place_even_after_a_write_that_was_cut_short(tr
     scalars, _ = values(folder / NAME)
     assert [step for step, _ in scalars["curve/val_mae_dex"]] == [4, 8, 12, 16]
     assert set(scalars) == {"curve/val_mae_dex", "curve/lr"}
+
+
+def test_a_growing_curve_is_encoded_point_by_point_as_at_once():
+    file, points = CurveFile(SETTINGS), [*curve(3, share=0.25), *curve(4)]
+    for length in (2, 3, 3, 7):
+        grown, whole = file.of(points[:length]), curve_events(points[:length], SETTINGS)
+        assert grown[first_record(grown) :] == whole[first_record(whole) :]
 
 
 def test_a_trial_that_begins_anew_replaces_its_curve(trial, folder):
