@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from scaling.errors import NodeError
+from scaling.files import json_bytes, published
 from scaling.training.evaluate import AUTOCAST, autocast
 from scaling.training.recipe import Precision
 
 PEAK_REPEATS = 5
+PEAKS = "peaks.json"
 CONTEXT = 500_000_000
 """Bytes of a GPU that each process takes for CUDA itself."""
 
@@ -62,13 +67,31 @@ def be_deterministic(wanted: bool) -> None:
     torch.use_deterministic_algorithms(wanted)
 
 
-def measure(device: torch.device, precision: Precision) -> Device:
+def measure(device: torch.device, precision: Precision, cache_root: Path | None = None) -> Device:
     """Name a device and measure its peak, once a process, precision and number of threads; on a CPU in 0.1 to 0.2 s.
 
-    It is what the device gives at this moment: less while other processes use it.
+    It is what the device gives at this moment: less while other processes use it. Of a GPU the most that was measured on this
+    node is therefore kept in the cache's folder, where one is given.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return Device(name=name, peak_flops=_peak_flops(device, precision, torch.get_num_threads()))
+    peak = _peak_flops(device, precision, torch.get_num_threads())
+    if device.type != "cuda":
+        return Device(name="cpu", peak_flops=peak)
+    name = torch.cuda.get_device_name(device)
+    if cache_root is not None:
+        peak = _most_seen(cache_root, f"{name}, {precision}, torch {torch.__version__}", peak)
+    return Device(name=name, peak_flops=peak)
+
+
+def _most_seen(cache_root: Path, what: str, peak: float) -> float:
+    """The larger of a peak and the one that is kept; it is kept from now on. A folder that cannot be used keeps nothing."""
+    file, kept = cache_root / PEAKS, dict[str, float]()
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        kept = {name: float(value) for name, value in dict(json.loads(file.read_bytes())).items()}
+    seen = kept.get(what, 0.0)
+    if peak > seen:
+        with contextlib.suppress(OSError), published(file) as temporary:
+            temporary.write_bytes(json_bytes(kept | {what: peak}))
+    return max(peak, seen)
 
 
 @functools.cache

@@ -164,7 +164,7 @@ def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int,
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     be_deterministic(job.deterministic)
     recorder = Recorder(job.folder, job.identity, job.setting, forward, keeps=rank == 0, shown=job.shown)
-    measured = measure(device, job.task.recipe.precision)
+    measured = measure(device, job.task.recipe.precision, job.task.cache_root)
 
     def finish(outcome: Outcome) -> None:
         if rank == 0:
