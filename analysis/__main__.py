@@ -21,7 +21,7 @@ from analysis.laws import CURVES, LAWS
 from analysis.report import check_report, write_report
 from analysis.snr import read_limit
 from analysis.solve import Objective
-from analysis.table import Points, column_names, points_from_columns
+from analysis.table import Points, column_names, points_from_columns, require_falling
 from analysis.tell import tell
 from analysis.trials import best_trials, is_row_table, law_cells, points_from_cells
 from scaling.errors import UserError
@@ -39,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 no form could be fitted, 2 the user's mistake (one line)."""
+    """Run one command; returns the exit status: 0 done, 1 no form could be fitted, 2 the user's mistake (one line), 130 stopped."""
     try:
         options = _parser().parse_args(arguments)
         return int(options.command(options))
@@ -49,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (*FINAL, FileExistsError) as error:
         print(f"{error.filename}: {error.strerror}; give another path, or correct this one", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing half-written is left", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,6 +165,7 @@ def _input(options: argparse.Namespace) -> tuple[Points, Cost, dict[str, Any]]:
         points = points_from_columns(
             frame, names["n"], names["d"], str(names["loss"]), samples_seen=options.samples_seen, sem=options.sem
         )
+        require_falling(points, str(names["loss"]))
         return points, _column_cost(frame, names, options) or cost, {"columns": names, "held_out": None}
     every_budget = options.samples_seen is not None or options.form == "data_constrained"
     trials = best_trials(frame if every_budget else whole_budgets(frame))

@@ -17,7 +17,7 @@ from analysis.fit import DELTA, Fit, fit
 from analysis.laws import AMPLITUDES, LAWS, SELECTABLE, Array
 from analysis.likelihood import Likelihood, likelihood
 from analysis.profile import Interval, parameter_intervals
-from analysis.selection import FEWEST_LEFT, aicc, akaike_weights, criterion, selected
+from analysis.selection import FEWEST_LEFT, aicc, akaike_weights, criterion, selected, sum_of_squares
 from analysis.solve import Objective
 from analysis.table import Points
 from analysis.weights import Weights, run_weights
@@ -84,10 +84,10 @@ class Comparison:
     @cached_property
     def bootstrap(self) -> Bootstrap:
         """Replicates of the usable forms."""
-        m = int(self.points.groups.max()) + 1
+        m, squares = int(self.points.groups.max()) + 1, sum_of_squares(self.fits.values())
 
         def select(values: Mapping[str, Array]) -> NDArray[np.str_]:
-            return selected({form: criterion(each, self.fits[form], m) for form, each in values.items()})
+            return selected({form: criterion(each, self.fits[form], m, squares) for form, each in values.items()})
 
         return bootstrap(self.points, self.usable, select, replicates=self.replicates, level=self.level, seed=self.seed)
 
@@ -184,7 +184,8 @@ def compare(
     scatter = run_weights(points)
     weights = scatter.weights if objective == "lsq" else None
     fits = {form: fit(LAWS[form], points, objective=objective, delta=delta, weights=weights) for form in forms}
-    scores = {form: aicc(fitted, points) for form, fitted in fits.items()}
+    squares = sum_of_squares(fits.values())
+    scores = {form: aicc(fitted, points, squares) for form, fitted in fits.items()}
     if not np.isfinite(min(scores.values())):
         raise NoLawError(_no_law(points, fits), fits)
     return Comparison(

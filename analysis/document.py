@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.allocation import compute_optimal, no_path
+from analysis.backtest import Backtest, backtests
 from analysis.budget import error_budget
 from analysis.checks import residual_trends
 from analysis.compare import Comparison
@@ -36,7 +37,7 @@ def fit_document(comparison: Comparison, forecasts: pd.DataFrame | None = None, 
     Returns:
         form, status, message, objective (the summed one), objective_name, delta, parameters, intervals (name to
         [low, high]) with interval_method and level, bootstrap_intervals, forecasts, selection (form to aicc, weight and
-        status), lack_of_fit, edge_score (form to its score), residual_trends, budget (at the largest run), allocation,
+        status), lack_of_fit, edge_score (form to its score), backtests, residual_trends, budget (at the largest run), allocation,
         points, run_weights, warnings, and forms (every form with its own status, parameters and intervals). Values that
         do not exist, and ends of intervals that are not known, are None.
     """
@@ -61,6 +62,7 @@ def fit_document(comparison: Comparison, forecasts: pd.DataFrame | None = None, 
         "selection": selection,
         "lack_of_fit": None if lack is None else asdict(lack),
         "edge_score": {name: asdict(score) for name, score in comparison.edge.items()},
+        "backtests": [_backtest(each) for each in backtests(comparison)],
         "residual_trends": residual_trends(comparison).to_dict("records"),
         "budget": _budget(comparison),
         "allocation": _allocation(comparison, cost),
@@ -87,6 +89,7 @@ def failure_document(fits: Mapping[str, Fit], message: str, points: Points) -> d
         "selection": {name: {"aicc": None, "weight": None, "status": each.status} for name, each in fits.items()},
         "lack_of_fit": None,
         "edge_score": {},
+        "backtests": [],
         "residual_trends": [],
         "budget": None,
         "allocation": None,
@@ -96,6 +99,12 @@ def failure_document(fits: Mapping[str, Fit], message: str, points: Points) -> d
         "forms": {name: _outcome(each) | {"intervals": {}} for name, each in fits.items()},
     }
     return dict(plain(document))
+
+
+def _backtest(test: Backtest) -> dict[str, Any]:
+    facts = {name: getattr(test, name) for name in ("share", "fitted", "form", "reach", "words")}
+    score = test.score
+    return facts | {"held": len(score.table), "inside": score.inside, "mean_abs_log_error": score.mean_abs_log_error}
 
 
 def _outcome(fitted: Fit) -> dict[str, Any]:

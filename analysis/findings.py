@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.allocation import Path, compute_optimal, no_path
+from analysis.backtest import Backtest, backtests
 from analysis.branches import whole_budgets
 from analysis.budget import ErrorBudget, error_budget, what_would_it_buy
 from analysis.checks import HeldOut, held_out_score, residual_trends
@@ -61,6 +62,7 @@ class Findings:
         fitted: the fit to the cells that were not held out, or None with `problem` saying why.
         final: the fit to all cells, or None.
         score: the score of `fitted` on the held-out cells, or None without such cells.
+        backtests: what the smaller of all cells would have forecast of the larger.
         trends: whether the residuals of `fitted` trend over N and D, or None.
         answers: from `final`, or None.
         rates: the learning-rate law, or None.
@@ -74,6 +76,7 @@ class Findings:
     fitted: Comparison | None
     final: Comparison | None
     score: HeldOut | None
+    backtests: list[Backtest]
     trends: pd.DataFrame | None
     answers: Answers | None
     rates: RateLaw | None
@@ -117,6 +120,7 @@ def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0) -> Finding
         fitted=fitted,
         final=final,
         score=score,
+        backtests=[] if final is None else backtests(final),
         trends=None if fitted is None else residual_trends(fitted),
         answers=None if final is None else _answers(final, cells),
         rates=learning_rate_law(family) if len(family) else None,

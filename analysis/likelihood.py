@@ -15,6 +15,7 @@ from analysis.weights import VarianceModel, run_weights, variance_model
 
 _LEAST_FREE = 0.05  # share of a cell's variance that stays in its residual, at least
 _MODEL_ROUNDS = 3
+_ROUNDING = 1e-9
 _EXACT = 1e-16  # relative variance of points that lie on the law to rounding
 
 
@@ -199,8 +200,10 @@ def information(likely: Likelihood) -> tuple[Array, Array]:
 
 
 def at_bound(law: Law, theta: Array) -> NDArray[np.bool_]:
-    """Which parameters stand at a bound and so cannot follow when another one moves, (p,)."""
-    return (theta <= np.array(law.lower)) | (theta >= np.array(law.upper))
+    """Which parameters stand at a bound, but for rounding, and so cannot follow when another one moves, (p,)."""
+    low, high = np.array(law.lower), np.array(law.upper)
+    near = [_ROUNDING * np.where(np.isfinite(bound), np.abs(bound), 0.0) for bound in (low, high)]
+    return (theta <= low + near[0]) | (theta >= high - near[1])
 
 
 def inverse_products(slopes: Array) -> Array:

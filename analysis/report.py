@@ -154,6 +154,10 @@ def _law_figures(findings: Findings, observed: figures.Observed) -> dict[str, tu
     if findings.score is not None:
         caption = "Forecast against observation on cells that took no part in the fit; on the line is right."
         drawn["held_out"] = figures.held_out(findings.score, fitted.level, observed.error), caption
+    if findings.backtests:
+        first = findings.backtests[0]
+        caption = f"The same for a fit to the {first.fitted} smallest cells by compute, of all others."
+        drawn["backtest"] = figures.held_out(first.score, final.level, observed.error), caption
     caption = "What the law leaves: a trend here is something the form does not describe."
     drawn["residuals"] = figures.residuals(fitted), caption
     caption = (
@@ -216,6 +220,7 @@ def _render(findings: Findings, pictures: dict[str, Picture], limit: Limit | Non
         budget_rows=[] if answers is None or answers.budget is None else answers.budget.table.to_dict("records"),
         gains=[] if answers is None else sections.gains(answers),
         next_runs=[] if answers is None or answers.next_runs is None else answers.next_runs.head(5).to_dict("records"),
+        backtests=findings.backtests,
         score=score,
         score_rows=[] if score is None else score.table.to_dict("records"),
         exclusions=table.exclusions.to_dict("records"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,19 +26,31 @@ FEWEST_LEFT = 2
 _EXACT = 1e-18  # smaller mean objectives are rounding, by which forms must not be told apart
 
 
-def aicc(fitted: Fit, points: Points) -> float:
+def aicc(fitted: Fit, points: Points, squares: bool | None = None) -> float:
     """Corrected Akaike criterion (Hurvich & Tsai 1989); infinite if the fit is unusable or too few cells are left.
 
     The scatter counts as one more parameter: k = p + 1. The sample is the cells, m of them: seeds of one cell share
     whatever the form gets wrong there. Residuals are taken as normal for "lsq" and "linear", and as Laplace's for
     "huber" and "l1". The correction's denominator m − k − 1 is at least 1, so that a form with two degrees of freedom
-    left can be selected, by a wide margin.
+    left can be selected, by a wide margin. `squares` is `sum_of_squares` of all forms that are compared.
     """
     m, p = int(points.groups.max()) + 1, len(fitted.theta)
     if not fitted.usable or m < p + FEWEST_LEFT:
         return float("inf")
     value = _between_cells(fitted, points) if fitted.objective in ("lsq", "linear") else fitted.value
-    return float(criterion(np.array([value]), fitted, m)[0])
+    return float(criterion(np.array([value]), fitted, m, sum_of_squares([fitted]) if squares is None else squares)[0])
+
+
+def sum_of_squares(fits: Iterable[Fit]) -> bool:
+    """Whether the objective of these fits is one of squares, and not of absolute values, for most runs.
+
+    "huber" is what it is for the usable form that lies closest to the runs, for all forms alike: criteria of two likelihoods
+    do not compare.
+    """
+    usable = [fitted for fitted in fits if fitted.usable]
+    if not usable or usable[0].objective != "huber":
+        return bool(usable) and usable[0].objective in ("lsq", "linear")
+    return usable[0].delta >= min(float(np.median(np.abs(fitted.residuals))) for fitted in usable)
 
 
 def _between_cells(fitted: Fit, points: Points) -> float:
@@ -48,12 +60,9 @@ def _between_cells(fitted: Fit, points: Points) -> float:
     return max(fitted.value - within, 0.0)
 
 
-def criterion(values: Array, fitted: Fit, m: int) -> Array:
-    """AICc from values of the objective (K,), over m cells."""
+def criterion(values: Array, fitted: Fit, m: int, squares: bool) -> Array:
+    """AICc from values of the objective (K,), a sum of squares or of absolute values, over m cells."""
     k = len(fitted.theta) + 1
-    squares = fitted.objective in ("lsq", "linear")
-    if fitted.objective == "huber":  # most residuals lie where Huber's function is a square
-        squares = fitted.delta >= np.median(np.abs(fitted.residuals))
     likelihood_term = (1 if squares else 2) * m * np.log(np.maximum(values / m, _EXACT))
     return likelihood_term + 2 * k + 2 * k * (k + 1) / max(m - k - 1, 1)
 

@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 from analysis.laws import Array
 from scaling.errors import UserError
 
 MIN_DISTINCT = 3
 """Fewest distinct values of N, and of D, from which a curve with a floor can be told."""
+
+RISING = 0.5
+"""A loss whose rank correlation with N·D is above this is none."""
 
 MIN_CELLS = {"ND": 6, "N": 4, "D": 4}
 """Fewest distinct cells, by the axes that vary: two more than the parameters of the smallest form."""
@@ -165,6 +169,23 @@ def _copies(frame: pd.DataFrame, values: dict[str, Array]) -> NDArray[np.bool_]:
         if str(column).lower() in ("seed", "study"):
             identity[f"column {column}"] = frame[column].to_numpy()
     return identity.duplicated().to_numpy()
+
+
+def require_falling(points: Points, column: str) -> None:
+    """Refuse what rises with size, such as an accuracy: a law of an error would fit it as a constant.
+
+    Raises:
+        UserError: It does, in rank.
+    """
+    size = points.N * points.D
+    if np.ptp(size) == 0 or np.ptp(points.loss) == 0:
+        return
+    found = stats.spearmanr(size, points.loss)
+    if found.statistic > RISING and found.pvalue < 0.01:
+        raise UserError(
+            f"table: column {column!r} rises with size (rank correlation {found.statistic:.2f}), and a law is of an error, which "
+            "falls; give one, such as 1 − accuracy"
+        )
 
 
 def _check_sizes(points: Points, columns: dict[str, str]) -> None:

@@ -61,6 +61,8 @@ def _tell_checks(document: dict[str, Any]) -> None:
             f"largest sizes predicted from the others: {edge['inside']} of {edge['held']} runs inside their intervals, "
             f"{100 * edge['mean_abs_log_error']:.1f} % off on average"
         )
+    for test in document["backtests"]:
+        print(f"backtest: {test['words']}")
     trends = [each["axis"] for each in document["residual_trends"] if each["p"] < 0.01]
     if trends:
         print(f"residuals still depend on {', '.join(trends)} (p < 0.01)")

@@ -64,7 +64,9 @@ def answer(findings: Findings) -> list[str]:
     sentences = [f"{first}; {gains(answers, final)}."]
     if answers.budget is not None:
         sentences.append(shares(answers.budget, final))
-    if findings.score is None:
+    if findings.score is None and findings.backtests:
+        sentences.append(f"No cells were held out. {findings.backtests[0].words}")
+    elif findings.score is None:
         sentences.append("No cells were held out, so these forecasts have not been tested: treat them with caution.")
     else:
         sentences.append(f"Tested on cells the fit had not seen, {findings.score.words}")

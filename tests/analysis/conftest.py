@@ -13,6 +13,7 @@ from scaling.results import Row, to_table
 
 KINDS = get_type_hints(Row)
 STUDY_FIGURES = {
+    "backtest",
     "error_against_data",
     "error_against_size",
     "error_budgets",

@@ -15,7 +15,7 @@ from tests.analysis.test_fit import CASES, needs_cases
 
 KEYS = (
     "form status message objective objective_name delta parameters intervals interval_method level bootstrap_intervals "
-    "forecasts selection lack_of_fit edge_score residual_trends budget allocation points run_weights warnings forms "
+    "forecasts selection lack_of_fit edge_score backtests residual_trends budget allocation points run_weights warnings forms "
     "columns held_out bootstrap seed table"
 )
 
@@ -294,3 +294,20 @@ def test_a_report_replaces_an_earlier_one_and_nothing_else(table, capsys, tmp_pa
         error = capsys.readouterr().err
         assert words in error
         assert error.count("\n") == 1
+
+
+def test_what_rises_with_size_is_no_error(table, capsys):
+    path = table(loss=0.9 - 0.1 * (N * D / (N * D).max()) ** -0.05)
+    assert main(["fit", str(path), "--bootstrap", "40"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "column 'loss' rises with size (rank correlation 1.00)" in line
+
+
+def test_a_stop_is_one_line(table, monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("analysis.__main__.compare", stopped)
+    assert main(["fit", str(table())]) == 130
+    assert capsys.readouterr().err == "stopped; nothing half-written is left\n"

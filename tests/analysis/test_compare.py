@@ -12,6 +12,7 @@ from analysis.compare import NoLawError, compare, suitable_forms
 from analysis.fit import fit
 from analysis.forecast import forecast
 from analysis.laws import CHINCHILLA, CURVES, LAWS, SELECTABLE
+from analysis.likelihood import at_bound
 from analysis.selection import PARSIMONY, aicc, akaike_weights, selected
 from analysis.table import Points
 from benchmarks.coverage import STELLAR, TRUTHS, Case
@@ -63,6 +64,27 @@ def test_seeds_are_no_further_evidence_for_a_form():
         scores = {form: aicc(fit(LAWS[form], each), each) for form in ("chinchilla", "kaplan")}
         differences.append(scores["kaplan"] - scores["chinchilla"])
     assert differences[0] == pytest.approx(differences[1], rel=1e-6)
+
+
+def test_forms_are_compared_by_one_likelihood_where_delta_lies_between_their_residuals():
+    points, forms = study("kaplan"), ("chinchilla", "kaplan")
+    closest = {form: np.median(np.abs(fit(LAWS[form], points).residuals)) for form in forms}
+    delta = 0.02
+    assert closest["kaplan"] < delta < closest["chinchilla"]
+    found = compare(points, forms, objective="huber", delta=delta)
+    assert found.best == "kaplan"
+    cells = int(points.groups.max()) + 1
+    ratio = np.log(found.fits["chinchilla"].value / found.fits["kaplan"].value)
+    assert found.aicc["chinchilla"] - found.aicc["kaplan"] == pytest.approx(cells * ratio)
+
+
+def test_a_parameter_at_its_bound_but_for_rounding_stands_at_it():
+    law = LAWS["chinchilla"]
+    upper = np.array(law.upper)
+    bounded = np.isfinite(upper) & (upper > 0)
+    theta = np.where(bounded, np.nextafter(upper, 0), 1e-3)
+    assert bounded.any()
+    assert at_bound(law, theta).tolist() == bounded.tolist()
 
 
 def test_the_forms_that_compete_suit_the_points():
