@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.table import column_names, points_from_columns
+from analysis.table import column_names, points_from_columns, require_falling
 from analysis.trials import best_trials, largest_cell, law_cells, points_from_cells
 from scaling.errors import UserError
 
@@ -203,3 +203,12 @@ def test_a_given_name_wins_and_a_missing_loss_is_told():
 def test_one_column_cannot_be_two_things(grid_frame):
     with pytest.raises(UserError, match="must differ"):
         points_from_columns(grid_frame, "N", "N", "loss")
+
+
+def test_what_rises_with_size_is_no_error():
+    sizes = {"N": [1e3, 1e4, 1e5] * 4, "D": np.repeat([1e4, 1e5, 1e6, 1e7], 3)}
+    error = 0.1 * (np.array(sizes["N"]) * sizes["D"]) ** -0.05
+    require_falling(points_from_columns(pd.DataFrame({**sizes, "loss": error}), "N", "D", "loss"), "loss")
+    accuracy = points_from_columns(pd.DataFrame({**sizes, "right": 1 - error}), "N", "D", "right")
+    with pytest.raises(UserError, match=r"column 'right' rises with size \(rank correlation 1.00\)"):
+        require_falling(accuracy, "right")

@@ -2,11 +2,13 @@
 
 import contextlib
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from scaling.training.recorder import Recorder
+from scaling.training.trainer import _seldom
 
 
 class SlowFolder:
@@ -79,3 +81,16 @@ def test_an_error_of_the_thread_is_raised_at_the_next_report_or_flush(folder, re
     recorder.flush()
     recorder.flush()
     assert len(folder.curves) == 1
+
+
+def test_a_worker_waits_for_no_dashboard_between_its_reports(monkeypatch):
+    times, forwarded = iter([0.0, 0.0, 1.0, 2.9, 3.0, 3.1, 7.0, 7.0]), []
+    monkeypatch.setattr("scaling.training.trainer.REPORT_SECONDS", 3.0)
+    monkeypatch.setattr("scaling.training.trainer.time", SimpleNamespace(monotonic=lambda: next(times)))
+    forward = _seldom(forwarded.append, 0, torch.device("cpu"))
+    for evaluation in range(5):
+        forward({"step": evaluation})
+    assert [metrics["step"] for metrics in forwarded] == [0, 3, 4]
+    rank_1 = _seldom(forwarded.append, 1, torch.device("cpu"))
+    rank_1({"step": 5})
+    assert len(forwarded) == 3, "rank 0 decides for all"

@@ -11,7 +11,6 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,7 @@ from scaling.model.ladder import Ladder
 from scaling.training.device import Device
 from scaling.training.recipe import Budget, Recipe
 from scaling.training.task import Outcome, Task
-from scaling.training.trainer import Job, _run, _seldom, run_in_process, run_under_ray_train
+from scaling.training.trainer import Job, _run, run_in_process, run_under_ray_train
 from tests.data.shards.converting import damage
 
 COLUMNS = ["step", "train_loss", "val_mae_dex", "val_r2", "lr"]
@@ -98,13 +97,9 @@ def small_job(shards, cache_root, parent, name: str, *, streamed: bool = False, 
 
 
 @pytest.fixture
-def make_job(shards, cache_root, tmp_path):
+def make_job(shards, cache_root, tmp_path, monkeypatch):
+    monkeypatch.setattr("scaling.training.trainer.REPORT_SECONDS", 0.0)  # every evaluation is forwarded
     return functools.partial(small_job, shards, cache_root, tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def _every_evaluation_is_forwarded(monkeypatch):
-    monkeypatch.setattr("scaling.training.trainer.REPORT_SECONDS", 0.0)
 
 
 @pytest.mark.ray
@@ -118,19 +113,6 @@ def test_both_hosts_give_the_same_losses(make_job, ray_cluster, tmp_path):
     assert [metrics["val_mae_dex"] for metrics in forwarded] == list(expected["val_mae_dex"])
     pd.testing.assert_frame_equal(hosted.folder.curve()[COLUMNS], expected, check_exact=True)
     assert hosted.folder.outcome()["test"] == alone.folder.outcome()["test"]
-
-
-def test_a_worker_waits_for_no_dashboard_between_its_reports(monkeypatch):
-    times, forwarded = iter([0.0, 0.0, 1.0, 2.9, 3.0, 3.1, 7.0, 7.0]), []
-    monkeypatch.setattr("scaling.training.trainer.REPORT_SECONDS", 3.0)
-    monkeypatch.setattr("scaling.training.trainer.time", SimpleNamespace(monotonic=lambda: next(times)))
-    forward = _seldom(forwarded.append, 0, torch.device("cpu"))
-    for evaluation in range(5):
-        forward({"step": evaluation})
-    assert [metrics["step"] for metrics in forwarded] == [0, 3, 4]
-    rank_1 = _seldom(forwarded.append, 1, torch.device("cpu"))
-    rank_1({"step": 5})
-    assert len(forwarded) == 3, "rank 0 decides for all"
 
 
 @pytest.mark.ray
