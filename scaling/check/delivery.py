@@ -14,12 +14,13 @@ import torch
 
 from scaling.check.bench import Bench
 from scaling.check.findings import Finding, within
-from scaling.data.batches import TrainingBatches, Worker, training_batches
+from scaling.data.batches import DataRules, TrainingBatches, Worker, training_batches
 from scaling.data.batches.training import Access
 from scaling.data.shards.convert import convert
-from scaling.data.shards.manifest import Manifest
+from scaling.data.shards.manifest import MANIFEST, Manifest
 from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.files import Location
+from scaling.folder import Folder
 from scaling.study.declaration import Placement, Sources
 from scaling.sweep.costs import Speed
 from scaling.sweep.timing import POOL, time_rung, wait_for
@@ -32,10 +33,11 @@ SPECTRA, PER_SHARD = 2048, 256
 def delivery(bench: Bench, speeds: list[Speed], seconds: float) -> Finding:
     """Spectra a second of resident, mapped and streamed batches, beside what training takes.
 
-    They are the first of the study's own shards, else simulated ones on this node's disk. Both are in the page cache.
+    They are the first of the study's own shards where they are there, else simulated ones on this node's disk. Both are in
+    the page cache.
     """
-    rules, rates = bench.study.data.rules, dict[str, float]()
-    with _spectra(bench) as (shards, scratch):
+    rates = dict[str, float]()
+    with _spectra(bench) as (shards, rules, scratch):
         worker = Worker(cache_root=scratch, device=bench.device)
         rows = min(SPECTRA, Manifest.load(shards).num_rows("train"))
         size = min(bench.study.recipe.batch_size, rows)
@@ -64,13 +66,13 @@ def _rate(batches: TrainingBatches, seconds: float) -> float:
 
 
 @contextlib.contextmanager
-def _spectra(bench: Bench) -> Iterator[tuple[Location, Path]]:
-    """A shard set, and a folder for memory maps that is removed afterwards."""
-    source = bench.study.data.source
+def _spectra(bench: Bench) -> Iterator[tuple[Location, DataRules, Path]]:
+    """A shard set with rules for it, and a folder for memory maps that is removed afterwards."""
+    source, rules = bench.study.data.source, bench.study.data.rules
     with tempfile.TemporaryDirectory(prefix="spectral-scaling-check-") as name:
         folder = Path(name)
-        if isinstance(source, Sources):
-            yield source.shards, folder / "cache"
+        if isinstance(source, Sources) and Folder.at(source.shards).size(MANIFEST) is not None:
+            yield source.shards, rules, folder / "cache"
             return
         few = PER_SHARD // 4
         files = write_simulation(
@@ -78,7 +80,7 @@ def _spectra(bench: Bench) -> Iterator[tuple[Location, Path]]:
         )
         train, val, test = files["train"], files["val"], files["test"]
         convert(folder / "shards", train=train, val=val, test=test, rows_per_shard=PER_SHARD, on_ray=False)
-        yield folder / "shards", folder / "cache"
+        yield folder / "shards", DataRules(noise=rules.noise), folder / "cache"
 
 
 def memory(bench: Bench, place: Placement) -> Finding | None:

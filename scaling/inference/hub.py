@@ -11,6 +11,8 @@ import shutil
 import uuid
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from scaling.errors import UserError
 from scaling.inference.trained import TrainedModel
 from scaling.results import Row
@@ -47,13 +49,13 @@ def write_hub(model: TrainedModel, folder: Path) -> None:
     temporary = folder.absolute().with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         made.save_pretrained(temporary)
-        shutil.copymode(
-            temporary / "config.json", temporary / "model.safetensors"
-        )  # which is written for its owner only
+        # The weights are written for their owner only.
+        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
         (temporary / CARD).write_text(card(model), encoding="utf-8")
         temporary.replace(folder.absolute())
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error}): name another folder") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{folder}: cannot be written ({reason}): make room, or name another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -20,7 +20,7 @@ from scaling.study.prepare import shards_path
 from scaling.study.store import Store
 from scaling.sweep.modelled import Cluster
 from scaling.sweep.nodes import BYTES, choose_access, maps_bytes
-from scaling.training.memory import MARGIN, StepBytes, step_bytes
+from scaling.training.memory import StepBytes, step_bytes
 
 ROWS_PER_SHARD = 4096
 PROCESS = 10**9
@@ -73,7 +73,7 @@ def device_needs(study: Study, width: int, place: Placement, spectra: int, manif
     splits = [row * manifest.num_rows(split) // place.workers for split in ("val", "test")]
     held = sum(size for size in splits if not memory or size <= EVALUATION_SHARE * memory)
     resident, access = row * arrays * spectra, study.data.access
-    fits = place.gpus > 0 and resident <= memory - MARGIN * step.step
+    fits = place.gpus > 0 and resident <= memory - step.reserved
     return Needs(
         **asdict(step), held=held, resident=resident if access == "resident" or (access == "auto" and fits) else 0
     )

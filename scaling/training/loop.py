@@ -18,7 +18,7 @@ from scaling.data.batches import (
     training_batches,
 )
 from scaling.training.evaluate import predict, score, score_detail
-from scaling.training.memory import MARGIN, step_bytes
+from scaling.training.memory import step_bytes
 from scaling.training.metrics import Classified, Detail, Scores
 from scaling.training.recipe import samples_seen
 from scaling.training.schedule import Schedule
@@ -92,7 +92,7 @@ class _Trainer:
             return 0
         rows = -(-self.recipe.batch_size // self.context.world)
         rows = min(self.context.micro_batch or rows, rows)
-        return int(MARGIN * step_bytes(self.task.model, self.recipe.precision, rows, gpu=True).step)
+        return step_bytes(self.task.model, self.recipe.precision, rows, gpu=True).reserved
 
     def _whitening(self) -> dict[str, Any]:
         task, rule = self.task, self.task.whitening

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from scaling.model.ladder import count_parameters
 from scaling.model.specvit import ModelConfig, SpecViT
+from scaling.training.device import CONTEXT
 from scaling.training.evaluate import EVALUATION_ROWS
 from scaling.training.recipe import HALF, Precision
 
@@ -35,6 +36,11 @@ class StepBytes:
     def step(self) -> int:
         """All at once, at the worst moment."""
         return self.model + max(self.activation * self.rows, self.evaluation)
+
+    @property
+    def reserved(self) -> int:
+        """What spectra leave of a GPU: the step with a margin, and what CUDA itself takes."""
+        return int(MARGIN * self.step) + CONTEXT
 
 
 def step_bytes(

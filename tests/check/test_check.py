@@ -1,5 +1,6 @@
 """The check of a device: a sound one is ok in all, and each fault is found by the check that is there for it."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -171,6 +172,17 @@ def test_batches_of_the_studys_own_shards_are_timed_and_nothing_is_left(shards, 
     assert re.fullmatch(
         r"samples/s: resident [\d,]+, mapped [\d,]+, streamed [\d,]+; training takes up to 35, w16 in fp32", found
     )
+    assert not list(tmp_path.iterdir())
+
+
+def test_batches_are_of_made_up_spectra_where_the_studys_shards_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(delivery, "SPECTRA", 64)
+    rules = dataclasses.replace(RULES["one label"], label="a_M")
+    study = study_of(tmp_path / "absent", rules)
+    bench = Bench(study, CPU)
+    speed = time_rung(study, 8, Placement(), CPU, 0.0)
+    assert "samples/s: resident" in delivery.delivery(bench, [speed], 0.0).found
     assert not list(tmp_path.iterdir())
 
 

@@ -246,3 +246,10 @@ def test_a_folder_that_could_not_be_written_is_not_there(one, tmp_path, monkeypa
     with pytest.raises(ZeroDivisionError):
         write_hub(open_model(one[1]), tmp_path / "hub")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line(one, small_disk, capsys):
+    disk = small_disk(16384)
+    line = mistake(capsys, "export", one[1], "--hub", disk / "hub")
+    assert "cannot be written" in line
+    assert not list(disk.iterdir())
