@@ -156,7 +156,9 @@ def _law_figures(findings: Findings, observed: figures.Observed) -> dict[str, tu
         drawn["held_out"] = figures.held_out(findings.score, fitted.level, observed.error), caption
     if findings.backtests:
         first = findings.backtests[0]
-        caption = f"The same for a fit to the {first.fitted} smallest cells by compute, of all others."
+        caption = (
+            f"Forecast against observation of the larger cells by compute, from the {first.fitted} smallest alone."
+        )
         drawn["backtest"] = figures.held_out(first.score, final.level, observed.error), caption
     caption = "What the law leaves: a trend here is something the form does not describe."
     drawn["residuals"] = figures.residuals(fitted), caption
