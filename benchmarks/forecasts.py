@@ -2,7 +2,7 @@
 
     python -m benchmarks.forecasts FOLDER [--form auto] [--objective lsq] [--json OUT]
 
-FOLDER holds a CSV file a family of tables (N, D, loss; `FAMILIES` says which columns). Exact duplicates are dropped; runs are sorted by
+FOLDER, and the one above it, hold CSV files of N, D and loss; `tables` says which files and columns. Exact duplicates are dropped; runs are sorted by
 compute (the column `budget`, else 6·N·D); the lower half, and again the lower two thirds, are fitted (whole budgets where there is such
 a column); the others, at most 80 at random, are forecast, each with a 90 % interval for one new run. A family's row is the mean over its
 tables and splits: coverage, root mean square of log(observed / forecast), median log width, interval score (log width + 20 × what
@@ -83,7 +83,7 @@ def forecast_rest(table: pd.DataFrame, share: float, form: str, objective: str) 
 
 
 def main() -> None:
-    """Run, print a row a family and their mean, and write what was asked for."""
+    """Run, print a row a family, and write what was asked for."""
     parser = argparse.ArgumentParser(description="Forecasts of published studies' larger runs from their smaller ones.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--form", default="auto")
