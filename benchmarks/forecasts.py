@@ -2,7 +2,7 @@
 
     python -m benchmarks.forecasts FOLDER [--form auto] [--objective lsq] [--json OUT]
 
-FOLDER, and the one above it, hold CSV files of N, D and loss; `tables` says which files and columns. Exact duplicates are dropped; runs are sorted by
+FOLDER, and the one above it, hold CSV files of N, D and loss (`tables` says which). Exact duplicates are dropped; runs are sorted by
 compute (the column `budget`, else 6·N·D); the lower half, and again the lower two thirds, are fitted (whole budgets where there is such
 a column); the others, at most 80 at random, are forecast, each with a 90 % interval for one new run. A family's row is the mean over its
 tables and splits: coverage, root mean square of log(observed / forecast), median log width, interval score (log width + 20 × what

@@ -146,7 +146,8 @@ def test_counted_activations_are_those_of_a_real_forward_pass(precision, changes
 def test_what_does_not_fit_a_gpu_is_said_with_the_knob():
     place, manifest = Placement(gpus=1), known_shards(STUDY, None)
     study = example_study(placements=(place,))
-    needs = device_needs(study, 8, place, 256, manifest, 10**9)
+    assert device_needs(study, 8, place, 256, manifest, 10**9).resident == 0, "CUDA and the allocator take as much"
+    needs = device_needs(study, 8, place, 256, manifest, 2 * 10**9)
     assert needs.rows == 32
     assert needs.resident == 256 * 1024 * 4
     assert needs.held == 128 * 1024 * 4
