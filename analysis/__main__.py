@@ -11,19 +11,19 @@ from typing import Any, NoReturn, get_args
 import numpy as np
 import pandas as pd
 
-from analysis.branches import whole_budgets
-from analysis.compare import NoLawError, compare
-from analysis.cost import SIX_N_D, Cost, column_cost, study_cost
-from analysis.document import failure_document, fit_document
-from analysis.fit import DELTA
-from analysis.forecast import forecast
+from analysis.answers.forecast import forecast
+from analysis.fitting.fit import DELTA
+from analysis.fitting.solve import Objective
+from analysis.intervals.compare import NoLawError, compare
 from analysis.laws import CURVES, LAWS
-from analysis.report import check_report, write_report
-from analysis.snr import read_limit
-from analysis.solve import Objective
-from analysis.table import Points, column_names, points_from_columns, require_falling
-from analysis.tell import tell
-from analysis.trials import best_trials, is_row_table, law_cells, points_from_cells
+from analysis.points.branches import whole_budgets
+from analysis.points.cost import SIX_N_D, Cost, column_cost, study_cost
+from analysis.points.table import Points, column_names, points_from_columns, require_falling
+from analysis.points.trials import best_trials, is_row_table, law_cells, points_from_cells
+from analysis.report.document import failure_document, fit_document
+from analysis.report.figures.snr import read_limit
+from analysis.report.page import check_report, write_report
+from analysis.report.tell import tell
 from scaling.errors import UserError
 from scaling.files import FINAL, check_output, write_json_output
 from scaling.results import measure_of, read_table

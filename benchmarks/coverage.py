@@ -27,11 +27,11 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from scipy import stats  # noqa: E402
 
-from analysis.compare import Comparison, compare  # noqa: E402
-from analysis.forecast import prediction_intervals  # noqa: E402
+from analysis.answers.forecast import prediction_intervals  # noqa: E402
+from analysis.fitting.solve import Objective  # noqa: E402
+from analysis.intervals.compare import Comparison, compare  # noqa: E402
 from analysis.laws import LAWS, Array  # noqa: E402
-from analysis.solve import Objective  # noqa: E402
-from analysis.table import Points  # noqa: E402
+from analysis.points.table import Points  # noqa: E402
 
 LEVEL = 0.9
 SIDE = 6
@@ -49,6 +49,7 @@ TRUTHS: dict[str, dict[str, float]] = {
     "broken": {"E": 0.05, "A": 33.0, "alpha": 0.75, "B": 1.5, "beta": 0.25, "beta2": 0.9, "K": 8e3},
     "plateau": {"E": 0.05, "A": 33.0, "alpha": 0.75, "B": 18.0, "beta": 0.6, "K": 2e4},
     "ridge": {"E": 0.08, "A": 33.0, "alpha": 0.75, "B": 18.0, "beta": 0.67, "R": 0.02, "rho": 0.5},
+    "quadrature": {"E": 0.09, "A": 33.0, "alpha": 0.75, "B": 18.0, "beta": 0.67},
 }
 """Each form with its additional parameters where a simpler form would not do."""
 

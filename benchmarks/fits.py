@@ -25,9 +25,9 @@ import pandas as pd  # noqa: E402
 from scipy.optimize import minimize  # noqa: E402
 from scipy.special import logsumexp, softmax  # noqa: E402
 
-from analysis.fit import Fit, fit, refit  # noqa: E402
+from analysis.fitting.fit import Fit, fit, refit  # noqa: E402
 from analysis.laws import CHINCHILLA  # noqa: E402
-from analysis.table import Points, points_from_columns  # noqa: E402
+from analysis.points.table import Points, points_from_columns  # noqa: E402
 
 DELTA = 1e-3
 STARTS = list(

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.backtest import smallest
-from analysis.compare import compare
-from analysis.forecast import prediction_table
-from analysis.table import Points
+from analysis.answers.forecast import prediction_table
+from analysis.fitting.extrapolation import smallest
+from analysis.intervals.compare import compare
+from analysis.points.table import Points
 from scaling.errors import UserError
 
 SHARES, MOST, LEVEL = (1 / 2, 2 / 3), 80, 0.9

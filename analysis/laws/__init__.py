@@ -12,13 +12,13 @@ from analysis.laws.additive import (
     RIDGE,
     TIED,
 )
-from analysis.laws.coupled import GAMMA, KAPLAN
+from analysis.laws.coupled import GAMMA, KAPLAN, QUADRATURE
 from analysis.laws.implicit import M4
 from analysis.laws.law import Array, Law
 from analysis.laws.repeated import DATA_CONSTRAINED
 from analysis.laws.terms import AMPLITUDES
 
-_SURFACES = (CHINCHILLA, TIED, NO_FLOOR, KAPLAN, GAMMA, BROKEN_POWER, PLATEAU_IN_DATA, RIDGE)
+_SURFACES = (CHINCHILLA, TIED, NO_FLOOR, KAPLAN, GAMMA, BROKEN_POWER, PLATEAU_IN_DATA, RIDGE, QUADRATURE)
 _CURVES = (M1, M2, M3, M4, BNSL)
 
 LAWS: dict[str, Law] = {law.name: law for law in (*_SURFACES, DATA_CONSTRAINED, *_CURVES)}

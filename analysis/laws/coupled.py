@@ -98,6 +98,38 @@ def _gamma_starts(logs: Array, loss: Array) -> Array:
     return best_of_each_value(nodes, cost, index)
 
 
+def _quadrature_value(theta: Array, logs: Array) -> Array:
+    E, A, alpha, B, beta = columns(theta)
+    return np.hypot(E, A * np.exp(-alpha * logs[0]) + B * np.exp(-beta * logs[1]))
+
+
+def _quadrature_jacobian(theta: Array, logs: Array) -> Array:
+    E, A, alpha, B, beta = columns(theta)
+    n_power, d_power = np.exp(-alpha * logs[0]), np.exp(-beta * logs[1])
+    reducible = A * n_power + B * d_power
+    loss = np.maximum(np.hypot(E, reducible), _SMALLEST)
+    share = reducible / loss
+    derivatives = np.empty((*theta.shape, logs.shape[1]))
+    derivatives[..., 0, :] = E / loss
+    derivatives[..., 1, :] = share * n_power
+    derivatives[..., 2, :] = -A * derivatives[..., 1, :] * logs[0]
+    derivatives[..., 3, :] = share * d_power
+    derivatives[..., 4, :] = -B * derivatives[..., 3, :] * logs[1]
+    return derivatives
+
+
+def _quadrature_starts(logs: Array, loss: Array) -> Array:
+    # squares are linear in the squared floor and, at a given share of both terms, in the square of their amplitude
+    grid, index = mesh(_EXPONENTS, _EXPONENTS, _SHARES)
+    alpha, beta, share = grid.T
+    nodes = np.stack([np.zeros_like(share), share, alpha, 1.0 - share, beta], axis=1)
+    _, solved = scaled_starts(_quadrature_value(nodes, logs) ** 2, loss**2)
+    nodes[:, 0] = np.sqrt(solved[:, 0])
+    nodes[:, [1, 3]] *= np.sqrt(solved[:, 1:])
+    cost = np.sum((_quadrature_value(nodes, logs) / loss - 1) ** 2, axis=1)
+    return best_of_each_value(nodes, cost, index)
+
+
 _KAPLAN = ("E", "A", "alpha", "B", "beta")
 _GAMMA = (*_KAPLAN, "gamma")
 
@@ -134,3 +166,18 @@ GAMMA = Law(
 )
 """How sharply the error turns from being limited by capacity to being limited by data. `kaplan` with exponents (alpha, beta)
 is this form with (alpha/beta, 1, gamma = beta)."""
+
+QUADRATURE = Law(
+    name="quadrature",
+    formula="L = (E^2 + (A/N^alpha + B/D^beta)^2)^(1/2)",
+    source="Hoffmann et al. 2022, arXiv 2203.15556, eq. 2, with the floor added in quadrature",
+    variables=("N", "D"),
+    meaning=meaning(_KAPLAN),
+    lower=lower(_KAPLAN),
+    upper=upper(_KAPLAN),
+    value=_quadrature_value,
+    jacobian=_quadrature_jacobian,
+    starts=_quadrature_starts,
+    shifted=CHINCHILLA.shifted,
+)
+"""The error of the noise and that of the model are independent, so that their squares add."""

@@ -192,7 +192,7 @@ class _Silent:
 @functools.cache
 def template_row() -> Row:
     """A row that no trial wrote, for the fields that a modelled trial does not have."""
-    from analysis.example import example_rows
+    from analysis.points.example import example_rows
 
     return Row(**json.loads(example_rows().iloc[:1].to_json(orient="records"))[0])
 

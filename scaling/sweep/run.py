@@ -121,9 +121,9 @@ def write_study_report(study: Study, folder: StudyFolder) -> str:
     Raises:
         UserError: if there are no rows.
     """
-    from analysis.anchors import parse_anchor
-    from analysis.report import write_report
-    from analysis.snr import parse_limit
+    from analysis.points.anchors import parse_anchor
+    from analysis.report.figures.snr import parse_limit
+    from analysis.report.page import write_report
 
     rows = collect(study, folder)
     keep_limit(study, folder)

@@ -72,9 +72,9 @@ def forecast_precision(study: Study, target: tuple[int, int]) -> Precision:
     """Of a forecast at (parameters, spectra) from all cells of a grid, whose errors are simulated from `Study.expected`."""
     import pandas as pd
 
-    from analysis.compare import compare
-    from analysis.forecast import prediction_table
-    from analysis.table import points_from_columns
+    from analysis.answers.forecast import prediction_table
+    from analysis.intervals.compare import compare
+    from analysis.points.table import points_from_columns
 
     law, recipe, found = study.expected, study.recipe, []
     params = {width: count_parameters(study.model(width)).reach_loss for width in study.widths}

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.table import Points
+from analysis.points.table import Points
 from scaling.results import Row, to_table
 
 KINDS = get_type_hints(Row)

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from analysis.allocation import _optimum, compute_optimal, isoflop_profiles, local_exponent, no_path
-from analysis.compare import compare
-from analysis.cost import SIX_N_D, Cost, column_cost, study_cost
+from analysis.answers.allocation import _optimum, compute_optimal, isoflop_profiles, local_exponent, no_path
+from analysis.intervals.compare import compare
 from analysis.laws import LAWS
+from analysis.points.cost import SIX_N_D, Cost, column_cost, study_cost
 from scaling.errors import UserError
 from tests.analysis.test_budget import TRUTH, D, N, made
 from tests.analysis.test_fit import CASES, case, needs_cases

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from analysis import figures
-from analysis.anchors import Anchor, parse_anchor, require_same_evaluation
-from analysis.figures.style import ALARM
-from analysis.report import write_report
+from analysis.points.anchors import Anchor, parse_anchor, require_same_evaluation
+from analysis.report import figures
+from analysis.report.figures.style import ALARM
+from analysis.report.page import write_report
 from scaling.errors import UserError
 from tests.analysis.conftest import FIXED_NOISE_FIXED_SAMPLES, frame, row, study_rows
 

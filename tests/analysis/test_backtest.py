@@ -1,13 +1,10 @@
-"""Backtests: the smaller runs by compute are fitted as the whole is, and the others forecast."""
-
-import dataclasses
+"""Backtests: the smaller runs by N·D are fitted as the whole is, and the others forecast."""
 
 import numpy as np
-import pytest
 
-from analysis.backtest import backtests, relative_compute, smallest
-from analysis.checks import held_out_score
-from analysis.compare import compare
+from analysis.answers.backtest import backtests, held_out_score
+from analysis.fitting.extrapolation import smallest
+from analysis.intervals.compare import compare
 from tests.analysis.test_checks import study
 
 
@@ -15,14 +12,14 @@ def test_a_backtest_is_the_score_of_a_fit_to_the_smaller_runs():
     points = study(seeds=2)
     found = compare(points, ["chinchilla"])
     half, more = backtests(found)
-    small = smallest(relative_compute(points), 0.5)
+    small = smallest(points.N * points.D, 0.5)
     expected = held_out_score(compare(points.take(small), ["chinchilla"]), points.take(~small))
     assert half.score.table.equals(expected.table)
     assert (half.fitted, half.form, len(half.score.table)) == (small.sum(), "chinchilla", (~small).sum())
     assert more.fitted > half.fitted
     assert 1 < more.reach < half.reach
     assert half.words.startswith(
-        f"Fitted to the {half.fitted} smallest runs by compute, chinchilla forecasts the others"
+        f"Fitted to the {half.fitted} smallest runs by N·D, the laws (foremost chinchilla) forecast the others"
     )
 
 
@@ -33,19 +30,6 @@ def test_a_right_law_passes_its_backtest_and_a_wrong_one_fails():
             for test in backtests(compare(study(truth, seed=seed), ["chinchilla"]), (0.5,)):
                 inside, total = inside + test.score.inside, total + len(test.score.table)
         assert (inside / total > 0.8) == passes, (truth, inside / total)
-
-
-def test_runs_of_one_compute_stay_together():
-    compute = np.array([1.0, 2.0, 2.0, 2.0, 3.0, 4.0])
-    assert smallest(compute, 0.5).tolist() == [True, True, True, True, False, False]
-    assert smallest(compute, 1 / 6).tolist() == [True, False, False, False, False, False]
-
-
-def test_compute_counts_what_was_seen():
-    points = study()
-    seen = dataclasses.replace(points, S=points.D * np.linspace(1, 3, len(points)))
-    assert relative_compute(points) == pytest.approx(points.N * points.D)
-    assert relative_compute(seen) == pytest.approx(points.N * seen.S)
 
 
 def test_too_few_smaller_runs_give_no_backtest():

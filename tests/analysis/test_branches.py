@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from analysis.__main__ import main
-from analysis.branches import shorter_budgets, whole_budgets
-from analysis.findings import find
-from analysis.report import write_report
-from analysis.trials import CELL, best_trials
+from analysis.points.branches import shorter_budgets, whole_budgets
+from analysis.points.trials import CELL, best_trials
+from analysis.report.findings import find
+from analysis.report.page import write_report
 from tests.analysis.conftest import FIXED_NOISE_FIXED_SAMPLES, frame, row, study_rows
 
 EXCESS = {0.25: 0.2, 0.5: 0.08}
@@ -85,7 +85,7 @@ def test_the_law_of_a_study_is_that_of_whole_budgets(branched, whole, tmp_path, 
     assert with_branches.fitted.law.parameters == without.fitted.law.parameters
     same = [column for column in without.cells if column != "device_seconds"]
     pd.testing.assert_frame_equal(with_branches.cells[same], without.cells[same])
-    monkeypatch.setattr("analysis.report._figures", lambda *_: {})
+    monkeypatch.setattr("analysis.report.page._figures", lambda *_: {})
     for rows, told in ((branched, True), (frame(whole), False)):
         write_report(rows, tmp_path, bootstrap=20)
         page = (tmp_path / "index.html").read_text()

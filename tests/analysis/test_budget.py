@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from analysis.budget import error_budget, what_would_it_buy
-from analysis.compare import compare
-from analysis.cost import Cost
+from analysis.answers.budget import error_budget, what_would_it_buy
+from analysis.intervals.compare import compare
 from analysis.laws import LAWS, SELECTABLE
-from analysis.table import Points
+from analysis.points.cost import Cost
+from analysis.points.table import Points
 from scaling.errors import UserError
 
 N, D = (axis.ravel() for axis in np.meshgrid(1e3 * 4.0 ** np.arange(5), 500 * 4.0 ** np.arange(5), indexing="ij"))

@@ -1,13 +1,14 @@
-"""Was the form right: lack of fit, the edge, held-out runs and the trends of residuals."""
+"""Was the form right: lack of fit, held-out runs and the trends of residuals."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from analysis.checks import held_out_score, residual_trends
-from analysis.compare import compare
-from analysis.table import Points
+from analysis.answers.backtest import held_out_score
+from analysis.answers.checks import lack_of_fit, residual_trends
+from analysis.intervals.compare import compare
+from analysis.points.table import Points
 from benchmarks.coverage import STELLAR, TRUTHS, Case
 
 
@@ -20,44 +21,26 @@ def edge(points):
     return (points.N.max() == points.N) | (points.D.max() == points.D)
 
 
+def lack(points, form="chinchilla"):
+    return lack_of_fit(compare(points, [form]).law, points)
+
+
 def test_lack_of_fit_needs_repeats():
-    assert compare(study(), ["chinchilla"]).lack_of_fit is None
+    assert lack(study()) is None
 
 
 def test_a_right_form_lacks_fit_as_often_as_chance_says():
     """p is uniform if the form is right, also where weights differ."""
     for scatter in ((0.02, 0.02), (0.01, 0.05)):
-        chances = [
-            compare(study(seed=seed, seeds=3, scatter=scatter), ["chinchilla"]).lack_of_fit.p for seed in range(60)
-        ]
+        chances = [lack(study(seed=seed, seeds=3, scatter=scatter)).p for seed in range(60)]
         assert np.mean(np.array(chances) < 0.2) == pytest.approx(0.2, abs=0.15)
 
 
 def test_a_wrong_form_lacks_fit():
-    found = compare(study("gamma", seeds=3, scatter=(0.01, 0.01)), ["chinchilla"])
-    assert found.lack_of_fit.p < 1e-4
-    assert found.lack_of_fit.pure_error == pytest.approx(0.01, rel=0.3)
-    assert (found.lack_of_fit.dof_lack, found.lack_of_fit.dof_pure) == (31, 72)
-
-
-def test_the_edge_is_predicted_by_the_right_form_and_not_by_a_wrong_one():
-    found = compare(study("chinchilla", seeds=2), ["chinchilla", "no_floor"])
-    right, wrong = found.edge["chinchilla"], found.edge["no_floor"]
-    assert (right.cells, right.held) == (25, 22)
-    assert right.inside >= 16
-    assert right.mean_abs_log_error < 0.04 < wrong.mean_abs_log_error
-    assert wrong.mean_log_error > 0.03  # runs came out worse than a law without a floor says
-
-
-def test_the_edge_of_robust_fits_is_scored_too():
-    found = compare(study(seeds=2), ["chinchilla"], objective="huber", replicates=20)
-    assert found.edge["chinchilla"].mean_abs_log_error < 0.04
-
-
-def test_too_few_cells_within_the_edge_give_no_score():
-    points = study()
-    small = points.take((np.unique(points.N)[2] >= points.N) & (np.unique(points.D)[2] >= points.D))
-    assert compare(small, ["chinchilla"]).edge == {}
+    found = lack(study("gamma", seeds=3, scatter=(0.01, 0.01)))
+    assert found.p < 1e-4
+    assert found.pure_error == pytest.approx(0.01, rel=0.3)
+    assert (found.dof_lack, found.dof_pure) == (31, 72)
 
 
 def test_forecasts_of_held_out_cells_cover_as_often_as_they_say():

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from analysis.__main__ import main
-from analysis.figures import error_label, learning_rates
-from analysis.rates import learning_rate_law
-from analysis.report import write_report
-from analysis.trials import best_trials
+from analysis.answers.rates import learning_rate_law
+from analysis.points.trials import best_trials
+from analysis.report.figures import error_label, learning_rates
+from analysis.report.page import write_report
 from scaling.results import ERROR_RATE, MAE, measure_of
 from tests.analysis.conftest import FIXED_NOISE_FIXED_SAMPLES, frame, study_rows
 

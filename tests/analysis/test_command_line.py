@@ -16,7 +16,7 @@ from tests.analysis.test_fit import CASES, needs_cases
 
 KEYS = (
     "form status message objective objective_name delta parameters intervals interval_method level bootstrap_intervals "
-    "forecasts selection lack_of_fit edge_score backtests residual_trends budget allocation points run_weights warnings forms "
+    "forecasts selection lack_of_fit backtests extrapolation residual_trends budget allocation points run_weights warnings forms "
     "columns held_out bootstrap seed table"
 )
 
@@ -109,7 +109,7 @@ def test_the_document_holds_what_it_promises(table, run, capsys):
     found = run(table(), "--at", "1e6,1e6", "1e3,500", "--seed", "7")
     assert set(found) == set(KEYS.split())
     assert found["columns"] == {"n": "N", "d": "D", "loss": "loss"}
-    assert set(found["selection"][found["form"]]) == {"aicc", "weight", "status"}
+    assert set(found["selection"][found["form"]]) == {"aicc", "weight", "forecast_weight", "backtest_error", "status"}
     assert found["parameters"].keys() == found["intervals"].keys() == found["bootstrap_intervals"].keys()
     first = found["forecasts"][0]
     assert set(first) == {"N", "D", "value", "low", "high", "curve_low", "curve_high", "flags", "refused"}

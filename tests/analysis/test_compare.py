@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.compare import NoLawError, compare, suitable_forms
-from analysis.fit import fit
-from analysis.forecast import forecast
+from analysis.answers.forecast import forecast
+from analysis.fitting.fit import fit
+from analysis.fitting.likelihood import at_bound
+from analysis.fitting.selection import PARSIMONY, aicc, akaike_weights, selected
+from analysis.intervals.compare import NoLawError, compare, suitable_forms
 from analysis.laws import CHINCHILLA, CURVES, LAWS, SELECTABLE
-from analysis.likelihood import at_bound
-from analysis.selection import PARSIMONY, aicc, akaike_weights, selected
-from analysis.table import Points
+from analysis.points.table import Points
 from benchmarks.coverage import STELLAR, TRUTHS, Case
 from scaling.errors import UserError
 

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from analysis import figures
-from analysis.budget import error_budget
-from analysis.compare import compare
-from analysis.example import DATA, SIZES, example_rows
-from analysis.figures.style import COLUMN, PAGE
-from analysis.findings import find
-from analysis.snr import mae_by_snr
-from analysis.table import Points
+from analysis.answers.budget import error_budget
+from analysis.intervals.compare import compare
+from analysis.points.example import DATA, SIZES, example_rows
+from analysis.points.table import Points
+from analysis.report import figures
+from analysis.report.figures.snr import mae_by_snr
+from analysis.report.figures.style import COLUMN, PAGE
+from analysis.report.findings import find
 from tests.analysis.conftest import frame, row
 
 FIVE = Points(

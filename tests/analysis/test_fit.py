@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy.optimize import least_squares, linprog
 
-from analysis.fit import fit, refit
+from analysis.fitting.fit import fit, refit
 from analysis.laws import CHINCHILLA, LAWS
-from analysis.table import Points
+from analysis.points.table import Points
 from scaling.errors import UserError
 
 CASES = Path(__file__).parents[3] / "shared" / "cases"

@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.bootstrap import Bootstrap
-from analysis.compare import compare
-from analysis.fit import fit
-from analysis.forecast import flags, forecast
+from analysis.answers.forecast import flags, forecast
+from analysis.fitting.fit import fit
+from analysis.fitting.likelihood import likelihood
+from analysis.intervals.bootstrap import Bootstrap
+from analysis.intervals.compare import compare
+from analysis.intervals.profile import parameter_intervals, profile_rise
 from analysis.laws import CHINCHILLA, LAWS
-from analysis.likelihood import likelihood
-from analysis.profile import parameter_intervals, profile_rise
-from analysis.table import Points
+from analysis.points.table import Points
 from benchmarks.coverage import STELLAR, Case, forecast_cases, forecasts, parameters, summary
 from scaling.errors import UserError
 
@@ -59,7 +59,7 @@ def regression(points, level=0.9):
 
 def test_a_straight_line_has_the_intervals_of_the_textbook():
     points = line()
-    found = compare(points, ["m1"], replicates=1)
+    found = compare(points, ["m1"], replicates=1, weigh="aicc")
     slope, intercept, at = regression(points)
     assert found.law_intervals["beta"] == pytest.approx(tuple(slope), rel=2e-3)
     assert found.law_intervals["B"] == pytest.approx(tuple(intercept), rel=5e-3)
@@ -106,7 +106,7 @@ def test_a_floor_that_may_be_absent_has_an_interval_from_zero():
 
 def test_points_exactly_on_the_law_have_narrow_intervals():
     points = study(scatter=(1e-12, 1e-12))
-    found = compare(points, ["chinchilla"], replicates=10)
+    found = compare(points, ["chinchilla"], replicates=10, weigh="aicc")
     assert found.law_intervals["alpha"] == pytest.approx((0.75, 0.75), abs=1e-4)
     assert forecast(found, 1e6, 1e6)["high"][0] == pytest.approx(CHINCHILLA.predict(STELLAR, 1e6, 1e6), rel=1e-4)
 

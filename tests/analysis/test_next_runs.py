@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.compare import compare
-from analysis.fit import fit
+from analysis.answers.next_runs import next_runs, run_hours
+from analysis.fitting.fit import fit
+from analysis.intervals.compare import compare
 from analysis.laws import CHINCHILLA
-from analysis.nextruns import next_runs, run_hours
-from analysis.table import Points
+from analysis.points.table import Points
 from scaling.errors import UserError
 from tests.analysis.test_budget import TRUTH, D, N, made
 

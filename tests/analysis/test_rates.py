@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.parabola import bracketed_optimum
-from analysis.rates import learning_rate_law
+from analysis.answers.parabola import bracketed_optimum
+from analysis.answers.rates import learning_rate_law
 
 
 def searched(make_rows, best, scatter=0.0, factors=(0.25, 0.5, 1.0, 2.0, 4.0), sizes=(100, 400, 1600)):

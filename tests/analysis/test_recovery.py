@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from analysis.fit import fit
+from analysis.fitting.fit import fit
 from analysis.laws import LAWS
-from analysis.table import Points
+from analysis.points.table import Points
 from tests.analysis.test_laws import RANGES
 
 SIZES, SPECTRA = np.geomspace(300, 3e6, 7), 512.0 * 2 ** np.arange(0, 14, 2)

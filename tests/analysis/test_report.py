@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.checklist import NOT_RECORDED, checklist
-from analysis.example import example_rows
-from analysis.findings import find
-from analysis.report import write_report
-from analysis.snr import Limit
-from analysis.words import axis_meaning, bounds, greek, significant
+from analysis.points.example import example_rows
+from analysis.report.checklist import NOT_RECORDED, checklist
+from analysis.report.figures.snr import Limit
+from analysis.report.findings import find
+from analysis.report.page import write_report
+from analysis.report.words import axis_meaning, bounds, greek, significant
 from tests.analysis.conftest import FIXED_NOISE_FIXED_SAMPLES, STUDY_FIGURES, frame, study_rows
 
 SECTIONS = (

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.table import column_names, points_from_columns, require_falling
-from analysis.trials import best_trials, largest_cell, law_cells, points_from_cells
+from analysis.points.table import column_names, points_from_columns, require_falling
+from analysis.points.trials import best_trials, largest_cell, law_cells, points_from_cells
 from scaling.errors import UserError
 
 trials = st.lists(

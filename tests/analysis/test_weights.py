@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.table import Points
-from analysis.weights import run_weights, variance_model
+from analysis.fitting.weights import run_weights, variance_model
+from analysis.points.table import Points
 
 N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e3, 3e5, 6), np.geomspace(500.0, 1.5e5, 6), indexing="ij"))
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from analysis.trials import best_trials, error_sem, points_from_cells
+from analysis.points.trials import best_trials, error_sem, points_from_cells
 from scaling.data.batches.evaluation import evaluation_pin
 from scaling.errors import UserError
 from scaling.model.checkpoint import load_model

@@ -74,7 +74,7 @@ class InformationLimit:
     assumes: str
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, as `analysis.snr.read_limit` reads them."""
+        """The fields, as `analysis.report.figures.snr.read_limit` reads them."""
         return asdict(self)
 
     def to_text(self) -> str:

@@ -1,0 +1,284 @@
+"""How to spend compute: the compute-optimal path of a law, and isoFLOP profiles, which need no law."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from analysis.answers.parabola import bracketed_optimum
+from analysis.intervals.compare import Comparison
+from analysis.intervals.profile import Interval
+from analysis.laws import LAWS, Array, Law
+from analysis.points.cost import SIX_N_D, Cost
+from scaling.errors import UserError
+
+_GRID = 600  # sizes tried at each compute where the optimum has no closed form
+_SAME_BUDGET = 1.05  # runs whose compute differs by less than this factor share an isoFLOP profile
+_FEWEST_PROFILES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """The best N and D for each compute, by the selected law.
+
+    Attributes:
+        table: one row a compute: C; N, D, loss, each with its _low and _high.
+        exponent: a in N* ∝ C^a; then D* ∝ C^(1 − a).
+        interval: of a.
+        form: the selected form.
+        cost: what C means.
+        words: the result in a sentence or two.
+    """
+
+    table: pd.DataFrame
+    exponent: float
+    interval: Interval
+    form: str
+    cost: Cost
+    words: str
+
+
+def compute_optimal(comparison: Comparison, cost: Cost = SIX_N_D, C: ArrayLike | None = None) -> Path | None:
+    """N and D that give the smallest loss for a compute C = κ N D, with the exponent a in N* ∝ C^a.
+
+    For Chinchilla's form N* = G (C/κ)^(β/(α+β)), G = (αA/(βB))^(1/(α+β)) (Hoffmann et al. 2022, arXiv 2203.15556,
+    eq. 4); `gamma` and `kaplan` have the same kind of optimum, other forms are minimised numerically and a is the mean
+    slope over the range of C. Intervals are the bootstrap's: in each replicate, of the form that it selects.
+
+    Args:
+        comparison: the fits, over N and D.
+        cost: what a run costs.
+        C: compute in FLOPs, (m,); from the smallest run's to ten times the largest run's if not given.
+
+    Returns:
+        The path, or None where there is none; `no_path` says why.
+    """
+    if no_path(comparison, cost):
+        return None
+    runs = cost.per_cell * comparison.points.N * comparison.points.D
+    C = np.geomspace(runs.min(), 10 * runs.max(), 25) if C is None else np.atleast_1d(np.asarray(C, float))
+    if not np.all(np.isfinite(C) & (cost.per_cell < C)):
+        raise UserError(f"compute: each must be a number of FLOPs above {cost.per_cell:.3g}, that of N = D = 1")
+    logs = np.log(C / cost.per_cell)
+    fitted, replicates = comparison.law, comparison.bootstrap
+    size, loss, a = (each[0] for each in _optimum(fitted.law, fitted.theta[None], logs, cost.epochs))
+    shape = (len(replicates.chosen), len(C))
+    sizes, losses, exponents = np.empty(shape), np.empty(shape), np.empty(shape[0])
+    for form in set(replicates.chosen):
+        where = replicates.chosen == form
+        theta = replicates.draws[form][where]
+        sizes[where], losses[where], exponents[where] = _optimum(LAWS[form], theta, logs, cost.epochs)
+    columns = {"C": C}
+    for name, value, sample in (
+        ("N", np.exp(size), np.exp(sizes)),
+        ("D", np.exp(logs - size), np.exp(logs - sizes)),
+        ("loss", loss, losses),
+    ):
+        low, high = np.transpose([replicates.interval(column) for column in sample.T])
+        columns |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    interval = replicates.interval(exponents)
+    return Path(
+        table=pd.DataFrame(columns),
+        exponent=float(a),
+        interval=interval,
+        form=fitted.form,
+        cost=cost,
+        words=_path_words(comparison, float(a), interval, cost),
+    )
+
+
+def no_path(comparison: Comparison, cost: Cost) -> str:
+    """Why the selected law has no compute-optimal path, in words; empty if it has one."""
+    if comparison.points.axis != "ND":
+        return "Only one of N and D varies, so that no compute-optimal path can be told."
+    if not cost.defined:
+        return cost.words
+    middle = np.log(comparison.points.N * comparison.points.D).mean(keepdims=True)
+    size = _optimum(comparison.law.law, comparison.law.theta[None], middle, cost.epochs)[0][0, 0]
+    if not 0 < size < middle[0]:
+        return f"The {comparison.best} law has no best size for a given compute: only one of N and D matters in it."
+    return ""
+
+
+def local_exponent(comparison: Comparison, cost: Cost, N: float, D: float) -> float | None:
+    """a in N* ∝ C^a at the compute of a run at (N, D), by the selected law; None where there is no path."""
+    if no_path(comparison, cost):
+        return None
+    law, theta = comparison.law.law, comparison.law.theta[None]
+    return float(_optimum(law, theta, np.log([N * D]), cost.epochs)[2][0])
+
+
+def _optimum(law: Law, theta: Array, logs: Array, epochs: float) -> tuple[Array, Array, Array]:
+    """log N* (K, m), the loss there (K, m) and a (K,), for parameters (K, p) and log(C/κ) (m,); N and D are at least 1."""
+    powers = _powers(law, theta)
+    if powers is None:
+        ends = np.append(logs, [logs.min() - np.log(2.0), logs.max() + np.log(2.0)])
+        size = np.stack([_searched(law, theta, each, epochs) for each in ends], axis=1)
+        exponent = (size[:, -1] - size[:, -2]) / (ends[-1] - ends[-2])
+        size = size[:, :-2]
+    else:
+        A, alpha, B, beta = powers
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_ratio = np.log(alpha * A) - np.log(beta * B)
+        exponent = beta / (alpha + beta)
+        size = np.clip((log_ratio[:, None] + beta[:, None] * logs) / (alpha + beta)[:, None], 0.0, logs)
+    loss = np.empty(size.shape)
+    for row, parameters in enumerate(theta):
+        loss[row] = law.value(parameters, _at(law, size[row], logs - size[row], epochs))
+    return size, loss, exponent
+
+
+def _powers(law: Law, theta: Array) -> tuple[Array, ...] | None:
+    """A, α, B, β (each (K,)) of the sum A/N^α + B/D^β in which the loss rises, where it is one."""
+    named = dict(zip(law.parameters, theta.T, strict=True))
+    if law.name in ("chinchilla", "no_floor", "gamma"):
+        return named["A"], named["alpha"], named["B"], named["beta"]
+    if law.name == "tied":
+        return named["A"], named["alpha"], named["B"], named["alpha"]
+    if law.name == "kaplan":
+        inverse = 1 / named["beta"]
+        with np.errstate(over="ignore"):
+            return named["A"] ** inverse, named["alpha"] * inverse, named["B"] ** inverse, np.ones(len(theta))
+    return None
+
+
+def _at(law: Law, size: Array, data: Array, epochs: float) -> Array:
+    """The law's variables (v, n) at log N and log D."""
+    return np.stack([size, data] + ([data + np.log(epochs)] if "S" in law.variables else []))
+
+
+def _searched(law: Law, theta: Array, log_product: float, epochs: float) -> Array:
+    """log N (K,) of the smallest loss where log N + log D is given: the best of a grid, then a parabola about it."""
+    size = np.linspace(0.0, log_product, _GRID)
+    with np.errstate(over="ignore"):
+        loss = law.value(theta, _at(law, size, log_product - size, epochs))
+    best = np.argmin(loss, axis=1)
+    inner = np.clip(best, 1, _GRID - 2)
+    left, middle, right = (loss[np.arange(len(loss)), inner + step] for step in (-1, 0, 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shift = np.where(best == inner, 0.5 * (left - right) / (left - 2 * middle + right), best - inner)
+    return size[inner] + np.nan_to_num(np.clip(shift, -1, 1)) * (size[1] - size[0])
+
+
+def _path_words(comparison: Comparison, a: float, interval: Interval, cost: Cost) -> str:
+    low, high = interval
+    words = (
+        f"For the smallest error at a given compute N grows as C^a with a in [{low:.3f}, {high:.3f}] "
+        f"({100 * comparison.level:g} %), best {a:.3f}, and D as C^(1 − a). "
+    )
+    if _powers(comparison.law.law, comparison.law.theta[None]) is None:
+        words += f"In the {comparison.best} form a changes with C; this is its mean over the range shown. "
+    if low <= 0.5 <= high:
+        words += "Growing N and D in proportion (a = 0.5) agrees with the runs. "
+    return words + cost.words + "."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IsoFlop:
+    """Approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2): the best N at each compute, without a law.
+
+    Attributes:
+        profiles: one row a compute budget: C, points, N_opt, D_opt, loss_opt (NaN if refused), bracketed, reason (why
+            it is refused; empty if not).
+        a: exponent of N* ∝ C^a; NaN with fewer than three optima.
+        a_interval: its interval, from the scatter of the optima about the line; infinite if unknown.
+        b: exponent of D* ∝ C^b.
+        b_interval: its interval.
+        a_log_loss: a from parabolas of log loss instead of loss.
+        level: coverage of the intervals.
+        words: the result in a sentence or two.
+    """
+
+    profiles: pd.DataFrame
+    a: float
+    a_interval: Interval
+    b: float
+    b_interval: Interval
+    a_log_loss: float
+    level: float
+    words: str
+
+
+def isoflop_profiles(N: ArrayLike, D: ArrayLike, C: ArrayLike, loss: ArrayLike, *, level: float = 0.9) -> IsoFlop:
+    """Fit a parabola of loss in log N at each compute, and log N* and log D* against log C.
+
+    Runs whose compute differs by less than 5 % share a profile. An optimum is refused if it lies outside the sizes
+    that were tried, if the parabola does not open upwards, or if it has fewer than three sizes.
+
+    Args:
+        N: model sizes (n,).
+        D: samples of each run (n,).
+        C: its compute (n,).
+        loss: its loss (n,).
+        level: coverage of the intervals.
+
+    Raises:
+        UserError: if the columns differ in length or hold values that are not positive numbers.
+    """
+    columns = {name: np.asarray(each, float) for name, each in (("N", N), ("D", D), ("C", C), ("loss", loss))}
+    for name, values in columns.items():
+        wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+        if values.shape != columns["N"].shape or len(wrong):
+            place = f", row {wrong[0]}" if len(wrong) else ""
+            raise UserError(f"isoFLOP profiles: {name}{place}: expected {columns['N'].size} positive numbers")
+    runs = pd.DataFrame(columns).sort_values("C", kind="stable")
+    budget = (runs["C"] > _SAME_BUDGET * runs["C"].shift()).cumsum()
+    profiles = pd.DataFrame([_profile(group) for _, group in runs.groupby(budget)])
+    in_logs = pd.DataFrame([_profile(group.assign(loss=np.log(group["loss"]))) for _, group in runs.groupby(budget)])
+    a, a_interval = _slope(profiles["C"], profiles["N_opt"], level)
+    b, b_interval = _slope(profiles["C"], profiles["D_opt"], level)
+    a_log_loss = _slope(in_logs["C"], in_logs["N_opt"], level)[0]
+    return IsoFlop(
+        profiles=profiles,
+        a=a,
+        a_interval=a_interval,
+        b=b,
+        b_interval=b_interval,
+        a_log_loss=a_log_loss,
+        level=level,
+        words=_profile_words(profiles, a, a_interval, a_log_loss, level),
+    )
+
+
+def _profile(runs: pd.DataFrame) -> dict[str, object]:
+    """The optimum of one compute budget."""
+    best = bracketed_optimum(np.log(runs["N"].to_numpy()), runs["loss"].to_numpy())
+    return {
+        "C": float(np.exp(np.log(runs["C"]).mean())),
+        "points": len(runs),
+        "N_opt": np.exp(best.x),
+        "D_opt": np.exp(np.log(runs["N"] * runs["D"]).mean() - best.x),
+        "loss_opt": best.y,
+        "bracketed": not best.reason,
+        "reason": best.reason,
+    }
+
+
+def _slope(C: pd.Series, optimum: pd.Series, level: float) -> tuple[float, Interval]:
+    """The slope of log optimum against log C, with its t-interval; NaN where fewer than three optima are known."""
+    known = optimum.notna().to_numpy()
+    if known.sum() < _FEWEST_PROFILES:
+        return float("nan"), (float("-inf"), float("inf"))
+    line = stats.linregress(np.log(C[known]), np.log(optimum[known]))
+    reach = float(stats.t.ppf(0.5 + level / 2, known.sum() - 2) * line.stderr)
+    return float(line.slope), (float(line.slope) - reach, float(line.slope) + reach)
+
+
+def _profile_words(profiles: pd.DataFrame, a: float, interval: Interval, a_log_loss: float, level: float) -> str:
+    refused = profiles[~profiles["bracketed"]]
+    words = (
+        f"{len(profiles) - len(refused)} of {len(profiles)} compute budgets have an optimum between the sizes tried. "
+    )
+    if len(refused):
+        reasons = "; ".join(f"C = {row.C:.3g} ({row.reason})" for row in refused.itertuples())
+        words += f"Refused: {reasons}. "
+    if np.isnan(a):
+        return words + "An exponent needs three optima."
+    return words + (
+        f"N* grows as C^a with a in [{interval[0]:.3f}, {interval[1]:.3f}] ({100 * level:g} %), best {a:.3f}; "
+        f"parabolas of log loss give {a_log_loss:.3f}."
+    )

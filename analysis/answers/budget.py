@@ -1,0 +1,206 @@
+"""Why the curve stops, and what would lower it: the error budget at a cell, and what more data or a larger model buys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.answers.allocation import local_exponent
+from analysis.answers.forecast import forecast, places
+from analysis.intervals.compare import Comparison
+from analysis.intervals.profile import Interval
+from analysis.laws import LAWS, Array, Law
+from analysis.points.cost import SIX_N_D, Cost
+
+_ENDLESS = np.array([1e6, 2e6, 2e6])  # logarithms where every power has vanished, that of N/D (`ridge`) too
+_TOGETHER = ("kaplan", "gamma")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorBudget:
+    """The parts of the error at one cell; they add up to the selected law.
+
+    Attributes:
+        N: parameters of the model.
+        D: distinct spectra.
+        form: the selected form, whose split `value` and `share` are.
+        table: rows irreducible, capacity, data, and repetition where the form knows repeated spectra (a curve of one
+            variable has irreducible and one other): term; value, low, high in the unit of the loss; share, share_low,
+            share_high of their sum.
+        note: what to know when reading it.
+    """
+
+    N: float
+    D: float
+    form: str
+    table: pd.DataFrame
+    note: str
+
+
+def error_budget(comparison: Comparison, N: float, D: float, S: float | None = None) -> ErrorBudget | None:
+    """Split the error at (N, D) into what a larger model, more data, and neither would remove.
+
+    irreducible is the law's limit for endless N and D. capacity and data are what the loss would fall by if N, or D,
+    were endless. In sums of terms this is each term: E, A/N^alpha, B/D^beta. Where capacity and data act together
+    (`kaplan`, `gamma`) it matters which is taken away first: both orders are averaged (the Shapley value), so that the
+    parts always add up. In `data_constrained`, repetition is what it costs that D spectra are seen S/D times each
+    instead of S spectra once.
+
+    Intervals are the bootstrap's: in each replicate, of the form that it selects.
+
+    Args:
+        comparison: the fits.
+        N: parameters; anything for curves over D.
+        D: distinct spectra; anything for curves over N.
+        S: samples seen; what the points have in common if not given.
+
+    Returns:
+        The budget; None if the selected form has no limit.
+
+    Raises:
+        UserError: if a form needs the samples seen, which differ between the points, and S is not given.
+    """
+    N, D = float(N), float(D)
+    law, replicates = comparison.law.law, comparison.bootstrap
+    names = _names(law, comparison.points.axis)
+    point = _parts(comparison, law, comparison.law.theta[None], N, D, S, names)[0]
+    if not np.all(np.isfinite(point)):
+        return None
+    sample = np.empty((len(replicates.chosen), len(names)))
+    for form in set(replicates.chosen):
+        where = replicates.chosen == form
+        sample[where] = _parts(comparison, LAWS[form], replicates.draws[form][where], N, D, S, names)
+    sample = sample[np.all(np.isfinite(sample), axis=1)]
+    shares = sample / sample.sum(axis=1, keepdims=True)
+    rows = []
+    for place, name in enumerate(names):
+        low, high = replicates.interval(sample[:, place])
+        share_low, share_high = replicates.interval(shares[:, place])
+        rows.append(
+            {"term": name, "value": point[place], "low": low, "high": high}
+            | {"share": point[place] / point.sum(), "share_low": share_low, "share_high": share_high}
+        )
+    note = _note(law, float(np.mean(replicates.chosen != law.name)))
+    return ErrorBudget(N=N, D=D, form=law.name, table=pd.DataFrame(rows), note=note)
+
+
+def _names(law: Law, axis: str) -> tuple[str, ...]:
+    if law.variables == ("x",):
+        return ("irreducible", "capacity" if axis == "N" else "data")
+    return ("irreducible", "capacity", "data") + (("repetition",) if "S" in law.variables else ())
+
+
+def _parts(
+    comparison: Comparison, law: Law, theta: Array, N: float, D: float, S: float | None, names: tuple[str, ...]
+) -> Array:
+    """The parts (K, len(names)) at parameters (K, p)."""
+    here = places(comparison.points, law, np.array([N]), np.array([D]), None if S is None else np.array([S]))[:, 0]
+
+    def loss(endless: tuple[int, ...] = (), at: Array = here) -> Array:
+        logs = at.copy()
+        logs[list(endless)] = _ENDLESS[list(endless)]
+        return law.value(theta, logs[:, None])[:, 0]
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        if law.variables == ("x",):
+            return np.stack([loss((0,)), loss() - loss((0,))], axis=1)
+        data_axes = tuple(range(1, len(here)))
+        floor = loss((0, *data_axes))
+        capacity = loss(data_axes) - floor
+        once = loss()
+        if "S" in law.variables:
+            once = loss(at=here[[0, 2, 2]]) if here[1] < here[2] else once
+        elif law.name in _TOGETHER:
+            capacity = 0.5 * (capacity + once - loss((0,)))
+        parts = [floor, capacity, once - floor - capacity, loss() - once]
+        return np.stack(parts[:3] if "repetition" not in names else parts, axis=1)
+
+
+def _note(law: Law, others: float) -> str:
+    words = []
+    if law.name in _TOGETHER:
+        words.append(
+            f"In the {law.name} form capacity and data act together: each part is the mean of what it would save if "
+            "taken away first and if taken away last."
+        )
+    if law.name == "ridge":
+        words.append("The data part holds the cost of a model that is too large for its data.")
+    if law.name == "plateau":
+        words.append("The irreducible part holds what the plateau in D leaves.")
+    if law.name == "no_floor":
+        words.append("The selected form has no floor, so nothing is irreducible in it.")
+    if "S" in law.variables:
+        words.append("Repetition is what seeing the same spectra again costs, against as many samples of new ones.")
+    if others > 0.05:
+        words.append(
+            f"{100 * others:.0f} % of the bootstrap's replicates select another form; the intervals hold that."
+        )
+    return " ".join(words)
+
+
+def what_would_it_buy(
+    comparison: Comparison,
+    N: float,
+    D: float,
+    factor: float = 4.0,
+    S: float | None = None,
+    cost: Cost = SIX_N_D,
+) -> pd.DataFrame:
+    """Forecasts of a run like (N, D), and with more data, a larger model, more compute, and both.
+
+    More compute is shared between N and D as the compute-optimal path does: N grows by factor^a, D by factor^(1−a).
+    That scenario is left out where the path is not defined. With S given, it stays as it is, and more training (S) is
+    a scenario of its own.
+
+    Args:
+        comparison: the fits.
+        N: parameters.
+        D: distinct spectra.
+        factor: how much more.
+        S: samples seen; what the points have in common if not given.
+        cost: what a run costs, see `analysis.answers.allocation`.
+
+    Returns:
+        One row a scenario: scenario, the columns of `forecast`, and gain, gain_low, gain_high: the fall of the law
+        itself relative to (N, D), as a fraction (0.1 is a tenth less error), with its bootstrap interval.
+    """
+    axis, k = comparison.points.axis, factor
+    scenarios = [("as now", 1.0, 1.0, 1.0)]
+    if "D" in axis:
+        scenarios.append((f"{k:g}× data", 1.0, k, 1.0))
+    if "N" in axis:
+        scenarios.append((f"{k:g}× model", k, 1.0, 1.0))
+    if S is not None and comparison.points.S is not None:
+        scenarios.append((f"{k:g}× training", 1.0, 1.0, k))
+    share = local_exponent(comparison, cost, N, D) if axis == "ND" else None
+    if share is not None:
+        scenarios.append((f"{k:g}× compute", k**share, k ** (1 - share), 1.0))
+    if axis == "ND":
+        scenarios.append((f"{k:g}× both", k, k, 1.0))
+    names, more_n, more_d, more_s = zip(*scenarios, strict=True)
+    n, d = N * np.array(more_n), D * np.array(more_d)
+    s = None if S is None else S * np.array(more_s)
+    table = forecast(comparison, n, d, s)
+    table.insert(0, "scenario", names)
+    gains, intervals = _gains(comparison, n, d, s)
+    table["gain"] = np.where(table["refused"], np.nan, gains)
+    table[["gain_low", "gain_high"]] = np.where(table["refused"].to_numpy()[:, None], np.nan, intervals)
+    return table
+
+
+def _gains(comparison: Comparison, n: Array, d: Array, s: Array | None) -> tuple[Array, list[Interval]]:
+    """The fall of the law relative to the first place, and its intervals."""
+
+    def fall(law: Law, theta: Array) -> Array:
+        curves = law.value(theta, places(comparison.points, law, n, d, s))
+        return 1 - curves / curves[..., :1]
+
+    replicates = comparison.bootstrap
+    sample = np.empty((len(replicates.chosen), len(n)))
+    for form in set(replicates.chosen):
+        where = replicates.chosen == form
+        sample[where] = fall(LAWS[form], replicates.draws[form][where])
+    point = fall(comparison.law.law, comparison.law.theta)
+    return point, [replicates.interval(column) for column in sample.T]

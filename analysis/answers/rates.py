@@ -1,0 +1,117 @@
+"""The learning-rate law: the best learning rate of each cell, and how it changes with N and D."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis.answers.parabola import bracketed_optimum
+from analysis.intervals.profile import Interval
+from analysis.laws import Array
+from analysis.points.trials import CELL
+from scaling.results import measure_of
+
+_FEWEST = 3  # learning rates that a parabola needs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLaw:
+    """log lr* = c + Σ exponent · log(N or D).
+
+    Attributes:
+        optima: one row a cell with three finished learning rates or more: study, N, D, seed, rates (how many), lr_best
+            (the best tried), lr_opt (of the parabola; NaN if refused), bracketed, reason (why it is refused).
+        exponents: "N" and "D", those of them that vary, to the exponent; empty if too few optima are known.
+        intervals: of the exponents, from Student's t.
+        constant: lr* at the middle of the optima (geometric means of N and D); NaN if no optimum is known.
+        level: coverage of the intervals.
+        words: the result in a sentence or two.
+    """
+
+    optima: pd.DataFrame
+    exponents: dict[str, float]
+    intervals: dict[str, Interval]
+    constant: float
+    level: float
+    words: str
+
+
+def learning_rate_law(rows: pd.DataFrame, *, level: float = 0.9) -> RateLaw | None:
+    """Fit a parabola of log validation error in log learning rate in each cell, and a power law to the optima.
+
+    An optimum counts only if it lies between learning rates that were tried. The power law is fitted by least squares.
+
+    Args:
+        rows: a results table of one family (`scaling.results.Row`).
+        level: coverage of the intervals.
+
+    Returns:
+        The law; None if no cell finished three learning rates.
+    """
+    error = measure_of(rows).val
+    done = rows[(rows["status"] == "done") & (rows[error].astype(float) > 0)]
+    optima = [
+        _optimum(trials, error) for _, trials in done.groupby(CELL, sort=True) if trials["lr"].nunique() >= _FEWEST
+    ]
+    if not optima:
+        return None
+    table = pd.DataFrame(optima)
+    known = table[table["bracketed"]]
+    sizes = {name: np.log(known[name].to_numpy(float)) for name in ("N", "D") if known[name].nunique() > 1}
+    exponents, intervals = _power_law(sizes, np.log(known["lr_opt"].to_numpy(float)), level)
+    return RateLaw(
+        optima=table,
+        exponents=exponents,
+        intervals=intervals,
+        constant=float(np.exp(np.log(known["lr_opt"]).mean())) if len(known) else float("nan"),
+        level=level,
+        words=_words(table, exponents, intervals, level),
+    )
+
+
+def _optimum(trials: pd.DataFrame, error: str) -> dict[str, object]:
+    """One cell's best learning rate, by the column of its validation error."""
+    first, best = trials.iloc[0], trials.loc[trials[error].idxmin()]
+    found = bracketed_optimum(np.log(trials["lr"].to_numpy(float)), np.log(trials[error].to_numpy(float)))
+    return {
+        "study": first["study"],
+        "N": float(first["num_params"]),
+        "D": float(first["num_spectra"]),
+        "seed": int(first["seed"]),
+        "rates": int(trials["lr"].nunique()),
+        "lr_best": float(best["lr"]),
+        "lr_opt": float(np.exp(found.x)),
+        "bracketed": not found.reason,
+        "reason": found.reason,
+    }
+
+
+def _power_law(sizes: dict[str, Array], target: Array, level: float) -> tuple[dict[str, float], dict[str, Interval]]:
+    """Exponents over the sizes, with t-intervals; empty unless the optima determine them and their scatter."""
+    design = np.column_stack([np.ones(len(target)), *(each - each.mean() for each in sizes.values())])
+    dof = len(target) - design.shape[1]
+    if not sizes or dof < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
+        return {}, {}
+    solved = np.linalg.lstsq(design, target, rcond=None)[0]
+    variance = float(np.sum((target - design @ solved) ** 2)) / dof
+    error = np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
+    reach = float(stats.t.ppf(0.5 + level / 2, dof)) * error
+    exponents = {name: float(value) for name, value in zip(sizes, solved[1:], strict=True)}
+    ends = zip(sizes, solved[1:] - reach[1:], solved[1:] + reach[1:], strict=True)
+    return exponents, {name: (float(low), float(high)) for name, low, high in ends}
+
+
+def _words(table: pd.DataFrame, exponents: dict[str, float], intervals: dict[str, Interval], level: float) -> str:
+    known = int(table["bracketed"].sum())
+    words = f"{known} of {len(table)} cells with three learning rates or more have their optimum between those tried."
+    if not exponents:
+        return f"{words} That is too few, or at too few sizes, for a law of the learning rate."
+    parts = []
+    for name, value in exponents.items():
+        low, high = intervals[name]
+        change = f"{name}^{value:.2f} [{low:.2f}, {high:.2f}]"
+        parts.append(f"{change} (no change is possible)" if low <= 0 <= high else change)
+    return f"{words} The best learning rate changes as {' and as '.join(parts)}, intervals at {100 * level:g} %."

@@ -1,0 +1,200 @@
+"""How each form extrapolates within the points: fitted to the smaller part of them, compared with the rest.
+
+A form that fits well inside the data may be wrong beyond it, and no measure of the fit shows by how much. So forms are weighed by
+how they forecast the larger points from the smaller ones (leave-future-out validation: Bürkner, Gabry & Vehtari 2020,
+arXiv 1902.06281), and a forecast's spread grows with its distance from the data as those forecasts' errors did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.fitting.fit import Fit, fit
+from analysis.fitting.likelihood import frame, information, likelihood
+from analysis.fitting.weights import run_weights
+from analysis.laws import LAWS, Array
+from analysis.points.table import Points, large_enough
+
+SHARES = (0.5, 0.6, 0.7, 0.8)
+"""Of the runs, by N·D, to which the forms are fitted; the others are forecast."""
+
+PRIOR_GROWTH, PRIOR_DOF = 0.01, 2.0
+"""What is assumed of the growth before any backtest: 1 % a decade beyond the points, with the weight of two forecasts.
+
+Chosen on 30 forecasts of four public families of runs (`benchmarks/forecasts.py`), of which it covers 93 %; with 0.5 % it covers
+92 %, with 2 % it covers 96 %."""
+
+AS_MANY_CELLS = 10
+"""AICc counts as if there were no more cells than this: a form that is only nearly true grows certain with every cell, and is
+no truer for it (a tempered likelihood: Grünwald & van Ommen 2017, arXiv 1412.3730)."""
+
+_OVERLAP = 0.5  # of what a further split tells that the first one has not: their forecasts share runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Forecasts of the larger points from the smaller ones.
+
+    Attributes:
+        fitted: how many runs were fitted.
+        distances: how far each of the other runs lies beyond those, in decades, (m,), see `beyond`.
+        errors: form to log(observed / forecast) of the other runs, (m,).
+        variances: form to the variance that its fit expects of these, (m,).
+    """
+
+    fitted: int
+    distances: Array
+    errors: dict[str, Array]
+    variances: dict[str, Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extrapolation:
+    """What the splits say of forecasts beyond the points.
+
+    Attributes:
+        splits: the backtests that all forms of `weights` took part in; none where the points are too few.
+        weights: form to its weight in a forecast; they add up to 1.
+        growth: standard deviation of the error of all forms in common, in log loss for each decade beyond the points.
+        dof: degrees of freedom of that estimate.
+    """
+
+    splits: list[Split]
+    weights: dict[str, float]
+    growth: float
+    dof: float
+
+    @property
+    def leading(self) -> str:
+        """The form that weighs most."""
+        return max(self.weights, key=self.weights.__getitem__)
+
+    @property
+    def words(self) -> str:
+        """How forecasts are made, in a sentence or two."""
+        grows = f"the error that all forms have in common is taken to grow by {100 * self.growth:.2g} % a decade"
+        if np.isinf(self.dof):
+            return "Forecasts weigh the forms by AICc, as if one of them were true everywhere."
+        if not self.splits:
+            return (
+                "The runs are too few for a backtest: forecasts weigh the forms by AICc, and beyond the runs "
+                f"{grows}, as public studies show."
+            )
+        fitted = ", ".join(str(split.fitted) for split in self.splits)
+        return (
+            f"Forecasts weigh the forms by how they forecast the larger runs from the {fitted} smallest by N·D, and by AICc; "
+            f"beyond the runs {grows}."
+        )
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Form to the root mean square of its log errors, over all splits alike."""
+        return {form: float(np.sqrt(_mean_square(self.splits, form))) for form in self.weights if self.splits}
+
+
+def extrapolation(points: Points, fits: Mapping[str, Fit], aicc: Mapping[str, float]) -> Extrapolation:
+    """Weigh forms by how they extrapolate, and estimate how their common error grows.
+
+    A form's log weight is −½ (t·AICc + K·log of its mean squared error over K splits), with t = `AS_MANY_CELLS` over the number of
+    cells: each split counts as one independent forecast. Forms that cannot be fitted to the smallest of the splits take no part; where no
+    split is possible, weights are Akaike's. The growth is the excess of the mixture's squared errors over what the fits
+    expect, in the mean over the splits, and `PRIOR_GROWTH` with the weight of `PRIOR_DOF`.
+
+    Args:
+        points: what was fitted.
+        fits: the usable forms' fits to all points, of one objective.
+        aicc: their corrected Akaike criterion.
+    """
+    splits = [_split(points, small, fits) for small in _parts(points)]
+    forms = list(fits)
+    while splits:
+        able = [form for form in fits if all(form in split.errors for split in splits)]
+        if able:
+            forms = able
+            break
+        splits = splits[1:]  # of the fewest runs
+    cells = len(np.unique(points.groups))
+    score = np.array([aicc[form] for form in forms]) * (min(1.0, AS_MANY_CELLS / cells) if splits else 1.0)
+    if splits:
+        floor = np.finfo(float).tiny
+        score += len(splits) * np.log([max(_mean_square(splits, form), floor) for form in forms])
+    share = np.exp(-0.5 * (score - score.min()))
+    weights = dict(zip(forms, (share / share.sum()).tolist(), strict=True))
+    count = (1 - _OVERLAP) + _OVERLAP * len(splits) if splits else 0.0
+    excess = float(np.mean([_growth(split, weights) for split in splits])) if splits else 0.0
+    dof = PRIOR_DOF + count
+    growth = float(np.sqrt((PRIOR_DOF * PRIOR_GROWTH**2 + count * excess) / dof))
+    return Extrapolation(splits=splits, weights=weights, growth=growth, dof=dof)
+
+
+def beyond(points: Points, N: Array, D: Array, S: Array | None = None) -> Array:
+    """How many decades (m,) a run lies outside the points: in N, D, N·D or S, whichever is most; 0 inside."""
+    axes = [(N, points.N), (D, points.D)] + ([] if S is None or points.S is None else [(S, points.S)])
+    outside = [np.log10(N * D / np.max(points.N * points.D))]
+    for value, seen in axes:
+        outside += [np.log10(value / seen.max()), np.log10(seen.min() / value)]
+    return np.maximum(np.max(np.stack(outside), axis=0), 0.0)
+
+
+def smallest(size: Array, share: float) -> NDArray[np.bool_]:
+    """Which runs (n,) are the smallest part; runs of one size are on one side."""
+    last = np.sort(size)[max(0, int(np.ceil(share * len(size))) - 1)]
+    return size <= last * (1 + 1e-9)
+
+
+def _parts(points: Points) -> list[NDArray[np.bool_]]:
+    """The smaller parts that support a law, each once, the smallest first."""
+    found: list[NDArray[np.bool_]] = []
+    for share in SHARES:
+        small = smallest(points.N * points.D, share)
+        part = points.take(small)
+        new = not found or small.sum() > found[-1].sum()
+        if new and not small.all() and part.axis == points.axis and large_enough(part):
+            found.append(small)
+    return found
+
+
+def _split(points: Points, small: NDArray[np.bool_], fits: Mapping[str, Fit]) -> Split:
+    """Fit every form to the small runs in the same way, and forecast the others."""
+    part, rest = points.take(small), points.take(~small)
+    cells = len(np.unique(part.groups))
+    errors, variances = {}, {}
+    for form, whole in fits.items():
+        weights = run_weights(part).weights if whole.objective == "lsq" else None
+        found = fit(LAWS[form], part, objective=whole.objective, delta=whole.delta, weights=weights)
+        if found.usable and cells > len(found.theta):
+            errors[form] = np.log(rest.loss) - np.log(found.law.value(found.theta, rest.logs(found.law.variables)))
+            variances[form] = _variance(found, part, rest)
+    distances = beyond(part, rest.N, rest.D, rest.S)
+    return Split(fitted=int(small.sum()), distances=distances, errors=errors, variances=variances)
+
+
+def _variance(fitted: Fit, points: Points, rest: Points) -> Array:
+    """Variance of log loss of new runs (m,), by the curvature at the fit; robust fits are taken by the scatter about them."""
+    linear = fitted.objective == "linear"
+    likely = likelihood(fitted if linear else replace(fitted, objective="lsq"), points)
+    offsets, theta = frame(likely)
+    here = rest.logs(fitted.law.variables) - offsets[:, None]
+    directions = likely.slopes(theta, here)
+    spread = likely.variance * np.einsum("pk,pq,qk->k", directions, information(likely)[1], directions)
+    variance = spread + likely.run_variance(rest.N, rest.D)
+    return variance / fitted.law.value(theta, here) ** 2 if linear else variance
+
+
+def _mean_square(splits: list[Split], form: str) -> float:
+    return float(np.mean([np.mean(split.errors[form] ** 2) for split in splits]))
+
+
+def _growth(split: Split, weights: Mapping[str, float]) -> float:
+    """Squared growth that a split's errors ask for, beyond what the fits expect and the forms' own differences."""
+    share = np.array(list(weights.values()))
+    errors = np.stack([split.errors[form] for form in weights])
+    variances = np.stack([split.variances[form] for form in weights])
+    mean = share @ errors
+    expected = share @ (variances + (errors - mean) ** 2)
+    far = float(np.sum(split.distances**2))
+    return max(float(np.sum(mean**2 - expected)), 0.0) / far if far > 0 else 0.0

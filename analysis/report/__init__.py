@@ -1,0 +1,1 @@
+"""The report of a study: findings, words, tables, figures, and the page."""

@@ -1,0 +1,58 @@
+"""What the curves draw: measured errors over N and D, from a study's cells or from any table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.laws import Array
+from analysis.points.table import Points
+from analysis.report.figures.style import DATA, SIZE, error_label
+from scaling.results import measure_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """Measured errors, with the names of their axes.
+
+    Attributes:
+        N: model sizes (n,).
+        D: numbers of distinct spectra (n,), or what the table's data are counted in.
+        loss: measured errors (n,).
+        held: which of them took no part in the fit (n,).
+        flops: training compute of each (n,), or None where it is not known.
+        error: the error's name and unit.
+        size: the name and unit of N.
+        data: the name and unit of D.
+    """
+
+    N: Array
+    D: Array
+    loss: Array
+    held: NDArray[np.bool_]
+    flops: Array | None = None
+    error: str = "loss"
+    size: str = SIZE
+    data: str = DATA
+
+    @classmethod
+    def from_cells(cls, cells: pd.DataFrame) -> Observed:
+        """The cells of one family (`CellTable.cells`)."""
+        flops = cells["train_flops"].to_numpy(float)
+        return cls(
+            N=cells["num_params"].to_numpy(float),
+            D=cells["num_spectra"].to_numpy(float),
+            loss=cells[measure_of(cells).test].to_numpy(float),
+            held=cells["held_out"].to_numpy(bool),
+            flops=flops if np.all(np.isfinite(flops) & (flops > 0)) else None,
+            error=error_label(cells),
+        )
+
+    @classmethod
+    def from_points(cls, points: Points, *, error: str, size: str = SIZE, data: str = DATA) -> Observed:
+        """The points of a fit, none of them held out; `error`, `size` and `data` name the axes with their units."""
+        held = np.zeros(len(points), bool)
+        return cls(N=points.N, D=points.D, loss=points.loss, held=held, error=error, size=size, data=data)

@@ -1,0 +1,184 @@
+"""Error by signal to noise, beside the information limit of the spectra: whether the curve stops at the data or before."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import BeforeValidator, ConfigDict
+
+from analysis.report.figures.style import (
+    COLUMN,
+    colour,
+    error_axis,
+    error_label,
+    marker,
+    new_figure,
+    short,
+    size_ticks,
+    styled,
+)
+from scaling.errors import UserError
+from scaling.parse import Positive, parse, parse_object
+
+SNR_LABEL = "signal to noise of the spectrum"
+BIN = ["low", "high", "count", "mae_dex", "rmse_dex"]
+REMEDY = "make the limit again with `scaling limit --json`, or remove it"
+
+
+def _bins(lines: Any) -> pd.DataFrame:
+    whole = isinstance(lines, list) and all(isinstance(line, dict) for line in lines)
+    if not whole or any(type(line.get(name)) not in (int, float) for line in lines for name in BIN):
+        raise ValueError(f"must be a list of objects with the numbers {', '.join(BIN)}")
+    return pd.DataFrame(lines, columns=BIN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """The smallest errors that the test spectra allow, as `scaling limit` writes them. Units are those of the label.
+
+    Attributes:
+        label: what is estimated.
+        noise_level: what multiplies the spectra's errors.
+        eval_pin: the rows' `eval_pin` that the limit is for, or "" where it is not known.
+        mae_dex: MAE of an optimal estimator, over all test spectra.
+        rmse_dex: its root mean square error.
+        guess_mae_dex: MAE of always answering the middle of the label's range.
+        by_snr: a row a bin of signal to noise: low, high, count, mae_dex, rmse_dex.
+        assumes: what the limit assumes, in words.
+    """
+
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
+
+    label: str
+    noise_level: Positive
+    eval_pin: str
+    mae_dex: Positive
+    rmse_dex: Positive
+    guess_mae_dex: Positive
+    by_snr: Annotated[pd.DataFrame, BeforeValidator(_bins)]
+    assumes: str
+
+
+def read_limit(path: str | Path) -> Limit:
+    """Read what `scaling limit --json` wrote, or a study keeps as `limit.json`.
+
+    Raises:
+        UserError: if it is not such a file.
+    """
+    try:
+        return parse_limit(Path(path).read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): {REMEDY}") from error
+
+
+def parse_limit(content: bytes, place: str) -> Limit:
+    """The same from a file's content; `place` is where, for messages.
+
+    Raises:
+        UserError: if it is not that.
+    """
+    fields = {"eval_pin": "", **parse_object(content, place, REMEDY)}
+    return parse(Limit, {name: fields[name] for name in Limit.__dataclass_fields__ if name in fields}, place, REMEDY)
+
+
+def snr_bins(cells: pd.DataFrame) -> pd.DataFrame:
+    """MAE by signal to noise of some cells: a row a bin of each, with low, high, count, mae_dex, bias_dex, rmse_dex, sem_dex.
+
+    `sem_dex` is the standard error of the MAE over the bin's finite number of spectra; `cell` is the cell's index.
+    """
+    lines = [
+        {"cell": cell, **line} for cell, text in cells.get("test_by_snr", pd.Series()).items() for line in _parsed(text)
+    ]
+    return pd.DataFrame(lines, columns=["cell", "low", "high", "count", "mae_dex", "bias_dex", "rmse_dex", "sem_dex"])
+
+
+@styled
+def mae_by_snr(cells: pd.DataFrame, limit: Limit | None) -> Figure | None:
+    """MAE against signal to noise of a few cells, with the information limit and the error of guessing the mean.
+
+    The cells are the best one, the smallest and the largest model on the most spectra they have, and the largest on the
+    fewest; seeds are averaged. Error bars are one standard error over the bin's spectra, the same for all cells.
+
+    Args:
+        cells: `CellTable.cells` of one family.
+        limit: of the same test spectra; None where it is not known.
+
+    Returns:
+        None if the rows have no errors by signal to noise.
+
+    Raises:
+        UserError: if the limit is of another label or of other test spectra than the cells.
+    """
+    bins = snr_bins(cells)
+    if bins.empty:
+        return None
+    _require_same_spectra(cells, limit)
+    figure = new_figure(COLUMN, 0.95 * COLUMN)
+    axes = figure.subplots()
+    chosen = _chosen(cells.loc[bins["cell"].unique()])
+    for place, ((N, D), name) in enumerate(chosen.items()):
+        some = cells.index[(cells["num_params"] == N) & (cells["num_spectra"] == D)]
+        curve = bins[bins["cell"].isin(some)].groupby(["low", "high"], as_index=False).mean()
+        axes.errorbar(
+            _centres(curve),
+            curve["mae_dex"],
+            yerr=curve["sem_dex"],
+            color=colour(place, len(chosen)),
+            marker=marker(place),
+            ms=3.5,
+            lw=0.9,
+            capsize=1.5,
+            label=name,
+        )
+    if limit is not None:
+        axes.plot(_centres(limit.by_snr), limit.by_snr["mae_dex"], color="black", lw=1.6, label="information limit")
+    guess = float(cells["test_guess_mae_dex"].mean())
+    if np.isfinite(guess):
+        axes.axhline(guess, color="0.3", ls=":", lw=1.2, label="always the mean")
+    axes.set(xscale="log", yscale="log", xlabel=SNR_LABEL, ylabel=error_label(cells))
+    size_ticks(axes.xaxis, bins[["low", "high"]].to_numpy().ravel(), text=lambda value: f"{value:.3g}")
+    error_axis(axes, "y")
+    axes.grid()
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def _parsed(text: object) -> list[dict[str, float]]:
+    return json.loads(text) if isinstance(text, str) and text else []
+
+
+def _centres(bins: pd.DataFrame) -> np.ndarray:
+    return np.sqrt(bins["low"].to_numpy(float) * bins["high"].to_numpy(float))
+
+
+def _chosen(cells: pd.DataFrame) -> dict[tuple[int, int], str]:
+    """(N, D) of the cells to draw, each with its name, in the order of their mean test error, largest first."""
+    means = cells.groupby(["num_params", "num_spectra"])[["val_mae_dex", "test_mae_dex"]].mean()
+    grid = list(means.index)
+    smallest, largest = min(grid)[0], max(grid)[0]
+    best = means["val_mae_dex"].idxmin()
+    corners = [
+        max(key for key in grid if key[0] == smallest),
+        min(key for key in grid if key[0] == largest),
+        max(grid),
+    ]
+    ordered = sorted({*corners, best}, key=lambda key: -means.loc[key, "test_mae_dex"])
+    return {(N, D): f"N = {short(N)}, D = {short(D)}{' (best)' if best == (N, D) else ''}" for N, D in ordered}
+
+
+def _require_same_spectra(cells: pd.DataFrame, limit: Limit | None) -> None:
+    if limit is None:
+        return
+    for column, value, what in (("label", limit.label, "label"), ("eval_pin", limit.eval_pin, "test spectra")):
+        found = cells[column].astype(str).unique()
+        if value and list(found) != [value]:
+            raise UserError(
+                f"information limit: of {what} {value}, but the table has {', '.join(found)}; "
+                "make the limit of the same data again with `scaling limit`"
+            )

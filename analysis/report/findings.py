@@ -1,0 +1,156 @@
+"""What a results table says: the laws with and without the held-out cells, and the answers that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.answers.allocation import Path, compute_optimal, no_path
+from analysis.answers.backtest import Backtest, HeldOut, backtests, held_out_score
+from analysis.answers.budget import ErrorBudget, error_budget, what_would_it_buy
+from analysis.answers.checks import residual_trends
+from analysis.answers.next_runs import next_runs, run_hours
+from analysis.answers.rates import RateLaw, learning_rate_law
+from analysis.intervals.compare import Comparison, compare
+from analysis.points.branches import whole_budgets
+from analysis.points.cost import Cost, study_cost
+from analysis.points.table import Points
+from analysis.points.trials import CellTable, best_trials, largest_cell, law_cells, points_from_cells
+from scaling.errors import UserError
+from scaling.results import measure_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What follows from the fit to all cells, at the largest cell that was run.
+
+    Attributes:
+        N: its model size.
+        D: its number of spectra.
+        S: its samples seen; None where all cells have the same number of them, or of epochs.
+        budget: why the curve stops there; None where the law cannot be split.
+        gains: what more data, a larger model and more compute would buy.
+        cost: what compute is.
+        path: the compute-optimal path, or None with `no_path` saying why.
+        no_path: or "".
+        next_runs: where one more run would narrow the forecast of the last of `gains` most for each device-hour, the
+            best first; None where the cost of a run is not known.
+    """
+
+    N: float
+    D: float
+    S: float | None
+    budget: ErrorBudget | None
+    gains: pd.DataFrame
+    cost: Cost
+    path: Path | None
+    no_path: str
+    next_runs: pd.DataFrame | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What a report tells.
+
+    Attributes:
+        given: the results table.
+        rows: those of its rows that the rest is about: of whole budgets.
+        table: its cells and exclusions.
+        cells: the cells of the law's family.
+        fitted: the fit to the cells that were not held out, or None with `problem` saying why.
+        final: the fit to all cells, or None.
+        score: the score of `fitted` on the held-out cells, or None without such cells.
+        backtests: what the smaller of all cells would have forecast of the larger.
+        trends: whether the residuals of `fitted` trend over N and D, or None.
+        answers: from `final`, or None.
+        rates: the learning-rate law, or None.
+        problem: why there is no law, or "".
+    """
+
+    given: pd.DataFrame
+    rows: pd.DataFrame
+    table: CellTable
+    cells: pd.DataFrame
+    fitted: Comparison | None
+    final: Comparison | None
+    score: HeldOut | None
+    backtests: list[Backtest]
+    trends: pd.DataFrame | None
+    answers: Answers | None
+    rates: RateLaw | None
+    problem: str
+
+    @property
+    def held(self) -> int:
+        """How many cells of the law's family were held out of the fit."""
+        return int(self.cells["held_out"].astype(bool).sum())
+
+
+def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0) -> Findings:
+    """Fit without the held-out cells, score the forecast of those, fit again to all, and answer.
+
+    Args:
+        rows: a table of `scaling.results.Row`.
+        bootstrap: refits a form.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: if it is not a results table, or mixes evaluations. A table that supports no law is no error.
+    """
+    given, rows = rows, whole_budgets(rows)
+    table = best_trials(rows)
+    cells, fitted, final, score, problem = table.cells.iloc[:0], None, None, None, ""
+    try:
+        cells = law_cells(table.cells)
+        held = cells["held_out"].astype(bool)
+        fitted = compare(points_from_cells(cells[~held]), replicates=bootstrap, seed=seed)
+        final = compare(points_from_cells(cells), replicates=bootstrap, seed=seed) if held.any() else fitted
+        score = held_out_score(fitted, _observed(cells[held])) if held.any() else None
+    except UserError as error:
+        fitted = final = score = None
+        problem = str(error).removeprefix("table: ")
+    family = rows[rows["family"].isin(cells["family"])]
+    return Findings(
+        given=given,
+        rows=rows,
+        table=table,
+        cells=cells,
+        fitted=fitted,
+        final=final,
+        score=score,
+        backtests=[] if final is None else backtests(final),
+        trends=None if fitted is None else residual_trends(fitted),
+        answers=None if final is None else _answers(final, cells),
+        rates=learning_rate_law(family) if len(family) else None,
+        problem=problem,
+    )
+
+
+def _observed(cells: pd.DataFrame) -> Points:
+    """Cells as points, however few they are."""
+    columns = {"N": "num_params", "D": "num_spectra", "loss": measure_of(cells).test, "S": "samples_seen"}
+    return Points(**{name: cells[column].to_numpy(float) for name, column in columns.items()})
+
+
+def _answers(final: Comparison, cells: pd.DataFrame) -> Answers:
+    """What the fit to all cells says about the largest of them."""
+    largest = largest_cell(cells)
+    N, D, S = float(largest["num_params"]), float(largest["num_spectra"]), None
+    if final.points.S is not None and min(np.ptp(final.points.S), np.ptp(final.points.S / final.points.D)) > 0:
+        S = float(largest["samples_seen"])
+    cost, hours = study_cost(cells), run_hours(cells)
+    gains = what_would_it_buy(final, N, D, S=S, cost=cost)
+    target = (float(gains["N"].iloc[-1]), float(gains["D"].iloc[-1]))
+    return Answers(
+        N=N,
+        D=D,
+        S=S,
+        budget=error_budget(final, N, D, S),
+        gains=gains,
+        cost=cost,
+        path=compute_optimal(final, cost),
+        no_path=no_path(final, cost),
+        next_runs=None if hours is None or S is not None else next_runs(final, target, hours),
+    )

@@ -1,0 +1,111 @@
+"""The tables of the report, as plain rows for its template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from analysis.intervals.compare import Comparison
+from analysis.laws import LAWS
+from analysis.report import words
+from analysis.report.figures.style import GREEK, label_name
+from analysis.report.findings import Answers, Findings
+from scaling.results import measure_of
+
+
+def run_facts(findings: Findings) -> dict[str, Any]:
+    """What was run, counted."""
+    rows, table = findings.rows, findings.table
+
+    def listed(column: str, style: str = "{}") -> str:
+        return ", ".join(style.format(value) for value in sorted(rows[column].dropna().unique()))
+
+    return {
+        "trials": len(rows),
+        "finished": int((rows["status"] == "done").sum()),
+        "cells": len(table.cells),
+        "held": int(table.cells["held_out"].astype(bool).sum()),
+        "seeds": int(table.cells["seed"].nunique()),
+        "spectra": f"{rows['num_spectra'].min():,} to {rows['num_spectra'].max():,}",
+        "num_test": listed("num_test", "{:,}"),
+        "draws": listed("eval_draws"),
+        "label": label_name(rows),
+        "device": listed("device"),
+        "hours": f"{rows['device_seconds'].sum(skipna=True) / 3600:.2g}",
+        "eval_pin": listed("eval_pin"),
+        "precision": listed("precision"),
+        "z": listed("label_std", "{:.4g}"),
+    }
+
+
+def grid(cells: pd.DataFrame) -> dict[str, Any]:
+    """Best test error by (family, N) and D, averaged over seeds: {columns: [D], rows: [{family, rung, N, values}]}."""
+    columns, error = sorted(cells["num_spectra"].unique()), measure_of(cells).test
+    lines = []
+    for (family, N, rung), group in cells.groupby(["family", "num_params", "rung"], sort=True):
+        values: list[dict[str, Any] | None] = []
+        for D in columns:
+            here = group[group["num_spectra"] == D]
+            mean, spread = here[error].mean(), here[error].std(ddof=1) if len(here) > 1 else None
+            held = bool(here["held_out"].any())
+            values.append({"mean": mean, "spread": spread, "seeds": len(here), "held": held} if len(here) else None)
+        lines.append({"family": family, "rung": rung, "N": int(N), "values": values})
+    lines.sort(key=lambda line: (line["family"] != "specvit", line["family"], line["N"]))
+    return {"columns": [int(D) for D in columns], "rows": lines, "families": cells["family"].nunique()}
+
+
+def forms(comparison: Comparison | None) -> list[dict[str, Any]]:
+    """Every form that was compared: its AICc above the lowest, weights, error in the backtests and outcome."""
+    if comparison is None:
+        return []
+    lowest, found = min(comparison.aicc.values()), comparison.extrapolation
+    lines = []
+    for form, fitted in comparison.fits.items():
+        lines.append(
+            {
+                "form": form,
+                "formula": LAWS[form].formula,
+                "best": form == comparison.best,
+                "parameters": len(LAWS[form].parameters),
+                "usable": fitted.usable and comparison.aicc[form] < float("inf"),
+                "above": comparison.aicc[form] - lowest,
+                "weight": comparison.weights[form],
+                "error": None if form not in found.errors else f"{100 * found.errors[form]:.1f} %",
+                "forecasts": found.weights.get(form, 0.0),
+                "status": fitted.status.replace("_", " "),
+                "message": "" if fitted.status == "converged" else fitted.message,
+            }
+        )
+    return sorted(lines, key=lambda line: line["above"])
+
+
+def parameters(findings: Findings) -> list[dict[str, Any]]:
+    """The selected form's parameters with their intervals, without the held-out cells and with them."""
+    if findings.fitted is None or findings.final is None:
+        return []
+    law = findings.fitted.law.law
+    lines = []
+    for name, meaning in law.meaning.items():
+        line: dict[str, Any] = {"name": GREEK.get(name, name), "meaning": meaning}
+        for which, comparison in (("fitted", findings.fitted), ("final", findings.final)):
+            value = comparison.fits[law.name].parameters[name]
+            interval = comparison.intervals.get(law.name, {}).get(name)
+            line[which] = {"value": words.significant(value), "interval": words.bounds(interval)}
+        lines.append(line)
+    return lines
+
+
+def beware(answers: Answers | None) -> list[str]:
+    """What holds for all forecasts of the answers, in words."""
+    if answers is None:
+        return []
+    first, *others = answers.gains["flags"]
+    return [flag for flag in first if all(flag in each for each in others)]
+
+
+def gains(answers: Answers) -> list[dict[str, Any]]:
+    """What more would buy, each row with the flags that are its own."""
+    common = beware(answers)
+    rows = answers.gains.to_dict("records")
+    return [row | {"flags": [flag for flag in row["flags"] if flag not in common]} for row in rows]

@@ -1,0 +1,174 @@
+"""Sentences and numbers of the report, as people read them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pandas as pd
+
+from analysis.answers.budget import ErrorBudget
+from analysis.intervals.compare import Comparison
+from analysis.intervals.profile import Interval
+from analysis.points.anchors import Anchor
+from analysis.report.figures.style import GREEK, label_name, short
+from analysis.report.findings import Answers, Findings
+from scaling.results import measure_of
+
+
+def question(rows: pd.DataFrame) -> str:
+    """What the study asks."""
+    return (
+        f"How far does the {measure_of(rows).noun} of {label_name(rows)} fall with training spectra (D) and model "
+        "parameters (N), and where does it stop?"
+    )
+
+
+def axis_meaning(cells: pd.DataFrame) -> str:
+    """What the D axis of the study shows, which its noise and its budget decide."""
+    kinds = set(zip(cells["noise"], cells["budget"], strict=True))
+    if len(kinds) > 1:
+        listed = ", ".join(sorted(f"{noise} noise with a budget in {budget}" for noise, budget in kinds))
+        return f"The cells mix rules ({listed}): the D axis has no single meaning, so compare cells of one rule only."
+    noise, budget = next(iter(kinds))
+    drawn = "one fixed noise draw a spectrum" if noise == "fixed" else "noise drawn afresh each epoch"
+    spent = "the same number of samples seen for every cell" if budget == "samples" else "a fixed number of epochs"
+    meaning = {
+        ("fixed", "samples"): "the D axis is unique data: training length does not change along it",
+        ("fresh", "epochs"): "the D axis is mostly training length: D sets the number of steps, and every epoch brings "
+        "new noise, so the curve does not show what more distinct spectra are worth",
+        ("fixed", "epochs"): "the D axis mixes unique data with training length: both grow together",
+        (
+            "fresh",
+            "samples",
+        ): "training length is the same along the D axis, but fresh noise makes each epoch partly new "
+        "data, so the curve understates what distinct spectra are worth with one draw each",
+    }.get((noise, budget), "what the D axis shows depends on rules that this report does not know")
+    return f"With {drawn} and {spent}, {meaning}."
+
+
+def answer(findings: Findings) -> list[str]:
+    """The answer in about three sentences."""
+    cells, answers, final = findings.cells, findings.answers, findings.final
+    if not len(cells):
+        return [f"There is no answer: {findings.problem}."]
+    measure = measure_of(cells)
+    best = cells.loc[cells[measure.test].idxmin()]
+    first = (
+        f"The lowest test {measure.noun} is {measure.value(best[measure.test])}, reached by the model of "
+        f"{short(best['num_params'])} parameters on {short(best['num_spectra'])} spectra"
+    )
+    if answers is None or final is None:
+        return [f"{first}.", f"There is no law of error over N and D here: {findings.problem}."]
+    sentences = [f"{first}; {gains(answers, final)}."]
+    if answers.budget is not None:
+        sentences.append(shares(answers.budget, final))
+    if findings.score is None and findings.backtests:
+        sentences.append(f"No cells were held out. {findings.backtests[0].words}")
+    elif findings.score is None:
+        sentences.append("No cells were held out, so these forecasts have not been tested: treat them with caution.")
+    else:
+        sentences.append(f"Tested on cells the fit had not seen, {findings.score.words}")
+    return sentences
+
+
+def gains(answers: Answers, final: Comparison) -> str:
+    """What more data and a larger model would buy, as a clause."""
+    told = [_gain(row) for _, row in answers.gains.iterrows() if row["scenario"].endswith(("data", "model"))]
+    where = f"from the largest cell (N = {short(answers.N)}, D = {short(answers.D)}), "
+    return f"{where}{' and '.join(told)} ({100 * final.level:g} % intervals of the law)"
+
+
+def _gain(row: pd.Series) -> str:
+    factor, what = row["scenario"].split("× ")
+    more = f"{factor} times the data" if what == "data" else f"a model {factor} times as large"
+    if row["refused"]:
+        return f"what {more} would do cannot be told ({'; '.join(row['flags'])})"
+    return (
+        f"{more} would lower the error by {100 * row['gain_low']:.0f} to {100 * row['gain_high']:.0f} % "
+        f"(best {100 * row['gain']:.0f} %)"
+    )
+
+
+def shares(budget: ErrorBudget, final: Comparison) -> str:
+    """The error budget as a sentence."""
+    names = {
+        "irreducible": "a floor that neither removes at this recipe and training length",
+        "capacity": "too small a model",
+        "data": "too little data",
+        "repetition": "seeing the same spectra again",
+    }
+    told = [
+        f"{100 * row['share_low']:.0f} to {100 * row['share_high']:.0f} % (best {100 * row['share']:.0f} %) to "
+        f"{names[row['term']]}"
+        for _, row in budget.table.iloc[::-1].iterrows()
+    ]
+    spread = float((budget.table["share_high"] - budget.table["share_low"]).max())
+    closing = "; the intervals are wide, so the cells do not yet tell the parts apart" if spread > 0.5 else ""
+    return (
+        f"Of its error there, the law ({budget.form}) gives {', '.join(told[:-1])} and {told[-1]} "
+        f"({100 * final.level:g} % intervals){closing}."
+    )
+
+
+def anchor(found: Anchor) -> str:
+    """What a model from elsewhere reaches on the study's test spectra."""
+    return (
+        f"Beside the study: {found.name} (N = {found.num_params:,}, D = {found.num_spectra:,}) has a test MAE of "
+        f"{found.test_mae_dex:.3f} ± {found.test_mae_sem_dex:.3f} dex ({found.test_mae_z:.3f} z, R² {found.test_r2:.3f}) on the "
+        f"same {found.num_test:,} test spectra with the same noise. It was trained outside this study and is not part of the fit."
+    )
+
+
+def parameters(comparison: Comparison) -> str:
+    """The parameters of the selected form with their intervals, in a line."""
+    intervals = comparison.intervals[comparison.best]
+    told = ", ".join(
+        f"{GREEK.get(name, name)} {bounds(intervals.get(name))} (best {significant(value)})"
+        for name, value in comparison.law.parameters.items()
+    )
+    return f"{comparison.best}: {told}"
+
+
+def greek(formula: str) -> str:
+    """A formula with the letters that people write: "A/N^alpha" is A/N^α."""
+    return re.sub(r"[A-Za-z]+[0-9]?", lambda found: GREEK.get(found[0], found[0]), formula)
+
+
+def bounds(interval: Interval | None) -> str:
+    """An interval "0.12 to 0.15"; ends that the cells do not determine are said to be open."""
+    if interval is None:
+        return "not known"
+    low, high = interval
+    if math.isinf(low) and math.isinf(high):
+        return "not determined"
+    if math.isinf(high):
+        return f"above {significant(low)}" if low else "not determined"
+    if math.isinf(low):
+        return f"below {significant(high)}"
+    return f"{significant(low)} to {significant(high)}"
+
+
+def significant(value: float) -> str:
+    """Three significant digits without an exponent where that is readable: 1,900, 0.131, 8.2·10⁵."""
+    if value == 0:
+        return "0"
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    exponent = math.floor(math.log10(abs(value)))
+    if -4 <= exponent <= 4:
+        return f"{round(value, 2 - exponent):,.{max(2 - exponent, 0)}f}"
+    mantissa, power = f"{value:.1e}".split("e")
+    return f"{mantissa}·10{str(int(power)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
+def versions(column: pd.Series) -> str:
+    """The software versions of the rows, from their JSON: "torch 2.13, ray 2.60"."""
+    told = []
+    for text in sorted(column.dropna().astype(str).unique()):
+        try:
+            told.append(", ".join(f"{name} {version}" for name, version in json.loads(text).items()))
+        except (ValueError, AttributeError):
+            told.append(text)
+    return "; ".join(told)
