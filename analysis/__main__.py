@@ -14,14 +14,14 @@ import pandas as pd
 from analysis.answers.forecast import forecast
 from analysis.fitting.fit import DELTA
 from analysis.fitting.solve import Objective
-from analysis.intervals.compare import NoLawError, compare
+from analysis.intervals.compare import NoLawError, Weigh, compare
 from analysis.laws import CURVES, LAWS
 from analysis.points.branches import whole_budgets
 from analysis.points.cost import SIX_N_D, Cost, column_cost, study_cost
+from analysis.points.limit import read_limit
 from analysis.points.table import Points, column_names, points_from_columns, require_falling
 from analysis.points.trials import best_trials, is_row_table, law_cells, points_from_cells
 from analysis.report.document import failure_document, fit_document
-from analysis.report.figures.snr import read_limit
 from analysis.report.page import check_report, write_report
 from analysis.report.tell import tell
 from scaling.errors import UserError
@@ -79,6 +79,13 @@ def _parser() -> argparse.ArgumentParser:
         "--at", nargs="+", default=[], metavar="N,D", help="forecast there (N,D,S with samples seen; or x)"
     )
     fit.add_argument("--all", action="store_true", help="fit held-out cells of a results table too")
+    _add_limit(fit)
+    fit.add_argument(
+        "--weigh",
+        choices=get_args(Weigh),
+        default="backtest",
+        help="forecasts weigh forms by how they extrapolated within the runs (default), or by AICc alone",
+    )
     fit.add_argument("--json", type=Path, metavar="OUT", help="write the fit as JSON")
     fit.set_defaults(command=_fit)
     report = commands.add_parser("report", help="write the report of a results table")
@@ -86,11 +93,18 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("out", type=Path, metavar="OUT", help="folder of the report")
     report.add_argument("--bootstrap", type=int, default=1000, metavar="K", help="refits a form (default 1000)")
     report.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    report.add_argument(
-        "--limit", type=Path, metavar="JSON", help="information limit, as `scaling limit --json` writes"
-    )
+    _add_limit(report)
     report.set_defaults(command=_report)
     return parser
+
+
+def _add_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--limit",
+        type=Path,
+        metavar="JSON",
+        help="information limit, as `scaling limit --json` writes: it bounds the floor of the laws",
+    )
 
 
 def _fit(options: argparse.Namespace) -> int:
@@ -106,6 +120,7 @@ def _fit(options: argparse.Namespace) -> int:
             replicates=options.bootstrap,
             level=options.level,
             seed=options.seed,
+            weigh=options.weigh,
         )
         forecasts = pd.concat([forecast(found, *place) for place in places]) if places else None
         document = fit_document(found, forecasts, cost)
@@ -159,8 +174,11 @@ def _read(table: str) -> pd.DataFrame:
 def _input(options: argparse.Namespace) -> tuple[Points, Cost, dict[str, Any]]:
     """The points of the table, what a run costs, and facts for the document: columns, and held-out cells."""
     frame = _read(options.table)
+    limit = None if options.limit is None else read_limit(options.limit)
     cost = SIX_N_D if options.flops_per is None else _flops_per(options.flops_per)
     if not is_row_table(frame):
+        if limit is not None:
+            raise UserError(f"--limit {options.limit}: needs a results table, which names its test spectra")
         names = column_names(frame, options.n, options.d, options.loss)
         points = points_from_columns(
             frame, names["n"], names["d"], str(names["loss"]), samples_seen=options.samples_seen, sem=options.sem
@@ -173,7 +191,7 @@ def _input(options: argparse.Namespace) -> tuple[Points, Cost, dict[str, Any]]:
     held = cells["held_out"].astype(bool)
     facts = {"cells": int(held.sum()), "included": bool(options.all)}
     cells = cells if options.all else cells[~held].reset_index(drop=True)
-    points = points_from_cells(cells, options.n, options.d, options.loss)
+    points = points_from_cells(cells, options.n, options.d, options.loss, limit)
     points.warnings.extend(trials.warnings)
     names = {
         "n": options.n or "num_params",

@@ -1,12 +1,12 @@
 """Forecasts of published studies' larger runs from their smaller ones: how many lie within their interval.
 
-    python -m benchmarks.forecasts FOLDER [--form auto] [--objective lsq] [--json OUT]
+    python -m benchmarks.forecasts FOLDER [--form auto] [--objective lsq] [--weigh backtest] [--json OUT]
 
 FOLDER, and the one above it, hold CSV files of N, D and loss (`tables` says which). Exact duplicates are dropped; runs are sorted by
 compute (the column `budget`, else 6·N·D); the lower half, and again the lower two thirds, are fitted (whole budgets where there is such
 a column); the others, at most 80 at random, are forecast, each with a 90 % interval for one new run. A family's row is the mean over its
 tables and splits: coverage, root mean square of log(observed / forecast), median log width, interval score (log width + 20 × what
-lies outside), share flagged, coverage of the unflagged.
+lies outside), share flagged, coverage of the unflagged, root mean square of the flagged and of the others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from analysis.points.table import Points
 from scaling.errors import UserError
 
 SHARES, MOST, LEVEL = (1 / 2, 2 / 3), 80, 0.9
-NAMES = ("coverage", "rms", "width", "score", "flagged", "unflagged")
+NAMES = ("coverage", "rms", "width", "score", "flagged", "unflagged", "rms flagged", "rms others")
 
 
 def tables(folder: Path) -> dict[str, list[pd.DataFrame]]:
@@ -56,7 +56,9 @@ def _table(N: Any, D: Any, loss: Any, budget: Any = None) -> pd.DataFrame:
     return frame.dropna().drop_duplicates().sort_values("C", ignore_index=True)
 
 
-def forecast_rest(table: pd.DataFrame, share: float, form: str, objective: str) -> dict[str, float] | None:
+def forecast_rest(
+    table: pd.DataFrame, share: float, form: str, objective: str, weigh: str = "backtest"
+) -> dict[str, float] | None:
     """Fit the smallest runs of a table, forecast the others, and score the forecasts; None where no law can be fitted."""
     small = smallest(table["C"].to_numpy(), share)
     points = Points(**{name: table.loc[small, name].to_numpy() for name in ("N", "D", "loss")})
@@ -64,7 +66,9 @@ def forecast_rest(table: pd.DataFrame, share: float, form: str, objective: str) 
     if len(rest) > MOST:
         rest = rest.iloc[np.sort(np.random.default_rng(0).choice(len(rest), MOST, replace=False))]
     try:
-        fitted = compare(points, None if form == "auto" else (form,), objective=objective, level=LEVEL, replicates=300)
+        fitted = compare(
+            points, None if form == "auto" else (form,), objective=objective, level=LEVEL, replicates=300, weigh=weigh
+        )
         cast = prediction_table(fitted, rest["N"].to_numpy(), rest["D"].to_numpy())
     except UserError as error:
         print(f"  no forecast: {error}")
@@ -72,14 +76,21 @@ def forecast_rest(table: pd.DataFrame, share: float, form: str, objective: str) 
     seen, low, high = np.log(rest["loss"].to_numpy()), np.log(cast["low"].to_numpy()), np.log(cast["high"].to_numpy())
     inside, outside = (low <= seen) & (seen <= high), np.maximum(low - seen, 0) + np.maximum(seen - high, 0)
     flagged = cast["flags"].map(len).to_numpy() > 0
+    miss = np.log(cast["value"].to_numpy()) - seen
     return {
         "coverage": float(inside.mean()),
-        "rms": float(np.sqrt(np.mean((seen - np.log(cast["value"].to_numpy())) ** 2))),
+        "rms": _rms(miss),
         "width": float(np.median(high - low)),
         "score": float(np.mean(high - low + 2 / (1 - LEVEL) * outside)),
         "flagged": float(flagged.mean()),
         "unflagged": float(inside[~flagged].mean()) if not flagged.all() else np.nan,
+        "rms flagged": _rms(miss[flagged]),
+        "rms others": _rms(miss[~flagged]),
     }
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2))) if len(values) else np.nan
 
 
 def main() -> None:
@@ -88,19 +99,24 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--form", default="auto")
     parser.add_argument("--objective", default="lsq")
+    parser.add_argument("--weigh", choices=("backtest", "aicc"), default="backtest")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     families, started = tables(options.folder), time.perf_counter()
     if not families:
         print(f"{options.folder}: none of the tables is there; nothing was measured")
         return
-    print(f"{'family':14}" + "".join(f"{name:>11}" for name in NAMES))
+    print(f"{'family':14}" + "".join(f"{name:>12}" for name in NAMES))
     means = {}
     for family, each in families.items():
-        scores = [forecast_rest(table, share, options.form, options.objective) for table in each for share in SHARES]
+        scores = [
+            forecast_rest(table, share, options.form, options.objective, options.weigh)
+            for table in each
+            for share in SHARES
+        ]
         frame = pd.DataFrame([score for score in scores if score is not None])
         means[family] = frame.mean().to_dict()
-        print(f"{family:10}{len(frame):4}" + "".join(f"{means[family][name]:11.3f}" for name in NAMES), flush=True)
+        print(f"{family:10}{len(frame):4}" + "".join(f"{means[family][name]:12.3f}" for name in NAMES), flush=True)
     print(f"{time.perf_counter() - started:.0f} s")
     if options.json:
         options.json.write_text(json.dumps(vars(options) | {"families": means}, default=str, indent=1))

@@ -23,6 +23,7 @@ FAR = 4.0
 
 _NEGLIGIBLE = 0.01  # weight of a form below which it is left out of the mixture
 _GRID = 600
+_HALVINGS = 40  # a quantile is exact to this many bits of the range
 _SHIFTS = (np.arange(60) + 0.5) / 60  # quantiles of what all forms get wrong together
 
 
@@ -62,7 +63,7 @@ def prediction_table(comparison: Comparison, N: ArrayLike, D: ArrayLike, S: Arra
             raise UserError(f"forecast: {name} must be a positive number")
     value = central(comparison, N, D, S)
     curve, new_run = prediction_intervals(comparison, N, D, S)
-    about_law = _law_flags(comparison)
+    about_law, doubtful = _law_flags(comparison), _doubtful(comparison)
     far = [
         _far(comparison.points, n, d, None if S is None else S[k]) for k, (n, d) in enumerate(zip(N, D, strict=True))
     ]
@@ -76,7 +77,7 @@ def prediction_table(comparison: Comparison, N: ArrayLike, D: ArrayLike, S: Arra
             "curve_low": curve[:, 0],
             "curve_high": curve[:, 1],
             "flags": [about_law + each for each in far],
-            "refused": [bool(each) and _doubtful(comparison) for each in far],
+            "refused": np.array([bool(each) and doubtful for each in far]) | ~np.isfinite(new_run).all(axis=1),
         }
     )
 
@@ -125,6 +126,8 @@ def prediction_intervals(comparison: Comparison, N: Array, D: Array, S: Array | 
         np.array([_mixed(kind, weights, k, common[k], comparison.level) for k in range(len(N))])
         for kind in zip(*parts, strict=True)
     )
+    # a run scatters about its curve: its interval holds the curve's, also where approximations of both all but agree
+    new_run = np.stack([np.minimum(new_run[:, 0], curve[:, 0]), np.maximum(new_run[:, 1], curve[:, 1])], axis=1)
     return curve, new_run
 
 
@@ -138,15 +141,24 @@ def _mixed(parts: Sequence[Predictive], share: Array, place: int, common: Array,
         common: quantiles of the common error, in log loss.
         level: coverage.
     """
+    finite = np.array([np.isfinite(part.logs[place]).all() and np.isfinite(part.t[place]).all() for part in parts])
+    if not finite.any():
+        return np.full(2, np.nan)
+    parts = [part for part, known in zip(parts, finite, strict=True) if known]
+    share = share[finite] / share[finite].sum()
     ends = [part.logs[place][[0, -1]] for part in parts]
     nodes = np.unique(np.concatenate([np.linspace(low, high, _GRID) for low, high in ends]))
     alone = np.sum([weight * part.probability(place, nodes) for weight, part in zip(share, parts, strict=True)], axis=0)
     alone = np.maximum.accumulate(alone)
-    if np.ptp(common) > 0:
-        reached = np.linspace(nodes[0] + common[0], nodes[-1] + common[-1], 2 * _GRID)
-        alone = np.mean([np.interp(reached - shift, nodes, alone) for shift in common], axis=0)
-        nodes = reached
-    return np.exp(np.interp([(1 - level) / 2, (1 + level) / 2], alone, nodes))
+    tails = np.array([(1 - level) / 2, (1 + level) / 2])
+    if np.ptp(common) == 0:
+        return np.exp(np.interp(tails, alone, nodes))
+    low, high = np.full(2, nodes[0] + common[0]), np.full(2, nodes[-1] + common[-1])
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        below = np.interp(middle[:, None] - common, nodes, alone, left=0.0, right=1.0).mean(axis=1) < tails
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return np.exp(high)
 
 
 def _bootstrap_intervals(
@@ -184,6 +196,8 @@ def _law_flags(comparison: Comparison) -> list[str]:
         words.append(f"lack of fit (p = {lack.p:.2g}): the form misses more than seeds scatter")
     if law.status == "bound_hit":
         words.append(f"bound hit: {law.message}")
+    if comparison.weigh == "backtest" and not comparison.extrapolation.splits:
+        words.append("the runs are too few for a backtest")
     floor = comparison.law_intervals.get("E")
     if floor is not None and floor[0] <= 0:
         words.append("the floor's interval reaches zero")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis.fitting.solve import L1_DELTA, Objective, Problem, Solutions, minimise
-from analysis.laws import AMPLITUDES, LAWS, Array, Law
+from analysis.laws import AMPLITUDES, Array, Law
 from analysis.points.table import Points
 from scaling.errors import UserError
 
@@ -33,7 +33,7 @@ class Fit:
     """The outcome of one fit.
 
     Attributes:
-        form: name of the law.
+        law: the form that was fitted, with its bounds.
         status: "converged"; "bound_hit" (a parameter stands at its bound, named in `message`); "not_identified" (the
             points do not determine the parameters); "failed" (no minimum was found).
         objective: "lsq" (squares of log residuals), "linear" (squares of plain residuals), "huber" and "l1" (of log
@@ -47,7 +47,7 @@ class Fit:
         message: what `status` means here, in words.
     """
 
-    form: str
+    law: Law
     status: Status
     objective: Objective
     delta: float
@@ -63,9 +63,9 @@ class Fit:
         return self.status in ("converged", "bound_hit")
 
     @property
-    def law(self) -> Law:
-        """The form that was fitted."""
-        return LAWS[self.form]
+    def form(self) -> str:
+        """Its name."""
+        return self.law.name
 
     @property
     def theta(self) -> Array:
@@ -121,7 +121,7 @@ def fit(
     status, message = _outcome(problem, best, offsets)
     predicted = law.value(theta, problem.logs)
     return Fit(
-        form=law.name,
+        law=law,
         status=status,
         objective=objective,
         delta=delta,
@@ -208,7 +208,7 @@ def _followed(problem: Problem, theta: Array, tolerance: float) -> Solutions:
 def _undetermined(law: Law, points: Points, objective: Objective, delta: float, weights: Array) -> Fit:
     sizes = len(np.unique(points.groups))
     return Fit(
-        form=law.name,
+        law=law,
         status="not_identified",
         objective=objective,
         delta=delta,
@@ -233,7 +233,9 @@ def _outcome(problem: Problem, found: Solutions, offsets: Array) -> tuple[Status
     words = []
     for side, gap in (("lower", theta - law.lower), ("upper", law.upper - theta)):
         words += [
-            f"{name} is at its {side} bound {bound:.3g}"
+            f"{name} is at the information limit {bound:.3g}"
+            if name == "E" and side == "lower" and bound > 0
+            else f"{name} is at its {side} bound {bound:.3g}"
             for name, bound, near in zip(law.parameters, natural, gap <= _AT_BOUND * size, strict=True)
             if near
         ]

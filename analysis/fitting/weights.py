@@ -15,6 +15,7 @@ SIGNIFICANT = 0.05
 
 _LIKELIHOOD_RATIO = 3.841  # the 95 % point of χ² with one degree of freedom
 _FEWEST = 8  # degrees of freedom of variances from which a slope can be told
+_LARGEST = np.log(100.0)  # change of the log variance along an axis, at most: scatter tenfold from end to end
 _REACH = np.log(4.0)  # beyond this distance outside the points the variance is taken as constant
 
 
@@ -102,7 +103,8 @@ def variance_model(N: Array, D: Array, variances: Array, dof: Array) -> Variance
 
     A variance estimate with f degrees of freedom follows a gamma distribution with shape f/2, so that this is a gamma
     regression with a logarithmic link (McCullagh & Nelder 1989, ch. 8). Slopes are dropped, the least significant
-    first, until the likelihood ratio of each is significant at `SIGNIFICANT`.
+    first, until the likelihood ratio of each is significant at `SIGNIFICANT`. No axis changes the variance by more than a factor of 100:
+    the residuals of a form that fits some runs exactly would ask for any slope.
 
     Args:
         N: (m,).
@@ -122,7 +124,8 @@ def variance_model(N: Array, D: Array, variances: Array, dof: Array) -> Variance
         weakest = min(without, key=lambda axis: without[axis])
         if without[weakest] - full > _LIKELIHOOD_RATIO:
             slopes = np.zeros(2)
-            slopes[kept] = coefficients[1:]
+            steepest = _LARGEST / np.ptp(logs[kept], axis=1)
+            slopes[kept] = np.clip(coefficients[1:], -steepest, steepest)
             return VarianceModel(slopes=slopes, middle=flat.middle, low=flat.low, high=flat.high)
         kept.remove(weakest)
     return flat

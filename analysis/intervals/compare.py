@@ -19,7 +19,7 @@ from analysis.fitting.solve import Objective
 from analysis.fitting.weights import Weights, run_weights
 from analysis.intervals.bootstrap import Bootstrap, bootstrap
 from analysis.intervals.profile import Interval, parameter_intervals
-from analysis.laws import AMPLITUDES, LAWS, SELECTABLE, Array
+from analysis.laws import AMPLITUDES, LAWS, SELECTABLE, Array, Law
 from analysis.points.table import Points
 from scaling.errors import UserError
 
@@ -111,7 +111,11 @@ class Comparison:
         else:
             columns = self.bootstrap.draws[form].T
             own = dict(zip(fitted.law.parameters, map(self.bootstrap.interval, columns), strict=True))
-        return _with_evaluation(own, fitted, self.evaluation, self.level)
+        widened = _with_evaluation(own, fitted, self.evaluation, self.level)
+        if "E" in widened:
+            low, high = widened["E"]
+            widened["E"] = (max(low, self.points.floor), max(high, self.points.floor))
+        return widened
 
     @cached_property
     def extrapolation(self) -> Extrapolation:
@@ -147,7 +151,7 @@ def compare(
     and "l1" are robust as they are.
 
     Args:
-        points: what is fitted.
+        points: what is fitted; their `floor` bounds E from below.
         forms: names of forms; all that suit the points if not given.
         objective: what is minimised, see `fit`.
         delta: of "huber".
@@ -169,7 +173,8 @@ def compare(
         raise UserError(f"level {level!r} must lie between 0 and 1, and replicates {replicates!r} be at least 1")
     scatter = run_weights(points)
     weights = scatter.weights if objective == "lsq" else None
-    fits = {form: fit(LAWS[form], points, objective=objective, delta=delta, weights=weights) for form in forms}
+    laws = _bounded(forms, points.floor)
+    fits = {form: fit(law, points, objective=objective, delta=delta, weights=weights) for form, law in laws.items()}
     squares = sum_of_squares(fits.values())
     scores = {form: aicc(fitted, points, squares) for form, fitted in fits.items()}
     if not np.isfinite(min(scores.values())):
@@ -186,6 +191,14 @@ def compare(
         seed=seed,
         weigh=weigh,
     )
+
+
+def _bounded(forms: Sequence[str], floor: float) -> dict[str, Law]:
+    """The laws, with a floor of at least this; forms without a floor are left out, unless they are all that was asked for."""
+    if floor <= 0:
+        return {form: LAWS[form] for form in forms}
+    with_floor = [form for form in forms if "E" in LAWS[form].parameters] or forms
+    return {form: LAWS[form].at_least("E", floor) for form in with_floor}
 
 
 def suitable_forms(points: Points) -> tuple[str, ...]:

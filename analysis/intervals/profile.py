@@ -142,6 +142,8 @@ class _Search:
                 between = inside + np.clip(share, 0.1, 0.9) * (outside - inside)
             following = np.where(unbracketed, np.minimum(inside * reach, stop), between)
             distance = np.where(active, following, distance)
-        natural = np.where(side > 0, np.inf, np.where(self.lower[place] < 0, -np.inf, 0.0))
+        floor = np.array([name == "E" for name in self.likely.law.parameters])[place]  # it may be bounded by physics
+        lowest = np.where(floor, self.lower[place], np.where(self.lower[place] < 0, -np.inf, 0.0))
+        natural = np.where(side > 0, np.inf, lowest)
         found = np.where(open_end, natural, back(to(middle) + side * np.where(open_end, 0.0, distance)))
         return found.reshape(2, count).T

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,6 +52,13 @@ class Law:
     def parameters(self) -> tuple[str, ...]:
         """Names, in the order of every parameter vector."""
         return tuple(self.meaning)
+
+    def at_least(self, name: str, value: float) -> Law:
+        """The same form with a larger lower bound of a parameter that does not depend on the variables' units, such as E."""
+        low = [
+            max(each, value) if given == name else each for given, each in zip(self.parameters, self.lower, strict=True)
+        ]
+        return replace(self, lower=tuple(low))
 
     def middle(self, logs: Array) -> Array:
         """Means of the logarithms (v,), by which they are centred; S is compared with D, so it is centred with D."""

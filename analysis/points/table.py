@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -39,6 +39,7 @@ class Points:
         S: samples seen in training (n,), or None where the table does not say.
         sem: standard error of each loss from the finite test set (n,), in the loss's unit, or None.
         warnings: in words.
+        floor: what no law's floor may fall below, in the loss's unit: the information limit, where it is known; else 0.
     """
 
     N: Array
@@ -47,6 +48,7 @@ class Points:
     S: Array | None = None
     sem: Array | None = None
     warnings: list[str] = field(default_factory=list)
+    floor: float = 0.0
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -81,7 +83,7 @@ class Points:
     def take(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> Points:
         """The points chosen by a mask or by numbers."""
         S, sem = (None if each is None else each[chosen] for each in (self.S, self.sem))
-        return Points(N=self.N[chosen], D=self.D[chosen], loss=self.loss[chosen], S=S, sem=sem, warnings=self.warnings)
+        return replace(self, N=self.N[chosen], D=self.D[chosen], loss=self.loss[chosen], S=S, sem=sem)
 
 
 def column_names(frame: pd.DataFrame, n: str | None, d: str | None, loss: str | None) -> dict[str, str | None]:
@@ -135,7 +137,8 @@ def points_from_columns(
     for name in ("N", "D"):
         values.setdefault(name, np.ones(len(frame)))
     copies = _copies(frame, values)
-    points = Points(**{name: column[~copies] for name, column in values.items()}, warnings=[])
+    kept = {name: column[~copies] for name, column in values.items()}
+    points = Points(N=kept["N"], D=kept["D"], loss=kept["loss"], S=kept.get("S"), sem=kept.get("sem"))
     if copies.any():
         points.warnings.append(
             f"{copies.sum()} rows repeat another one exactly and count once; if they are repeats that agree by chance, "

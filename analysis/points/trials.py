@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
+from analysis.points.limit import Limit, law_floor, require_same_spectra
 from analysis.points.table import Points, points_from_columns
 from scaling import results as rows_contract
 from scaling.errors import UserError
@@ -156,7 +157,11 @@ def largest_cell(cells: pd.DataFrame) -> pd.Series:
 
 
 def points_from_cells(
-    cells: pd.DataFrame, n: str | None = None, d: str | None = None, loss: str | None = None
+    cells: pd.DataFrame,
+    n: str | None = None,
+    d: str | None = None,
+    loss: str | None = None,
+    limit: Limit | None = None,
 ) -> Points:
     """The points of a law: each cell's N (`num_params`), D (`num_spectra`), samples seen and test error.
 
@@ -164,20 +169,33 @@ def points_from_cells(
         cells: of `best_trials`.
         n: another column of N.
         d: another column of D.
-        loss: another column of the loss; then its standard error is not known.
+        loss: another column of the loss; then its standard error is not known, and no limit applies.
+        limit: the information limit of the test spectra: it bounds the floor of every law from below.
 
     Raises:
-        UserError: as `points_from_columns`.
+        UserError: as `points_from_columns`; if the limit is of other spectra.
     """
-    sem = error_sem(cells)
-    return points_from_columns(
+    require_same_spectra(cells, limit)
+    sem, measure = error_sem(cells), measure_of(cells)
+    points = points_from_columns(
         cells.assign(error_sem=sem),
         n or "num_params",
         d or "num_spectra",
-        loss or measure_of(cells).test,
+        loss or measure.test,
         samples_seen="samples_seen" if d is None else None,
         sem="error_sem" if loss is None and bool(np.all(sem > 0)) else None,
     )
+    if limit is None or loss is not None or measure is ERROR_RATE:
+        return points
+    floor = law_floor(limit, cells[measure.test], sem)
+    lowest = float(cells[measure.test].min())
+    if lowest < floor:
+        points.warnings.append(
+            f"a test {measure.name} of {lowest:.4g} lies below the information limit {limit.mae_dex:.4g}, by more than chance allows: the "
+            "test spectra have leaked into training, or the limit is not of these spectra"
+        )
+        floor = 0.0
+    return replace(points, floor=floor)
 
 
 def error_sem(cells: pd.DataFrame) -> pd.Series:

@@ -16,6 +16,7 @@ from analysis.answers.rates import RateLaw, learning_rate_law
 from analysis.intervals.compare import Comparison, compare
 from analysis.points.branches import whole_budgets
 from analysis.points.cost import Cost, study_cost
+from analysis.points.limit import Limit
 from analysis.points.table import Points
 from analysis.points.trials import CellTable, best_trials, largest_cell, law_cells, points_from_cells
 from scaling.errors import UserError
@@ -88,13 +89,14 @@ class Findings:
         return int(self.cells["held_out"].astype(bool).sum())
 
 
-def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0) -> Findings:
+def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0, limit: Limit | None = None) -> Findings:
     """Fit without the held-out cells, score the forecast of those, fit again to all, and answer.
 
     Args:
         rows: a table of `scaling.results.Row`.
         bootstrap: refits a form.
         seed: of the bootstrap.
+        limit: the information limit of the test spectra, where it is known.
 
     Raises:
         UserError: if it is not a results table, or mixes evaluations. A table that supports no law is no error.
@@ -105,8 +107,10 @@ def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0) -> Finding
     try:
         cells = law_cells(table.cells)
         held = cells["held_out"].astype(bool)
-        fitted = compare(points_from_cells(cells[~held]), replicates=bootstrap, seed=seed)
-        final = compare(points_from_cells(cells), replicates=bootstrap, seed=seed) if held.any() else fitted
+        fitted = compare(points_from_cells(cells[~held], limit=limit), replicates=bootstrap, seed=seed)
+        final = (
+            compare(points_from_cells(cells, limit=limit), replicates=bootstrap, seed=seed) if held.any() else fitted
+        )
         score = held_out_score(fitted, _observed(cells[held])) if held.any() else None
     except UserError as error:
         fitted = final = score = None

@@ -17,10 +17,11 @@ from analysis.answers.budget import error_budget
 from analysis.answers.checks import lack_of_fit
 from analysis.points.anchors import Anchor, require_same_evaluation
 from analysis.points.branches import shorter_budgets
+from analysis.points.limit import Limit
 from analysis.report import figures, sections, words
 from analysis.report.checklist import checklist
 from analysis.report.document import fit_document
-from analysis.report.figures.snr import Limit, mae_by_snr
+from analysis.report.figures.snr import mae_by_snr
 from analysis.report.findings import Findings, find
 from scaling.errors import UserError
 from scaling.files import JSON_STARTS, Location, check_output, json_bytes, output
@@ -61,7 +62,7 @@ def write_report(
         UserError: if the table is not a results table or mixes evaluations, or the limit or an anchor is of other spectra.
             A table that supports no law is no error: the page then says why.
     """
-    findings = find(rows, bootstrap=bootstrap, seed=seed)
+    findings = find(rows, bootstrap=bootstrap, seed=seed, limit=limit)
     require_same_evaluation(rows, anchors)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     pictures = {

@@ -122,7 +122,7 @@ def write_study_report(study: Study, folder: StudyFolder) -> str:
         UserError: if there are no rows.
     """
     from analysis.points.anchors import parse_anchor
-    from analysis.report.figures.snr import parse_limit
+    from analysis.points.limit import parse_limit
     from analysis.report.page import write_report
 
     rows = collect(study, folder)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.answers.forecast import forecast, prediction_intervals
-from analysis.fitting.extrapolation import PRIOR_DOF, PRIOR_GROWTH, beyond, smallest
+from analysis.fitting.extrapolation import PRIOR_DOF, beyond, prior_growth, smallest
 from analysis.intervals.compare import compare
 from analysis.laws import LAWS
 from analysis.points.table import Points
@@ -57,7 +57,8 @@ def test_a_form_that_is_nearly_true_is_not_certain_because_cells_are_many():
 def test_a_right_form_keeps_to_the_prior_and_a_wrong_one_grows():
     right = compare(study(seeds=2), ["chinchilla"]).extrapolation
     wrong = compare(study("broken", seeds=2), ["chinchilla"]).extrapolation
-    assert right.growth < 2 * PRIOR_GROWTH < 2.5 * PRIOR_GROWTH < wrong.growth
+    assert right.growth < prior_growth(study(seeds=2))
+    assert wrong.growth > 1.5 * prior_growth(study("broken", seeds=2))
     assert right.dof == wrong.dof == PRIOR_DOF + 2.0
 
 
@@ -90,7 +91,7 @@ def test_the_interval_grows_with_the_distance_and_not_inside():
 def test_robust_fits_are_backtested_too():
     points = study("broken", seeds=2)
     found = compare(points, ["chinchilla"], objective="huber", replicates=50)
-    assert found.extrapolation.growth > 2.5 * PRIOR_GROWTH
+    assert found.extrapolation.growth > 1.5 * prior_growth(points)
     low, high = prediction_intervals(found, *at(points))[0][0]
     as_true = compare(points, ["chinchilla"], objective="huber", replicates=50, weigh="aicc")
     narrow_low, narrow_high = prediction_intervals(as_true, *at(points))[0][0]
@@ -98,12 +99,12 @@ def test_robust_fits_are_backtested_too():
 
 
 def test_too_few_runs_take_the_prior_and_say_so():
-    D = np.array([1e3, 1e4, 1e5, 1e6])
-    few = Points(N=np.ones(4), D=D, loss=0.1 + 3 * D**-0.4 * np.array([1.0, 1.02, 0.98, 1.0]))
+    D = np.array([1e3, 1e4, 1e5, 1e6, 1e7])
+    few = Points(N=np.ones(5), D=D, loss=0.1 + 3 * D**-0.4 * np.array([1.0, 1.02, 0.98, 1.0, 1.01]))
     found = compare(few, ["m1", "m2"])
     assert (found.extrapolation.splits, found.extrapolation.growth, found.extrapolation.dof) == (
         [],
-        PRIOR_GROWTH,
+        prior_growth(few),
         PRIOR_DOF,
     )
     assert found.extrapolation.weights == pytest.approx({form: found.weights[form] for form in found.usable})

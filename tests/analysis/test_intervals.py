@@ -133,7 +133,7 @@ def test_five_points_have_the_wide_interval_they_deserve():
     assert 0.05 < high - low < 0.5  # of two degrees of freedom
     assert found.law_intervals["E"][0] < 0.360 < found.law_intervals["E"][1]
     wide = forecast(found, 1.0, 4e6).iloc[0]
-    assert wide["low"] < wide["curve_low"] < wide["value"] < wide["curve_high"] < wide["high"]
+    assert wide["low"] <= wide["curve_low"] < wide["value"] < wide["curve_high"] <= wide["high"]
     assert np.isfinite(found.bootstrap.draws["m2"]).all()
 
 

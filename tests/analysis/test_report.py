@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from analysis.points.example import example_rows
+from analysis.points.limit import Limit
 from analysis.report.checklist import NOT_RECORDED, checklist
-from analysis.report.figures.snr import Limit
 from analysis.report.findings import find
 from analysis.report.page import write_report
 from analysis.report.words import axis_meaning, bounds, greek, significant

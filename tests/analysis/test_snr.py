@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.points.limit import read_limit
 from analysis.points.trials import best_trials
-from analysis.report.figures.snr import mae_by_snr, read_limit, snr_bins
+from analysis.report.figures.snr import mae_by_snr, snr_bins
 from scaling.errors import UserError
 
 EDGES = [2.8, 3.7, 5.3, 8.2, 12.5, 17.2, 22.6]

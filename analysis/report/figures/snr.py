@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import BeforeValidator, ConfigDict
 
+from analysis.points.limit import Limit, require_same_spectra
 from analysis.report.figures.style import (
     COLUMN,
     colour,
@@ -23,68 +20,8 @@ from analysis.report.figures.style import (
     size_ticks,
     styled,
 )
-from scaling.errors import UserError
-from scaling.parse import Positive, parse, parse_object
 
 SNR_LABEL = "signal to noise of the spectrum"
-BIN = ["low", "high", "count", "mae_dex", "rmse_dex"]
-REMEDY = "make the limit again with `scaling limit --json`, or remove it"
-
-
-def _bins(lines: Any) -> pd.DataFrame:
-    whole = isinstance(lines, list) and all(isinstance(line, dict) for line in lines)
-    if not whole or any(type(line.get(name)) not in (int, float) for line in lines for name in BIN):
-        raise ValueError(f"must be a list of objects with the numbers {', '.join(BIN)}")
-    return pd.DataFrame(lines, columns=BIN)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
-    """The smallest errors that the test spectra allow, as `scaling limit` writes them. Units are those of the label.
-
-    Attributes:
-        label: what is estimated.
-        noise_level: what multiplies the spectra's errors.
-        eval_pin: the rows' `eval_pin` that the limit is for, or "" where it is not known.
-        mae_dex: MAE of an optimal estimator, over all test spectra.
-        rmse_dex: its root mean square error.
-        guess_mae_dex: MAE of always answering the middle of the label's range.
-        by_snr: a row a bin of signal to noise: low, high, count, mae_dex, rmse_dex.
-        assumes: what the limit assumes, in words.
-    """
-
-    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
-
-    label: str
-    noise_level: Positive
-    eval_pin: str
-    mae_dex: Positive
-    rmse_dex: Positive
-    guess_mae_dex: Positive
-    by_snr: Annotated[pd.DataFrame, BeforeValidator(_bins)]
-    assumes: str
-
-
-def read_limit(path: str | Path) -> Limit:
-    """Read what `scaling limit --json` wrote, or a study keeps as `limit.json`.
-
-    Raises:
-        UserError: if it is not such a file.
-    """
-    try:
-        return parse_limit(Path(path).read_bytes(), str(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): {REMEDY}") from error
-
-
-def parse_limit(content: bytes, place: str) -> Limit:
-    """The same from a file's content; `place` is where, for messages.
-
-    Raises:
-        UserError: if it is not that.
-    """
-    fields = {"eval_pin": "", **parse_object(content, place, REMEDY)}
-    return parse(Limit, {name: fields[name] for name in Limit.__dataclass_fields__ if name in fields}, place, REMEDY)
 
 
 def snr_bins(cells: pd.DataFrame) -> pd.DataFrame:
@@ -118,7 +55,7 @@ def mae_by_snr(cells: pd.DataFrame, limit: Limit | None) -> Figure | None:
     bins = snr_bins(cells)
     if bins.empty:
         return None
-    _require_same_spectra(cells, limit)
+    require_same_spectra(cells, limit)
     figure = new_figure(COLUMN, 0.95 * COLUMN)
     axes = figure.subplots()
     chosen = _chosen(cells.loc[bins["cell"].unique()])
@@ -170,15 +107,3 @@ def _chosen(cells: pd.DataFrame) -> dict[tuple[int, int], str]:
     ]
     ordered = sorted({*corners, best}, key=lambda key: -means.loc[key, "test_mae_dex"])
     return {(N, D): f"N = {short(N)}, D = {short(D)}{' (best)' if best == (N, D) else ''}" for N, D in ordered}
-
-
-def _require_same_spectra(cells: pd.DataFrame, limit: Limit | None) -> None:
-    if limit is None:
-        return
-    for column, value, what in (("label", limit.label, "label"), ("eval_pin", limit.eval_pin, "test spectra")):
-        found = cells[column].astype(str).unique()
-        if value and list(found) != [value]:
-            raise UserError(
-                f"information limit: of {what} {value}, but the table has {', '.join(found)}; "
-                "make the limit of the same data again with `scaling limit`"
-            )

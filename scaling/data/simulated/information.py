@@ -53,6 +53,7 @@ class InformationLimit:
         guess_mae_dex: MAE of always answering the middle of the label's range.
         mae_dex: Mean over spectra of sigma·sqrt(2/π), the MAE of an optimal estimator with Gaussian errors. Sigma takes
             the labels' ranges (``prior``) into account.
+        mae_sem_dex: Standard error of that mean.
         mae_without_prior_dex: The same of the plain Cramér–Rao limit. Where the noise is large it exceeds the guess.
         rmse_dex: Root mean square of sigma.
         r2: 1 − mean sigma²/variance of the label.
@@ -65,6 +66,7 @@ class InformationLimit:
     num_rows: int
     guess_mae_dex: float
     mae_dex: float
+    mae_sem_dex: float
     mae_without_prior_dex: float
     rmse_dex: float
     r2: float
@@ -74,7 +76,7 @@ class InformationLimit:
     assumes: str
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, as `analysis.report.figures.snr.read_limit` reads them."""
+        """The fields, as `analysis.points.limit.read_limit` reads them."""
         return asdict(self)
 
     def to_text(self) -> str:
@@ -168,6 +170,7 @@ def information_limit(
         num_rows=num_rows,
         guess_mae_dex=float((sigma["label"] - LOW[which] - SPAN[which] / 2).abs().mean()),
         **_errors(sigma),
+        mae_sem_dex=float(np.sqrt(2 / np.pi / len(sigma)) * sigma["bounded"].std(ddof=0)),
         r2=float(1 - (sigma["bounded"] ** 2).mean() / sigma["label"].var(ddof=0)),
         by_snr=[
             dict(zip(("low", "high"), edges[k : k + 2].tolist(), strict=True))

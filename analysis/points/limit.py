@@ -1,0 +1,110 @@
+"""The information limit of the test spectra: the smallest error that any model can reach on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+from pydantic import BeforeValidator, ConfigDict
+
+from scaling.errors import UserError
+from scaling.parse import Positive, parse, parse_object
+
+LEVEL = 1.645
+"""The floor of a law may lie this many standard errors below the limit: 95 % of normal errors are smaller."""
+
+BIN = ["low", "high", "count", "mae_dex", "rmse_dex"]
+REMEDY = "make the limit again with `scaling limit --json`, or remove it"
+
+
+def _bins(lines: Any) -> pd.DataFrame:
+    whole = isinstance(lines, list) and all(isinstance(line, dict) for line in lines)
+    if not whole or any(type(line.get(name)) not in (int, float) for line in lines for name in BIN):
+        raise ValueError(f"must be a list of objects with the numbers {', '.join(BIN)}")
+    return pd.DataFrame(lines, columns=BIN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """The smallest errors that the test spectra allow, as `scaling limit` writes them. Units are those of the label.
+
+    Attributes:
+        label: what is estimated.
+        noise_level: what multiplies the spectra's errors.
+        eval_pin: the rows' `eval_pin` that the limit is for, or "" where it is not known.
+        mae_dex: MAE of an optimal estimator, over all test spectra.
+        rmse_dex: its root mean square error.
+        guess_mae_dex: MAE of always answering the middle of the label's range.
+        by_snr: a row a bin of signal to noise: low, high, count, mae_dex, rmse_dex.
+        assumes: what the limit assumes, in words.
+        mae_sem_dex: standard error of `mae_dex` from the finite number of spectra; 0 where it is not known.
+    """
+
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
+
+    label: str
+    noise_level: Positive
+    eval_pin: str
+    mae_dex: Positive
+    rmse_dex: Positive
+    guess_mae_dex: Positive
+    by_snr: Annotated[pd.DataFrame, BeforeValidator(_bins)]
+    assumes: str
+    mae_sem_dex: float = 0.0
+
+
+def read_limit(path: str | Path) -> Limit:
+    """Read what `scaling limit --json` wrote, or a study keeps as `limit.json`.
+
+    Raises:
+        UserError: if it is not such a file.
+    """
+    try:
+        return parse_limit(Path(path).read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): {REMEDY}") from error
+
+
+def parse_limit(content: bytes, place: str) -> Limit:
+    """The same from a file's content; `place` is where, for messages.
+
+    Raises:
+        UserError: if it is not that.
+    """
+    fields = {"eval_pin": "", **parse_object(content, place, REMEDY)}
+    return parse(Limit, {name: fields[name] for name in Limit.__dataclass_fields__ if name in fields}, place, REMEDY)
+
+
+def law_floor(limit: Limit, errors: pd.Series, sem: pd.Series) -> float:
+    """The smallest floor that a law of these cells may have, in dex: the limit less what chance makes of it.
+
+    The limit is an average over the noise and over its spectra; the cells' errors are those of one finite test set.
+
+    Args:
+        limit: of the same test spectra.
+        errors: test MAE of each cell, in dex.
+        sem: its standard error from the finite test set.
+    """
+    of_set = float(np.nanmedian((sem / errors) ** 2)) if sem.notna().any() else 0.0
+    relative = np.sqrt(of_set + (limit.mae_sem_dex / limit.mae_dex) ** 2)
+    return limit.mae_dex * max(1 - LEVEL * float(relative), 0.0)
+
+
+def require_same_spectra(cells: pd.DataFrame, limit: Limit | None) -> None:
+    """Refuse a limit of another label or of other test spectra than the cells.
+
+    Raises:
+        UserError: It is one.
+    """
+    if limit is None:
+        return
+    for column, value, what in (("label", limit.label, "label"), ("eval_pin", limit.eval_pin, "test spectra")):
+        found = cells[column].astype(str).unique()
+        if value and list(found) != [value]:
+            raise UserError(
+                f"information limit: of {what} {value}, but the table has {', '.join(found)}; "
+                "make the limit of the same data again with `scaling limit`"
+            )
