@@ -21,8 +21,8 @@ from scaling.errors import UserError
 FAR = 4.0
 """A forecast further outside the fitted range than this factor, in N or in D, is flagged."""
 
-_NEGLIGIBLE = 0.01  # weight of a form below which it is left out of the mixture
-_GRID = 600
+_NEGLIGIBLE = 0.02  # weight of a form below which it is left out of the mixture
+_GRID = 300
 _HALVINGS = 40  # a quantile is exact to this many bits of the range
 _SHIFTS = (np.arange(60) + 0.5) / 60  # quantiles of what all forms get wrong together
 

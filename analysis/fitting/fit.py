@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -18,6 +18,7 @@ Status = Literal["converged", "bound_hit", "not_identified", "failed"]
 DELTA = 1e-3
 """Huber's delta in log loss, as in Hoffmann et al. 2022 (arXiv 2203.15556, appendix D.2)."""
 
+_MANY = 1000  # points from which minima are first sought among fewer
 _KEPT = 6  # distinct rough minima that are followed to their last digit
 _SAME = 1e-6  # minima whose values differ by less than this share are one
 _AT_BOUND = 1e-6
@@ -170,13 +171,23 @@ def _problem(law: Law, logs: Array, loss: Array, weights: Array, objective: Obje
 def _global_minimum(problem: Problem) -> Solutions:
     """The best of the minima that the law's starts lead to, to full precision: a batch of one."""
     law = problem.law
-    starts = np.clip(law.starts(problem.logs, problem.loss), law.lower, law.upper)
-    rough = _distinct(minimise(_with(problem, "lsq", problem.delta), starts, tolerance=1e-4, iterations=40))
+    few = _thinned(problem)
+    starts = np.clip(law.starts(few.logs, few.loss), law.lower, law.upper)
+    rough = _distinct(minimise(_with(few, "lsq", few.delta), starts, tolerance=1e-4, iterations=40))
     if problem.objective == "linear":  # the largest losses rule it, so it has basins of its own
-        rough = np.concatenate([rough, _distinct(minimise(problem, starts, tolerance=1e-4, iterations=40))])
+        rough = np.concatenate([rough, _distinct(minimise(few, starts, tolerance=1e-4, iterations=40))])
     found = _followed(problem, rough, _TOLERANCE[problem.objective])
     best = [int(np.argmin(np.where(np.isfinite(found.value), found.value, np.inf)))]
     return Solutions(theta=found.theta[best], value=found.value[best], converged=found.converged[best])
+
+
+def _thinned(problem: Problem) -> Problem:
+    """Of very many points as many as show where the minima are, evenly by size."""
+    n = problem.logs.shape[1]
+    if n <= _MANY:
+        return problem
+    chosen = np.argsort(problem.logs.sum(axis=0), kind="stable")[np.linspace(0, n - 1, _MANY).astype(int)]
+    return replace(problem, logs=problem.logs[:, chosen], loss=problem.loss[chosen], weights=problem.weights[chosen])
 
 
 def _with(problem: Problem, objective: Objective, delta: float) -> Problem:

@@ -175,13 +175,19 @@ def likelihood(fitted: Fit, points: Points) -> Likelihood:
         excess=1.0,
     )
     slopes, inverse = information(found)
-    free = (np.eye(len(squares)) - slopes.T @ inverse @ slopes) ** 2
+    leverage = np.einsum("pk,pq,qk->k", slopes, inverse, slopes)
+
+    def residual_variance(relative: Array) -> Array:
+        """Of the cells' residuals, (m,), where their own variances are these: (1 − H)² of them, H being the hat matrix."""
+        shared = inverse @ (slopes * relative) @ slopes.T @ inverse
+        return relative * (1 - 2 * leverage) + np.einsum("pk,pq,qk->k", slopes, shared, slopes)
+
     left, relative = seeds, np.ones(len(squares))
     for _ in range(_MODEL_ROUNDS):  # a fit moves variance from cells that scatter much to others
-        expected = np.maximum(free @ relative, _LEAST_FREE * relative)
+        expected = np.maximum(residual_variance(relative), _LEAST_FREE * relative)
         left = variance_model(cells.points.N, cells.points.D, squares * relative / expected, np.ones(len(squares)))
         relative = left.relative(cells.points.N, cells.points.D)
-    return replace(found, left=left, excess=float(np.sum(free @ relative)) / dof)
+    return replace(found, left=left, excess=float(np.sum(residual_variance(relative))) / dof)
 
 
 def frame(likely: Likelihood) -> tuple[Array, Array]:
