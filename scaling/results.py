@@ -218,7 +218,7 @@ def to_table(rows: list[Row]) -> pa.Table:
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Read `results.parquet`, or a CSV of the same columns.
+    """Read `results.parquet`, or text of the same columns, separated by commas, semicolons or tabs (.csv, .tsv, .txt).
 
     Raises:
         UserError: if the file is missing or unreadable.
@@ -227,6 +227,10 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: no such table; give a results.parquet or a CSV file")
     try:
-        return pd.read_csv(path) if path.suffix.lower() == ".csv" else read_parquet(path).to_pandas()
+        if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
+            return read_parquet(path).to_pandas()
+        with path.open() as lines:
+            header = lines.readline()
+        return pd.read_csv(path, sep=max(",;\t", key=header.count))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as {path.suffix or 'a table'} ({error})") from error

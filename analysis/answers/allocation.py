@@ -95,6 +95,8 @@ def no_path(comparison: Comparison, cost: Cost) -> str:
     """Why the selected law has no compute-optimal path, in words; empty if it has one."""
     if comparison.points.axis != "ND":
         return "Only one of N and D varies, so that no compute-optimal path can be told."
+    if comparison.points.collinear:
+        return "N and D move together in these runs, so that no best size for a given compute can be told."
     if not cost.defined:
         return cost.words
     middle = np.log(comparison.points.N * comparison.points.D).mean(keepdims=True)

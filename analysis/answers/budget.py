@@ -57,11 +57,13 @@ def error_budget(comparison: Comparison, N: float, D: float, S: float | None = N
         S: samples seen; what the points have in common if not given.
 
     Returns:
-        The budget; None if the selected form has no limit.
+        The budget; None if the selected form has no limit, or N and D move together in the points.
 
     Raises:
         UserError: if a form needs the samples seen, which differ between the points, and S is not given.
     """
+    if comparison.points.collinear:
+        return None
     N, D = float(N), float(D)
     law, replicates = comparison.law.law, comparison.bootstrap
     names = _names(law, comparison.points.axis)

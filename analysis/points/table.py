@@ -18,6 +18,12 @@ MIN_DISTINCT = 3
 RISING = 0.5
 """A loss whose rank correlation with N·D is above this is none."""
 
+COLLINEAR = 0.99
+"""Correlation of log N and log D, of either sign, above which their terms are not told apart."""
+
+SMALLEST, LARGEST = 1e-100, 1e100
+"""Numbers outside are refused: powers of them leave the range of floating point."""
+
 MIN_CELLS = {"ND": 6, "N": 4, "D": 4}
 """Fewest distinct cells, by the axes that vary: two more than the parameters of the smallest form."""
 
@@ -57,6 +63,18 @@ class Points:
     def axis(self) -> str:
         """Which of N and D vary: "ND", "N" or "D"; "" if neither does."""
         return "".join(name for name, values in (("N", self.N), ("D", self.D)) if np.ptp(values) > 0)
+
+    @property
+    def samples_vary(self) -> bool:
+        """Whether a forecast must name its samples seen: neither their number nor that of epochs is the same in all runs."""
+        return self.S is not None and bool(min(np.ptp(self.S), np.ptp(self.S / self.D)) > 0)
+
+    @property
+    def collinear(self) -> bool:
+        """Whether N and D both vary and move together, as where D is always 20 N: no fit then tells their terms apart."""
+        if self.axis != "ND":
+            return False
+        return bool(abs(np.corrcoef(np.log(self.N), np.log(self.D))[0, 1]) > COLLINEAR)
 
     @property
     def groups(self) -> NDArray[np.intp]:
@@ -162,6 +180,11 @@ def _positive(frame: pd.DataFrame, column: str) -> Array:
             f"table: column {column!r}, row {wrong[0]} (counted from 0): {frame[column].iloc[wrong[0]]!r} is not a "
             f"positive number ({len(wrong)} such rows); correct or remove them"
         )
+    if len(numbers) and not SMALLEST < numbers.min() <= numbers.max() < LARGEST:
+        raise UserError(
+            f"table: column {column!r} reaches from {numbers.min():.3g} to {numbers.max():.3g}; a fit needs numbers from {SMALLEST:g} "
+            f"to {LARGEST:g}: correct the value, or use another unit"
+        )
     return numbers
 
 
@@ -212,6 +235,11 @@ def _check_sizes(points: Points, columns: dict[str, str]) -> None:
             points.warnings.append(
                 f"{columns[name]} spans a factor of {distinct[-1] / distinct[0]:.1f}, less than one decade"
             )
+    if points.collinear:
+        points.warnings.append(
+            f"{columns['N']} and {columns['D']} move together, so that no fit tells capacity and data apart: the parameters, "
+            "the error budget and the best size for a compute are not determined; add runs off that line"
+        )
     cells = len(np.unique(points.groups))
     if cells < MIN_CELLS[points.axis]:
         raise UserError(

@@ -17,6 +17,7 @@ from analysis.fitting.fit import Fit
 from analysis.intervals.compare import Comparison
 from analysis.points.cost import SIX_N_D, Cost
 from analysis.points.table import Points
+from analysis.report import words
 from scaling.files import plain
 
 OUTLYING = 5.0
@@ -78,6 +79,7 @@ def fit_document(
         "residual_trends": residual_trends(comparison).to_dict("records"),
         "budget": _budget(comparison),
         "allocation": _allocation(comparison, cost),
+        "beside_chinchilla": words.beside_chinchilla(comparison),
         "points": len(comparison.points),
         "floor_bound": comparison.points.floor or None,
         "run_weights": comparison.scatter.words,
@@ -109,6 +111,7 @@ def failure_document(fits: Mapping[str, Fit], message: str, points: Points) -> d
         "residual_trends": [],
         "budget": None,
         "allocation": None,
+        "beside_chinchilla": "",
         "points": len(points),
         "floor_bound": points.floor or None,
         "run_weights": None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from analysis.answers.allocation import Path, compute_optimal, no_path
@@ -142,7 +141,7 @@ def _answers(final: Comparison, cells: pd.DataFrame) -> Answers:
     """What the fit to all cells says about the largest of them."""
     largest = largest_cell(cells)
     N, D, S = float(largest["num_params"]), float(largest["num_spectra"]), None
-    if final.points.S is not None and min(np.ptp(final.points.S), np.ptp(final.points.S / final.points.D)) > 0:
+    if final.points.samples_vary:
         S = float(largest["samples_seen"])
     cost, hours = study_cost(cells), run_hours(cells)
     gains = what_would_it_buy(final, N, D, S=S, cost=cost)

@@ -214,6 +214,7 @@ def _render(findings: Findings, pictures: dict[str, Picture], limit: Limit | Non
         parameters=sections.parameters(findings),
         fitted=fitted,
         final=findings.final,
+        beside="" if fitted is None else words.beside_chinchilla(fitted),
         lack=None if fitted is None else lack_of_fit(fitted.law, fitted.points),
         beware=sections.beware(answers),
         trends=[] if findings.trends is None else findings.trends.to_dict("records"),

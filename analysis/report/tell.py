@@ -54,6 +54,8 @@ def _tell_fit(document: dict[str, Any]) -> None:
         ranked = sorted(shares, key=lambda form: -shares[form])
         print("forms by weight in forecasts: " + ", ".join(f"{form} {shares[form]:.3f}" for form in ranked))
     print(document["extrapolation"]["words"])
+    if document["beside_chinchilla"]:
+        print(document["beside_chinchilla"])
     if document["floor_bound"]:
         print(f"the information limit bounds the floor: E ≥ {document['floor_bound']:.4g}")
 

@@ -9,7 +9,8 @@ import re
 import pandas as pd
 
 from analysis.answers.budget import ErrorBudget
-from analysis.intervals.compare import Comparison
+from analysis.answers.forecast import prediction_table
+from analysis.intervals.compare import Comparison, compare
 from analysis.intervals.profile import Interval
 from analysis.points.anchors import Anchor
 from analysis.report.figures.style import GREEK, label_name, short
@@ -119,6 +120,40 @@ def anchor(found: Anchor) -> str:
         f"{found.test_mae_dex:.3f} ± {found.test_mae_sem_dex:.3f} dex ({found.test_mae_z:.3f} z, R² {found.test_r2:.3f}) on the "
         f"same {found.num_test:,} test spectra with the same noise. It was trained outside this study and is not part of the fit."
     )
+
+
+def beside_chinchilla(comparison: Comparison) -> str:
+    """Why another form than Chinchilla's was selected, and what Chinchilla's says beside it; "" where there is nothing to say."""
+    best, errors = comparison.best, comparison.extrapolation.errors
+    if best in ("chinchilla", "tied") or not {"chinchilla", best} <= set(comparison.usable):
+        return ""
+    gap = comparison.aicc["chinchilla"] - comparison.aicc[best]
+    why = f"{best} is selected over Chinchilla's form because its AICc is lower by {gap:.3g}"
+    if gap < 0:
+        why = f"{best} is selected over Chinchilla's form because it has fewer parameters, at an AICc higher by only {-gap:.2g}"
+    if {"chinchilla", best} <= set(errors):
+        told = [f"{100 * errors[form]:.2g} %" for form in (best, "chinchilla")]
+        why += f"; fitted to the smaller runs it misses the larger by {told[0]}, Chinchilla's by {told[1]}"
+    points, law = comparison.points, comparison.law
+    alone = compare(
+        points,
+        ["chinchilla"],
+        objective=law.objective,
+        delta=law.delta,
+        replicates=comparison.replicates,
+        level=comparison.level,
+        seed=comparison.seed,
+        weigh=comparison.weigh,
+    )
+    N, D, S = (
+        4 * points.N.max(),
+        4 * points.D.max(),
+        points.S.max() if points.S is not None and points.samples_vary else None,
+    )
+    casts = [prediction_table(each, N, D, S) for each in (alone, comparison)]
+    ends = [f"{significant(cast['low'][0])} to {significant(cast['high'][0])}" for cast in casts]
+    where = f"At N = {short(N)} and D = {short(D)}, four times the largest of each,"
+    return f"{why}. {where} Chinchilla's form alone forecasts {ends[0]}, all forms by their weights {ends[1]}."
 
 
 def parameters(comparison: Comparison) -> str:
