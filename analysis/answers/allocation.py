@@ -10,12 +10,14 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from analysis.answers.parabola import bracketed_optimum
+from analysis.fitting.fit import Fit
 from analysis.intervals.compare import Comparison
 from analysis.intervals.profile import Interval
 from analysis.laws import LAWS, Array, Law
 from analysis.points.cost import SIX_N_D, Cost
 from scaling.errors import UserError
 
+_LEAST_RATIO = 0.1
 _GRID = 600  # sizes tried at each compute where the optimum has no closed form
 _SAME_BUDGET = 1.05  # runs whose compute differs by less than this factor share an isoFLOP profile
 _FEWEST_PROFILES = 3
@@ -97,6 +99,11 @@ def no_path(comparison: Comparison, cost: Cost) -> str:
         return "Only one of N and D varies, so that no compute-optimal path can be told."
     if comparison.points.collinear:
         return "N and D move together in these runs, so that no best size for a given compute can be told."
+    if second_floor(comparison.law):
+        return (
+            f"The {comparison.best} law's ratio of N and D has an exponent so near to zero that it is a second floor, "
+            "and says nothing of the best size for a given compute."
+        )
     if not cost.defined:
         return cost.words
     middle = np.log(comparison.points.N * comparison.points.D).mean(keepdims=True)
@@ -104,6 +111,11 @@ def no_path(comparison: Comparison, cost: Cost) -> str:
     if not 0 < size < middle[0]:
         return f"The {comparison.best} law has no best size for a given compute: only one of N and D matters in it."
     return ""
+
+
+def second_floor(fitted: Fit) -> bool:
+    """Whether the overfitting term of `ridge` hardly depends on N/D: then it stands for a floor, and no split of the error holds."""
+    return fitted.parameters.get("rho", np.inf) < _LEAST_RATIO
 
 
 def local_exponent(comparison: Comparison, cost: Cost, N: float, D: float) -> float | None:

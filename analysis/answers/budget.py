@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.answers.allocation import local_exponent
+from analysis.answers.allocation import local_exponent, second_floor
 from analysis.answers.forecast import forecast, places
 from analysis.intervals.compare import Comparison
 from analysis.intervals.profile import Interval
@@ -57,12 +57,12 @@ def error_budget(comparison: Comparison, N: float, D: float, S: float | None = N
         S: samples seen; what the points have in common if not given.
 
     Returns:
-        The budget; None if the selected form has no limit, or N and D move together in the points.
+        The budget; None if the selected form has no limit or a second floor, or N and D move together in the points.
 
     Raises:
         UserError: if a form needs the samples seen, which differ between the points, and S is not given.
     """
-    if comparison.points.collinear:
+    if comparison.points.collinear or second_floor(comparison.law):
         return None
     N, D = float(N), float(D)
     law, replicates = comparison.law.law, comparison.bootstrap

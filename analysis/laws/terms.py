@@ -15,7 +15,6 @@ SHARPNESS = 4.0
 _EXPONENT = (SMALLEST_EXPONENT, LARGEST_EXPONENT)
 _AMPLITUDE = (0.0, np.inf)
 _PLACE = (1e-4, 1e4)  # of a break, relative to the geometric mean of the variable
-_OVERFITTING = (0.1, LARGEST_EXPONENT)  # nearer to zero the term is a second floor and no cost of a model too large
 _REPEATS = (1e-2, 1e4)
 
 PARAMETERS: dict[str, tuple[str, tuple[float, float]]] = {
@@ -28,7 +27,7 @@ PARAMETERS: dict[str, tuple[str, tuple[float, float]]] = {
     "K": ("where the exponent changes, in units of the variable", _PLACE),
     "gamma": ("outer exponent of the sum of both terms", (0.1, 10.0)),
     "R": ("amplitude of the overfitting term", _AMPLITUDE),
-    "rho": ("exponent of the overfitting term", _OVERFITTING),
+    "rho": ("exponent of the overfitting term", _EXPONENT),
     "r_D": ("how often spectra may be repeated before it stops helping", _REPEATS),
     "r_N": ("how far a model may exceed the best size for its data before it stops helping", _REPEATS),
     "g": ("inverse of the value of x beyond which more x stops helping", (0.0, 1e4)),
@@ -170,7 +169,7 @@ OVERFITTING = Term(
     log=lambda shape, logs: shape[0] * (logs[0] - logs[1]),
     slopes=lambda shape, logs: (logs[0] - logs[1],),
     moved=lambda shape, offsets: (shape[0] * (offsets[1] - offsets[0]), shape),
-    grid=lambda logs: (np.geomspace(_OVERFITTING[0], 2.0, 10),),
+    grid=lambda logs: (_FEW_EXPONENTS,),
 )
 """R·(N/D)^rho."""
 

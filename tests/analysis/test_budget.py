@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from analysis.answers.allocation import no_path
 from analysis.answers.budget import error_budget, what_would_it_buy
 from analysis.intervals.compare import compare
 from analysis.laws import LAWS, SELECTABLE
-from analysis.points.cost import Cost
+from analysis.points.cost import SIX_N_D, Cost
 from analysis.points.table import Points
 from scaling.errors import UserError
 
@@ -119,3 +120,12 @@ def test_samples_seen_that_differ_must_be_given():
     found = compare(points, ["data_constrained"], replicates=20)
     with pytest.raises(UserError, match="samples seen"):
         error_budget(found, N[-1], D[-1])
+
+
+def test_a_ratio_that_is_a_second_floor_gives_neither_a_budget_nor_a_best_size():
+    truth = {"E": 0.05, "A": 33.0, "alpha": 0.75, "B": 18.0, "beta": 0.67, "R": 0.05}
+    for rho, told in ((0.02, False), (0.5, True)):
+        points = Points(N=N, D=D, loss=LAWS["ridge"].predict(truth | {"rho": rho}, N, D))
+        found = compare(points, ["ridge"], replicates=20)
+        assert (error_budget(found, N.max(), D.max()) is not None) == told
+        assert ("second floor" in no_path(found, SIX_N_D)) != told
