@@ -1,4 +1,6 @@
-"""Imports point one way: data, model ← training ← study ← sweep, inference ← commands; analysis knows rows and nothing of Ray or torch."""
+"""Imports point one way: data, model ← training ← study ← sweep, inference ← commands; analysis knows rows and nothing of Ray or torch.
+
+Within the analysis: laws ← points ← fitting ← intervals ← answers ← report."""
 
 import ast
 from pathlib import Path
@@ -25,6 +27,11 @@ FORBIDDEN = {
     "scaling/inference": [SWEEP, "ray", "optuna", "analysis", "scaling.commands", "scaling.__main__", "experiments"],
     "analysis": ["ray", "torch", "optuna", "scaling.data", "scaling.model", "scaling.training", "experiments"],
     "experiments": ["ray", "torch", "analysis", "scaling.data", "scaling.training"],
+}
+ROOMS = ("laws", "points", "fitting", "intervals", "answers", "report")
+FORBIDDEN |= {
+    f"analysis/{room}": [f"analysis.{later}" for later in ROOMS[place + 1 :]] + ["analysis.__main__"]
+    for place, room in enumerate(ROOMS)
 }
 ANALYSIS_MAY_USE = {"scaling.results", "scaling.errors", "scaling.files", "scaling.parse"}
 

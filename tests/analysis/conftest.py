@@ -1,6 +1,7 @@
 """Two measured grids of small runs, and rows made from a grid."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import get_type_hints
 
@@ -8,10 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.__main__ import main
+from analysis.laws import CHINCHILLA
 from analysis.points.table import Points
 from scaling.results import Row, to_table
 
 KINDS = get_type_hints(Row)
+N, D = (axis.ravel() for axis in np.meshgrid(1e3 * 4.0 ** np.arange(5), 500 * 4.0 ** np.arange(5), indexing="ij"))
+TRUTH = {"E": 0.1, "A": 6.0, "alpha": 0.5, "B": 8.0, "beta": 0.6}
+"""Of 25 runs that follow Chinchilla's form."""
+
 STUDY_FIGURES = {
     "backtest",
     "error_against_data",
@@ -184,3 +191,30 @@ def demo_rows():
 def grid_frame(grid):
     points = grid.points()
     return pd.DataFrame({"N": points.N, "D": points.D, "loss": points.loss})
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Writes a table of 25 runs, with some of its columns replaced, and returns its path."""
+
+    def write(name="runs.csv", **columns):
+        loss = CHINCHILLA.predict(TRUTH, N, D) * np.exp(np.random.default_rng(0).normal(0, 0.01, len(N)))
+        frame = pd.DataFrame({"N": N, "D": D, "loss": loss}).assign(**columns)
+        path = tmp_path / name
+        frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_csv(path, index=False)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a fit and returns its JSON; the exit status must be as expected."""
+
+    def fit(path, *options, status=0, bootstrap=40):
+        out = tmp_path / "fit.json"
+        arguments = ["fit", str(path), "--bootstrap", str(bootstrap), *map(str, options), "--json", str(out)]
+        assert main(arguments) == status
+        return json.loads(out.read_text())
+
+    return fit

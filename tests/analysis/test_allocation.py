@@ -12,7 +12,7 @@ from analysis.intervals.compare import compare
 from analysis.laws import LAWS
 from analysis.points.cost import SIX_N_D, Cost, column_cost, study_cost
 from scaling.errors import UserError
-from tests.analysis.test_budget import TRUTH, D, N, made
+from tests.analysis.conftest import TRUTH, D, N, made
 from tests.analysis.test_fit import CASES, case, needs_cases
 
 FORMS = ["chinchilla", "tied", "no_floor", "kaplan", "gamma", "broken", "ridge"]

@@ -10,9 +10,8 @@ from analysis.laws import LAWS, SELECTABLE
 from analysis.points.cost import SIX_N_D, Cost
 from analysis.points.table import Points
 from scaling.errors import UserError
+from tests.analysis.conftest import TRUTH, D, N
 
-N, D = (axis.ravel() for axis in np.meshgrid(1e3 * 4.0 ** np.arange(5), 500 * 4.0 ** np.arange(5), indexing="ij"))
-TRUTH = {"E": 0.1, "A": 6.0, "alpha": 0.5, "B": 8.0, "beta": 0.6}
 DETAILS = {"gamma": 0.7, "beta2": 0.2, "K": 9e3, "R": 0.01, "rho": 0.5, "r_D": 5.0, "r_N": 5.0}
 
 
