@@ -98,7 +98,7 @@ def no_path(comparison: Comparison, cost: Cost) -> str:
     if comparison.points.axis != "ND":
         return "Only one of N and D varies, so that no compute-optimal path can be told."
     if comparison.points.collinear:
-        return "N and D move together in these runs, so that no best size for a given compute can be told."
+        return "N and D move together in these runs, so that they show no best size for a given compute."
     if second_floor(comparison.law):
         return (
             f"The {comparison.best} law's ratio of N and D has an exponent so near to zero that it is a second floor, "

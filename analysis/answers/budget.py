@@ -10,7 +10,6 @@ import pandas as pd
 from analysis.answers.allocation import local_exponent, second_floor
 from analysis.answers.forecast import forecast, places
 from analysis.intervals.compare import Comparison
-from analysis.intervals.profile import Interval
 from analysis.laws import LAWS, Array, Law
 from analysis.points.cost import SIX_N_D, Cost
 
@@ -166,7 +165,7 @@ def what_would_it_buy(
 
     Returns:
         One row a scenario: scenario, the columns of `forecast`, and gain, gain_low, gain_high: the fall of the law
-        itself relative to (N, D), as a fraction (0.1 is a tenth less error), with its bootstrap interval.
+        itself relative to its value at (N, D), as a fraction (0.1 is a tenth less error), with the forecast's interval of the curve.
     """
     axis, k = comparison.points.axis, factor
     scenarios = [("as now", 1.0, 1.0, 1.0)]
@@ -186,23 +185,9 @@ def what_would_it_buy(
     s = None if S is None else S * np.array(more_s)
     table = forecast(comparison, n, d, s)
     table.insert(0, "scenario", names)
-    gains, intervals = _gains(comparison, n, d, s)
-    table["gain"] = np.where(table["refused"], np.nan, gains)
-    table[["gain_low", "gain_high"]] = np.where(table["refused"].to_numpy()[:, None], np.nan, intervals)
+    now = table["value"].iloc[0]
+    table["gain"], table["gain_low"], table["gain_high"] = (
+        1 - table[name] / now for name in ("value", "curve_high", "curve_low")
+    )
+    table.loc[0, ["gain_low", "gain_high"]] = 0.0
     return table
-
-
-def _gains(comparison: Comparison, n: Array, d: Array, s: Array | None) -> tuple[Array, list[Interval]]:
-    """The fall of the law relative to the first place, and its intervals."""
-
-    def fall(law: Law, theta: Array) -> Array:
-        curves = law.value(theta, places(comparison.points, law, n, d, s))
-        return 1 - curves / curves[..., :1]
-
-    replicates = comparison.bootstrap
-    sample = np.empty((len(replicates.chosen), len(n)))
-    for form in set(replicates.chosen):
-        where = replicates.chosen == form
-        sample[where] = fall(LAWS[form], replicates.draws[form][where])
-    point = fall(comparison.law.law, comparison.law.theta)
-    return point, [replicates.interval(column) for column in sample.T]

@@ -19,7 +19,7 @@ RISING = 0.5
 """A loss whose rank correlation with N·D is above this is none."""
 
 COLLINEAR = 0.99
-"""Correlation of log N and log D, of either sign, above which their terms are not told apart."""
+"""Correlation of log N and log D, of either sign, above which no fit separates their terms."""
 
 SMALLEST, LARGEST = 1e-100, 1e100
 """Numbers outside are refused: powers of them leave the range of floating point."""
@@ -237,7 +237,7 @@ def _check_sizes(points: Points, columns: dict[str, str]) -> None:
             )
     if points.collinear:
         points.warnings.append(
-            f"{columns['N']} and {columns['D']} move together, so that no fit tells capacity and data apart: the parameters, "
+            f"{columns['N']} and {columns['D']} move together, so that no fit separates capacity from data: the parameters, "
             "the error budget and the best size for a compute are not determined; add runs off that line"
         )
     cells = len(np.unique(points.groups))

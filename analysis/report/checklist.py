@@ -161,7 +161,7 @@ def _fitting(findings: Findings) -> list[Line]:
     replicates = len(fitted.bootstrap.chosen)
     method = {
         "profile": "profile likelihood with the F threshold for parameters and forecasts, mixed over the forms by "
-        f"their backtests for forecasts; {replicates} refits to resampled cells for shares, gains and the optimal path",
+        f"their backtests for forecasts; {replicates} refits to resampled cells for shares and the optimal path",
         "bootstrap": f"{replicates} refits to resampled cells",
     }[fitted.interval_method]
     return [

@@ -132,8 +132,8 @@ def beside_chinchilla(comparison: Comparison) -> str:
     if gap < 0:
         why = f"{best} is selected over Chinchilla's form because it has fewer parameters, at an AICc higher by only {-gap:.2g}"
     if {"chinchilla", best} <= set(errors):
-        told = [f"{100 * errors[form]:.2g} %" for form in (best, "chinchilla")]
-        why += f"; fitted to the smaller runs it misses the larger by {told[0]}, Chinchilla's by {told[1]}"
+        own, plain = (f"{100 * errors[form]:.2g} %" for form in (best, "chinchilla"))
+        why += f"; fitted to the smaller runs it misses the larger by {own}, Chinchilla's by {plain}"
     points, law = comparison.points, comparison.law
     alone = compare(
         points,

@@ -133,7 +133,7 @@ def gather_rows(
 ) -> Float64[Tensor, "*draw row"]:
     """All workers' values in row order, on every worker, where worker `rank` has every `world`-th of `total` rows.
 
-    What is reckoned from them is the same, to the last bit, however many workers there are.
+    What is computed from them is the same, to the last bit, however many workers there are.
     """
     rows = torch.zeros(*mine.shape[:-1], total, dtype=torch.float64, device=mine.device)
     rows[..., rank::world] = mine.double()

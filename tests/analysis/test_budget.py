@@ -96,6 +96,8 @@ def test_gains_are_falls_of_the_law():
     assert table.loc["4× data", "gain"] == pytest.approx(1 - more / now)
     assert (table["gain_low"] <= table["gain"] + 1e-12).all()
     assert (table["gain_high"] >= table["gain"] - 1e-12).all()
+    assert table.loc["4× data", "gain_low"] == pytest.approx(1 - table.loc["4× data", "curve_high"] / now)
+    assert table.loc["as now", ["gain", "gain_low", "gain_high"]].tolist() == [0, 0, 0]
     compute = table.loc["4× compute"]
     assert compute["N"] * compute["D"] == pytest.approx(4 * N[-1] * D[-1])
 
@@ -123,8 +125,8 @@ def test_samples_seen_that_differ_must_be_given():
 
 def test_a_ratio_that_is_a_second_floor_gives_neither_a_budget_nor_a_best_size():
     truth = {"E": 0.05, "A": 33.0, "alpha": 0.75, "B": 18.0, "beta": 0.67, "R": 0.05}
-    for rho, told in ((0.02, False), (0.5, True)):
+    for rho, determined in ((0.02, False), (0.5, True)):
         points = Points(N=N, D=D, loss=LAWS["ridge"].predict(truth | {"rho": rho}, N, D))
         found = compare(points, ["ridge"], replicates=20)
-        assert (error_budget(found, N.max(), D.max()) is not None) == told
-        assert ("second floor" in no_path(found, SIX_N_D)) != told
+        assert (error_budget(found, N.max(), D.max()) is not None) == determined
+        assert ("second floor" in no_path(found, SIX_N_D)) != determined

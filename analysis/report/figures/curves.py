@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _ANCHORS = "*ph8"
 _NAME = 40  # characters of an anchor's name that a column has room for
 _STEPS = 60
-_NODES = 6  # places at which a band is reckoned; between them its width is smooth
+_NODES = 6  # places at which a band is computed; between them its width is smooth
 
 
 @styled
