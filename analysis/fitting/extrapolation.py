@@ -36,6 +36,7 @@ AS_MANY_CELLS = 10
 """AICc counts as if there were no more cells than this: a form that is only nearly true grows certain with every cell, and is
 no truer for it (a tempered likelihood: Grünwald & van Ommen 2017, arXiv 1412.3730)."""
 
+_SAME = 0.01  # decades within which runs have one size
 _OVERLAP = 0.5  # of what a further split tells that the first one has not: their forecasts share runs
 
 
@@ -136,8 +137,10 @@ def extrapolation(points: Points, fits: Mapping[str, Fit], aicc: Mapping[str, fl
 
 
 def prior_growth(points: Points) -> float:
-    """`PRIOR_SHARE` of the standard deviation of log loss over that of log10 N·D."""
+    """`PRIOR_SHARE` of the standard deviation of log loss over that of log10 N·D; of log10 N where N·D is the same for all runs."""
     size = float(np.std(np.log10(points.N * points.D)))
+    if size < _SAME:
+        size = float(np.std(np.log10(points.N)))
     return PRIOR_SHARE * float(np.std(np.log(points.loss))) / size
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -12,8 +13,9 @@ from analysis.answers.budget import ErrorBudget, error_budget, what_would_it_buy
 from analysis.answers.checks import residual_trends
 from analysis.answers.next_runs import next_runs, run_hours
 from analysis.answers.rates import RateLaw, learning_rate_law
+from analysis.answers.stop import Stop, why_it_stops
 from analysis.intervals.compare import Comparison, compare
-from analysis.points.branches import whole_budgets
+from analysis.points.branches import shorter_budgets, whole_budgets
 from analysis.points.cost import Cost, study_cost
 from analysis.points.limit import Limit
 from analysis.points.table import Points
@@ -30,7 +32,8 @@ class Answers:
         N: its model size.
         D: its number of spectra.
         S: its samples seen; None where all cells have the same number of them, or of epochs.
-        budget: why the curve stops there; None where the law cannot be split.
+        budget: the parts of the error there; None where the law cannot be split.
+        stop: why the curve stops there; None without a budget.
         gains: what more data, a larger model and more compute would buy.
         cost: what compute is.
         path: the compute-optimal path, or None with `no_path` saying why.
@@ -43,6 +46,7 @@ class Answers:
     D: float
     S: float | None
     budget: ErrorBudget | None
+    stop: Stop | None
     gains: pd.DataFrame
     cost: Cost
     path: Path | None
@@ -57,6 +61,7 @@ class Findings:
     Attributes:
         given: the results table.
         rows: those of its rows that the rest is about: of whole budgets.
+        shorter: what shorter budgets give, see `shorter_budgets`; None without them.
         table: its cells and exclusions.
         cells: the cells of the law's family.
         fitted: the fit to the cells that were not held out, or None with `problem` saying why.
@@ -71,6 +76,7 @@ class Findings:
 
     given: pd.DataFrame
     rows: pd.DataFrame
+    shorter: dict[str, Any] | None
     table: CellTable
     cells: pd.DataFrame
     fitted: Comparison | None
@@ -114,10 +120,11 @@ def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0, limit: Lim
     except UserError as error:
         fitted = final = score = None
         problem = str(error).removeprefix("table: ")
-    family = rows[rows["family"].isin(cells["family"])]
+    family, shorter = rows[rows["family"].isin(cells["family"])], shorter_budgets(given)
     return Findings(
         given=given,
         rows=rows,
+        shorter=shorter,
         table=table,
         cells=cells,
         fitted=fitted,
@@ -125,7 +132,7 @@ def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0, limit: Lim
         score=score,
         backtests=[] if final is None else backtests(final),
         trends=None if fitted is None else residual_trends(fitted),
-        answers=None if final is None else _answers(final, cells),
+        answers=None if final is None else _answers(final, cells, limit, shorter),
         rates=learning_rate_law(family) if len(family) else None,
         problem=problem,
     )
@@ -137,7 +144,7 @@ def _observed(cells: pd.DataFrame) -> Points:
     return Points(**{name: cells[column].to_numpy(float) for name, column in columns.items()})
 
 
-def _answers(final: Comparison, cells: pd.DataFrame) -> Answers:
+def _answers(final: Comparison, cells: pd.DataFrame, limit: Limit | None, shorter: dict[str, Any] | None) -> Answers:
     """What the fit to all cells says about the largest of them."""
     largest = largest_cell(cells)
     N, D, S = float(largest["num_params"]), float(largest["num_spectra"]), None
@@ -145,12 +152,14 @@ def _answers(final: Comparison, cells: pd.DataFrame) -> Answers:
         S = float(largest["samples_seen"])
     cost, hours = study_cost(cells), run_hours(cells)
     gains = what_would_it_buy(final, N, D, S=S, cost=cost)
+    budget = error_budget(final, N, D, S)
     target = (float(gains["N"].iloc[-1]), float(gains["D"].iloc[-1]))
     return Answers(
         N=N,
         D=D,
         S=S,
-        budget=error_budget(final, N, D, S),
+        budget=budget,
+        stop=None if budget is None else why_it_stops(budget, limit, shorter, measure_of(cells).unit),
         gains=gains,
         cost=cost,
         path=compute_optimal(final, cost),

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from analysis.answers.budget import error_budget
 from analysis.answers.checks import lack_of_fit
 from analysis.points.anchors import Anchor, require_same_evaluation
-from analysis.points.branches import shorter_budgets
 from analysis.points.limit import Limit
 from analysis.report import figures, sections, words
 from analysis.report.checklist import checklist
@@ -236,7 +235,7 @@ def _render(findings: Findings, pictures: dict[str, Picture], limit: Limit | Non
         measure=measure_of(findings.rows),
         best_mae=float(cells["test_mae_dex"].min()) if len(cells) else None,
         checklist=checklist(findings),
-        shorter=shorter_budgets(findings.given),
+        shorter=findings.shorter,
         raw=_data_uri("text/csv", findings.given.to_csv(index=False).encode()),
     )
 

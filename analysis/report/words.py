@@ -63,8 +63,8 @@ def answer(findings: Findings) -> list[str]:
     if answers is None or final is None:
         return [f"{first}.", f"There is no law of error over N and D here: {findings.problem}."]
     sentences = [f"{first}; {gains(answers, final)}."]
-    if answers.budget is not None:
-        sentences.append(shares(answers.budget, final))
+    if answers.budget is not None and answers.stop is not None:
+        sentences += [answers.stop.words, shares(answers.budget, final)]
     if findings.score is None and findings.backtests:
         sentences.append(f"No cells were held out. {findings.backtests[0].words}")
     elif findings.score is None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.answers.forecast import forecast, prediction_intervals
-from analysis.fitting.extrapolation import PRIOR_DOF, beyond, prior_growth, smallest
+from analysis.fitting.extrapolation import PRIOR_DOF, PRIOR_SHARE, beyond, prior_growth, smallest
 from analysis.intervals.compare import compare
 from analysis.laws import LAWS
 from analysis.points.table import Points
@@ -96,6 +96,13 @@ def test_robust_fits_are_backtested_too():
     as_true = compare(points, ["chinchilla"], objective="huber", replicates=50, weigh="aicc")
     narrow_low, narrow_high = prediction_intervals(as_true, *at(points))[0][0]
     assert high / low > narrow_high / narrow_low
+
+
+def test_runs_of_one_compute_have_a_prior_too():
+    N = np.geomspace(1e6, 1e8, 9)
+    points = Points(N=N, D=1e16 / N, loss=2 + np.abs(np.log10(N) - 7))
+    assert prior_growth(points) == pytest.approx(PRIOR_SHARE * np.std(np.log(points.loss)) / np.std(np.log10(N)))
+    assert np.isfinite(forecast(compare(points, ["chinchilla"]), 1e9, 1e8)["value"]).all()
 
 
 def test_too_few_runs_take_the_prior_and_say_so():

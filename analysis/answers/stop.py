@@ -1,0 +1,96 @@
+"""Why the curve stops, as one statement with its evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from analysis.answers.budget import ErrorBudget
+from analysis.points.limit import Limit
+
+Cause = Literal["undecided", "irreducible", "information limit", "capacity", "data", "repetition"]
+
+_NAMES = {
+    "irreducible": "a floor that neither more data nor a larger model lowers",
+    "capacity": "too small a model",
+    "data": "too little data",
+    "repetition": "seeing the same spectra again",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """What holds the error up at the largest cell.
+
+    Attributes:
+        cause: the largest part of the error; "undecided" where its interval overlaps another's.
+        words: the statement, with the evidence for it.
+    """
+
+    cause: Cause
+    words: str
+
+
+def why_it_stops(
+    budget: ErrorBudget, limit: Limit | None = None, shorter: dict[str, Any] | None = None, unit: str = "dex"
+) -> Stop:
+    """Name the largest part of the error at a cell, if the intervals of the shares separate it from the others.
+
+    A floor whose interval holds the information limit of the test spectra is that limit: no model does better on them. Training
+    length is no part of the law, but where a study has results of shorter budgets, what the last doubling gave is stated.
+
+    Args:
+        budget: the error's parts at the largest cell.
+        limit: the information limit of the test spectra, where it is known.
+        shorter: of `shorter_budgets`, where the study has branches.
+        unit: of the error.
+    """
+    table = budget.table.set_index("term")
+    order = table["share"].sort_values(ascending=False).index
+    first, second = order[0], order[1]
+    top, other = table.loc[first], table.loc[second]
+    cause: Cause = first
+    if other["share_high"] >= top["share_low"]:
+        cause = "undecided"
+        words = (
+            f"What stops the curve is not decided: {_NAMES[first]} ({_percent(top)} of the error) and {_NAMES[second]} ({_percent(other)}) "
+            "overlap; more cells or seeds would separate them."
+        )
+    else:
+        words = f"The curve stops at {_NAMES[first]}: {_percent(top)} of the error at the largest cell."
+    if limit is not None:
+        floor = table.loc["irreducible"]
+        at_limit = floor["low"] <= limit.mae_dex <= floor["high"] or floor["high"] < limit.mae_dex
+        if at_limit and cause == "irreducible":
+            cause = "information limit"
+        words += f" The information limit of the test spectra is {limit.mae_dex:.3f} {unit}, "
+        if at_limit:
+            words += "which the floor's interval holds: no model does better on these spectra than the floor."
+        else:
+            above = [100 * (end / limit.mae_dex - 1) for end in (floor["low"], floor["high"])]
+            words += f"and the floor lies {above[0]:.0f} to {above[1]:.0f} % above it: recipe or training length set it, not the spectra."
+    return Stop(cause=cause, words=words + _training(shorter))
+
+
+def _training(shorter: dict[str, Any] | None) -> str:
+    """What the longest of the shorter budgets says of training longer."""
+    lines = [] if shorter is None else [line for line in shorter["lines"] if line["share"] < 1]
+    if not lines:
+        return ""
+    last = lines[-1]
+    fall = 100 * last["above"] / (1 + last["above"])
+    words = (
+        f" Training {1 / last['share']:.3g} times as long, up to the whole budget, lowered the error by {fall:.1f} %"
+    )
+    if last["sem"] is not None:
+        words += f" ± {100 * last['sem']:.1f} %"
+        if abs(last["above"]) < 2 * last["sem"]:
+            return f"{words}: no more than chance, so training length does not stop it."
+    return f"{words}: training longer still pays." if fall > 0 else f"{words}: training longer does not pay."
+
+
+def _percent(row: Any) -> str:
+    low, high = (100 * np.clip(row[name], 0, 1) for name in ("share_low", "share_high"))
+    return f"{low:.0f} to {high:.0f} %"
