@@ -86,10 +86,8 @@ def _gain(row: pd.Series) -> str:
     more = f"{factor} times the data" if what == "data" else f"a model {factor} times as large"
     if row["refused"]:
         return f"what {more} would do cannot be told ({'; '.join(row['flags'])})"
-    return (
-        f"{more} would lower the error by {100 * row['gain_low']:.0f} to {100 * row['gain_high']:.0f} % "
-        f"(best {100 * row['gain']:.0f} %)"
-    )
+    low, best, high = (f"{100 * row[name]:.0f}".replace("-", "−") for name in ("gain_low", "gain", "gain_high"))
+    return f"{more} would lower the error by {low} to {high} % (best {best} %)"
 
 
 def shares(budget: ErrorBudget, final: Comparison) -> str:
