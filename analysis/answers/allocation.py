@@ -1,4 +1,4 @@
-"""How to spend compute: the compute-optimal path of a law, and isoFLOP profiles, which need no law."""
+"""How to spend compute: the compute-optimal path of a law."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
 
-from analysis.answers.parabola import bracketed_optimum
 from analysis.fitting.fit import Fit
 from analysis.intervals.compare import Comparison
 from analysis.intervals.profile import Interval
@@ -19,8 +17,6 @@ from scaling.errors import UserError
 
 _LEAST_RATIO = 0.1
 _GRID = 600  # sizes tried at each compute where the optimum has no closed form
-_SAME_BUDGET = 1.05  # runs whose compute differs by less than this factor share an isoFLOP profile
-_FEWEST_PROFILES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,110 +185,3 @@ def _path_words(comparison: Comparison, a: float, interval: Interval, cost: Cost
     if low <= 0.5 <= high:
         words += "Growing N and D in proportion (a = 0.5) agrees with the runs. "
     return words + cost.words + "."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IsoFlop:
-    """Approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2): the best N at each compute, without a law.
-
-    Attributes:
-        profiles: one row a compute budget: C, points, N_opt, D_opt, loss_opt (NaN if refused), bracketed, reason (why
-            it is refused; empty if not).
-        a: exponent of N* ∝ C^a; NaN with fewer than three optima.
-        a_interval: its interval, from the scatter of the optima about the line; infinite if unknown.
-        b: exponent of D* ∝ C^b.
-        b_interval: its interval.
-        a_log_loss: a from parabolas of log loss instead of loss.
-        level: coverage of the intervals.
-        words: the result in a sentence or two.
-    """
-
-    profiles: pd.DataFrame
-    a: float
-    a_interval: Interval
-    b: float
-    b_interval: Interval
-    a_log_loss: float
-    level: float
-    words: str
-
-
-def isoflop_profiles(N: ArrayLike, D: ArrayLike, C: ArrayLike, loss: ArrayLike, *, level: float = 0.9) -> IsoFlop:
-    """Fit a parabola of loss in log N at each compute, and log N* and log D* against log C.
-
-    Runs whose compute differs by less than 5 % share a profile. An optimum is refused if it lies outside the sizes
-    that were tried, if the parabola does not open upwards, or if it has fewer than three sizes.
-
-    Args:
-        N: model sizes (n,).
-        D: samples of each run (n,).
-        C: its compute (n,).
-        loss: its loss (n,).
-        level: coverage of the intervals.
-
-    Raises:
-        UserError: if the columns differ in length or hold values that are not positive numbers.
-    """
-    columns = {name: np.asarray(each, float) for name, each in (("N", N), ("D", D), ("C", C), ("loss", loss))}
-    for name, values in columns.items():
-        wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-        if values.shape != columns["N"].shape or len(wrong):
-            place = f", row {wrong[0]}" if len(wrong) else ""
-            raise UserError(f"isoFLOP profiles: {name}{place}: expected {columns['N'].size} positive numbers")
-    runs = pd.DataFrame(columns).sort_values("C", kind="stable")
-    budget = (runs["C"] > _SAME_BUDGET * runs["C"].shift()).cumsum()
-    profiles = pd.DataFrame([_profile(group) for _, group in runs.groupby(budget)])
-    in_logs = pd.DataFrame([_profile(group.assign(loss=np.log(group["loss"]))) for _, group in runs.groupby(budget)])
-    a, a_interval = _slope(profiles["C"], profiles["N_opt"], level)
-    b, b_interval = _slope(profiles["C"], profiles["D_opt"], level)
-    a_log_loss = _slope(in_logs["C"], in_logs["N_opt"], level)[0]
-    return IsoFlop(
-        profiles=profiles,
-        a=a,
-        a_interval=a_interval,
-        b=b,
-        b_interval=b_interval,
-        a_log_loss=a_log_loss,
-        level=level,
-        words=_profile_words(profiles, a, a_interval, a_log_loss, level),
-    )
-
-
-def _profile(runs: pd.DataFrame) -> dict[str, object]:
-    """The optimum of one compute budget."""
-    best = bracketed_optimum(np.log(runs["N"].to_numpy()), runs["loss"].to_numpy())
-    return {
-        "C": float(np.exp(np.log(runs["C"]).mean())),
-        "points": len(runs),
-        "N_opt": np.exp(best.x),
-        "D_opt": np.exp(np.log(runs["N"] * runs["D"]).mean() - best.x),
-        "loss_opt": best.y,
-        "bracketed": not best.reason,
-        "reason": best.reason,
-    }
-
-
-def _slope(C: pd.Series, optimum: pd.Series, level: float) -> tuple[float, Interval]:
-    """The slope of log optimum against log C, with its t-interval; NaN where fewer than three optima are known."""
-    known = optimum.notna().to_numpy()
-    if known.sum() < _FEWEST_PROFILES:
-        return float("nan"), (float("-inf"), float("inf"))
-    line = stats.linregress(np.log(C[known]), np.log(optimum[known]))
-    reach = float(stats.t.ppf(0.5 + level / 2, known.sum() - 2) * line.stderr)
-    return float(line.slope), (float(line.slope) - reach, float(line.slope) + reach)
-
-
-def _profile_words(profiles: pd.DataFrame, a: float, interval: Interval, a_log_loss: float, level: float) -> str:
-    refused = profiles[~profiles["bracketed"]]
-    words = (
-        f"{len(profiles) - len(refused)} of {len(profiles)} compute budgets have an optimum between the sizes tried. "
-    )
-    if len(refused):
-        reasons = "; ".join(f"C = {row.C:.3g} ({row.reason})" for row in refused.itertuples())
-        words += f"Refused: {reasons}. "
-    if np.isnan(a):
-        return words + "An exponent needs three optima."
-    return words + (
-        f"N* grows as C^a with a in [{interval[0]:.3f}, {interval[1]:.3f}] ({100 * level:g} %), best {a:.3f}; "
-        f"parabolas of log loss give {a_log_loss:.3f}."
-    )

@@ -24,7 +24,7 @@ FAR = 4.0
 _NEGLIGIBLE = 0.02  # weight of a form below which it is left out of the mixture
 _GRID = 300
 _HALVINGS = 40  # a quantile is exact to this many bits of the range
-_SHIFTS = (np.arange(60) + 0.5) / 60  # quantiles of what all forms get wrong together
+_SHIFTS = (np.arange(200) + 0.5) / 200  # quantiles of what all forms get wrong together
 
 
 def forecast(comparison: Comparison, N: ArrayLike, D: ArrayLike, S: ArrayLike | None = None) -> pd.DataFrame:

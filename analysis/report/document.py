@@ -13,6 +13,7 @@ from analysis.answers.allocation import compute_optimal, no_path
 from analysis.answers.backtest import Backtest, backtests
 from analysis.answers.budget import error_budget
 from analysis.answers.checks import lack_of_fit, residual_trends
+from analysis.answers.isoflop import planned_profiles
 from analysis.fitting.fit import Fit
 from analysis.intervals.compare import Comparison
 from analysis.points.cost import SIX_N_D, Cost
@@ -44,7 +45,7 @@ def fit_document(
     Returns:
         form, status, message, objective (the summed one), objective_name, delta, parameters, intervals (name to
         [low, high]) with interval_method and level, bootstrap_intervals, forecasts, selection (form to aicc, weight and
-        status), lack_of_fit, backtests, residual_trends, budget (at the largest run), allocation,
+        status), lack_of_fit, backtests, residual_trends, budget (at the largest run), allocation, isoflop,
         points, run_weights, warnings, and forms (every form with its own status, parameters and intervals). Values that
         do not exist, and ends of intervals that are not known, are None.
     """
@@ -79,6 +80,7 @@ def fit_document(
         "residual_trends": residual_trends(comparison).to_dict("records"),
         "budget": _budget(comparison),
         "allocation": _allocation(comparison, cost),
+        "isoflop": _isoflop(comparison, cost),
         "beside_chinchilla": words.beside_chinchilla(comparison),
         "points": len(comparison.points),
         "floor_bound": comparison.points.floor or None,
@@ -111,6 +113,7 @@ def failure_document(fits: Mapping[str, Fit], message: str, points: Points) -> d
         "residual_trends": [],
         "budget": None,
         "allocation": None,
+        "isoflop": None,
         "beside_chinchilla": "",
         "points": len(points),
         "floor_bound": points.floor or None,
@@ -157,6 +160,15 @@ def _allocation(comparison: Comparison, cost: Cost) -> dict[str, Any]:
         return {"exponent": None, "interval": None, "words": no_path(comparison, cost), "path": []}
     found = {"exponent": path.exponent, "interval": path.interval, "words": path.words}
     return found | {"flops_per_param_sample": cost.flops_per_param_sample, "path": path.table.to_dict("records")}
+
+
+def _isoflop(comparison: Comparison, cost: Cost) -> dict[str, Any] | None:
+    """The best size at each compute without a law, where the runs were planned so."""
+    found = planned_profiles(comparison.points, cost, comparison.level)
+    if found is None:
+        return None
+    facts = {name: getattr(found, name) for name in ("a", "a_interval", "b", "b_interval", "words")}
+    return facts | {"profiles": found.profiles.to_dict("records")}
 
 
 def _outliers(comparison: Comparison) -> list[str]:

@@ -11,6 +11,7 @@ from analysis.answers.allocation import Path, compute_optimal, no_path
 from analysis.answers.backtest import Backtest, HeldOut, backtests, held_out_score
 from analysis.answers.budget import ErrorBudget, error_budget, what_would_it_buy
 from analysis.answers.checks import residual_trends
+from analysis.answers.isoflop import IsoFlop, planned_profiles
 from analysis.answers.next_runs import next_runs, run_hours
 from analysis.answers.rates import RateLaw, learning_rate_law
 from analysis.answers.stop import Stop, why_it_stops
@@ -38,6 +39,7 @@ class Answers:
         cost: what compute is.
         path: the compute-optimal path, or None with `no_path` saying why.
         no_path: or "".
+        isoflop: the best size at each compute without a law, where the runs were planned at budgets; else None.
         next_runs: where one more run would narrow the forecast of the last of `gains` most for each device-hour, the
             best first; None where the cost of a run is not known.
     """
@@ -51,6 +53,7 @@ class Answers:
     cost: Cost
     path: Path | None
     no_path: str
+    isoflop: IsoFlop | None
     next_runs: pd.DataFrame | None
 
 
@@ -164,5 +167,6 @@ def _answers(final: Comparison, cells: pd.DataFrame, limit: Limit | None, shorte
         cost=cost,
         path=compute_optimal(final, cost),
         no_path=no_path(final, cost),
+        isoflop=planned_profiles(final.points, cost, final.level),
         next_runs=None if hours is None or S is not None else next_runs(final, target, hours),
     )

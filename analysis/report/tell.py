@@ -82,6 +82,8 @@ def _tell_answers(document: dict[str, Any], axis: str) -> None:
             print(f"  {budget['note']}")
     if document["allocation"]["words"]:
         print(f"compute: {document['allocation']['words']}")
+    if document["isoflop"]:
+        print(f"compute, without a law (isoFLOP profiles): {document['isoflop']['words']}")
 
 
 def _tell_forecast(cast: dict[str, Any], axis: str) -> None:

@@ -1,19 +1,17 @@
-"""Compute-optimal paths and isoFLOP profiles, against closed forms and public references."""
+"""Compute-optimal paths, against closed forms and public references."""
 
 import numpy as np
-import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from analysis.answers.allocation import _optimum, compute_optimal, isoflop_profiles, local_exponent, no_path
+from analysis.answers.allocation import _optimum, compute_optimal, local_exponent, no_path
 from analysis.intervals.compare import compare
 from analysis.laws import LAWS
 from analysis.points.cost import SIX_N_D, Cost, column_cost, study_cost
 from scaling.errors import UserError
-from tests.analysis.conftest import TRUTH, D, N, made
-from tests.analysis.test_fit import CASES, case, needs_cases
+from tests.analysis.conftest import TRUTH, D, N
+from tests.analysis.test_budget import made
+from tests.analysis.test_fit import case, needs_cases
 
 FORMS = ["chinchilla", "tied", "no_floor", "kaplan", "gamma", "broken", "ridge"]
 
@@ -86,67 +84,6 @@ def test_the_cost_of_a_study_comes_from_its_rows(make_rows):
     assert "do not state" in study_cost(cells.assign(train_flops=float("nan"))).words
     assert column_cost(N, D, 7 * N * D).per_cell == pytest.approx(7)
     assert "varies by a factor of 2" in column_cost(N, D, N * D * np.linspace(1, 2, len(N))).words
-
-
-def profile_table(exponent, budgets=(1e9, 1e10, 1e11, 1e12), span=3.0, points=7, offset=0.0):
-    rows = []
-    for C in budgets:
-        best = 0.3 * C**exponent
-        n = best * np.exp(np.linspace(-span, span, points) + offset)
-        loss = 2 + C**-0.05 + 0.01 * np.log(n / best) ** 2
-        rows.append(pd.DataFrame({"N": n, "D": C / (6 * n), "C": C, "loss": loss}))
-    return pd.concat(rows, ignore_index=True)
-
-
-@given(exponent=st.floats(0.2, 0.8), order=st.randoms(use_true_random=False))
-@settings(max_examples=20, deadline=None)
-def test_profiles_recover_the_exponent(exponent, order):
-    table = profile_table(exponent)
-    table = table.iloc[order.sample(range(len(table)), len(table))]
-    found = isoflop_profiles(table["N"], table["D"], table["C"], table["loss"])
-    assert found.a == pytest.approx(exponent, abs=1e-6)
-    assert found.a + found.b == pytest.approx(1, abs=1e-6)
-    assert found.profiles["bracketed"].all()
-    assert found.profiles["N_opt"].to_numpy() == pytest.approx(0.3 * found.profiles["C"] ** exponent, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"offset": 4.0}, "beyond the smallest"),
-        ({"offset": -4.0}, "beyond the largest"),
-        ({"points": 2}, "at least three"),
-    ],
-)
-def test_an_optimum_that_is_not_bracketed_is_refused(change, word):
-    table = profile_table(0.5, **change)
-    found = isoflop_profiles(table["N"], table["D"], table["C"], table["loss"])
-    assert not found.profiles["bracketed"].any()
-    assert found.profiles["reason"].str.contains(word).all()
-    assert found.profiles["N_opt"].isna().all()
-    assert np.isnan(found.a)
-    assert word in found.words
-
-
-def test_a_hill_is_no_optimum():
-    table = profile_table(0.5).assign(loss=lambda t: 5 - t["loss"])
-    found = isoflop_profiles(table["N"], table["D"], table["C"], table["loss"])
-    assert found.profiles["reason"].str.contains("does not open upwards").all()
-
-
-def test_a_bad_profile_table_is_named():
-    table = profile_table(0.5)
-    with pytest.raises(UserError, match="loss, row 3"):
-        isoflop_profiles(table["N"], table["D"], table["C"], table["loss"].where(table.index != 3))
-
-
-@needs_cases
-def test_llama_profiles_give_the_reference_exponents():
-    table = pd.read_csv(CASES / "isoflop_llama_3_raw_loss.csv")
-    found = isoflop_profiles(table["N"], table["D"], table["C"], table["loss"])
-    assert found.a == pytest.approx(0.4632, abs=5e-5)
-    assert found.b == pytest.approx(0.5368, abs=5e-5)
-    assert found.a_interval[0] < found.a < found.a_interval[1]
 
 
 @needs_cases

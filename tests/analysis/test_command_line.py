@@ -16,7 +16,7 @@ from tests.analysis.test_fit import CASES, needs_cases
 KEYS = (
     "form status message objective objective_name delta parameters intervals interval_method level bootstrap_intervals "
     "forecasts selection lack_of_fit backtests extrapolation residual_trends budget "
-    "allocation beside_chinchilla points floor_bound run_weights warnings forms "
+    "allocation isoflop beside_chinchilla points floor_bound run_weights warnings forms "
     "columns held_out bootstrap seed table"
 )
 

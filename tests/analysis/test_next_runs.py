@@ -10,7 +10,8 @@ from analysis.intervals.compare import compare
 from analysis.laws import CHINCHILLA
 from analysis.points.table import Points
 from scaling.errors import UserError
-from tests.analysis.conftest import TRUTH, D, N, made
+from tests.analysis.conftest import TRUTH, D, N
+from tests.analysis.test_budget import made
 
 TARGET = (1e6, 1e6)
 

@@ -1,0 +1,163 @@
+"""IsoFLOP profiles: the best size at each compute from the runs themselves, which needs no law."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from analysis.answers.parabola import bracketed_optimum
+from analysis.intervals.profile import Interval
+from analysis.points.cost import Cost
+from analysis.points.table import Points
+from scaling.errors import UserError
+
+_SAME_BUDGET = 1.05  # runs whose compute differs by less than this factor share an isoFLOP profile
+_ONE_BUDGET = 1.25  # budgets span less than this factor, and are further apart
+_FEWEST_PROFILES, _FEWEST_SIZES = 3, 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IsoFlop:
+    """Approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2): the best N at each compute, without a law.
+
+    Attributes:
+        profiles: one row a compute budget: C, points, N_opt, D_opt, loss_opt (NaN if refused), bracketed, reason (why
+            it is refused; empty if not).
+        a: exponent of N* ∝ C^a; NaN with fewer than three optima.
+        a_interval: its interval, from the scatter of the optima about the line; infinite if unknown.
+        b: exponent of D* ∝ C^b.
+        b_interval: its interval.
+        a_log_loss: a from parabolas of log loss instead of loss.
+        level: coverage of the intervals.
+        words: the result in a sentence or two.
+    """
+
+    profiles: pd.DataFrame
+    a: float
+    a_interval: Interval
+    b: float
+    b_interval: Interval
+    a_log_loss: float
+    level: float
+    words: str
+
+
+def isoflop_profiles(N: ArrayLike, D: ArrayLike, C: ArrayLike, loss: ArrayLike, *, level: float = 0.9) -> IsoFlop:
+    """Fit a parabola of loss in log N at each compute, and log N* and log D* against log C.
+
+    Runs whose compute differs by less than 5 % share a profile. An optimum is refused if it lies outside the sizes
+    that were tried, if the parabola does not open upwards, or if it has fewer than three sizes.
+
+    Args:
+        N: model sizes (n,).
+        D: samples of each run (n,).
+        C: its compute (n,).
+        loss: its loss (n,).
+        level: coverage of the intervals.
+
+    Raises:
+        UserError: if the columns differ in length or hold values that are not positive numbers.
+    """
+    columns = {name: np.asarray(each, float) for name, each in (("N", N), ("D", D), ("C", C), ("loss", loss))}
+    for name, values in columns.items():
+        wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+        if values.shape != columns["N"].shape or len(wrong):
+            place = f", row {wrong[0]}" if len(wrong) else ""
+            raise UserError(f"isoFLOP profiles: {name}{place}: expected {columns['N'].size} positive numbers")
+    runs = pd.DataFrame(columns).sort_values("C", kind="stable")
+    budget = _budgets(runs["C"])
+    profiles = pd.DataFrame([_profile(group) for _, group in runs.groupby(budget)])
+    in_logs = pd.DataFrame([_profile(group.assign(loss=np.log(group["loss"]))) for _, group in runs.groupby(budget)])
+    a, a_interval = _slope(profiles["C"], profiles["N_opt"], level)
+    b, b_interval = _slope(profiles["C"], profiles["D_opt"], level)
+    a_log_loss = _slope(in_logs["C"], in_logs["N_opt"], level)[0]
+    return IsoFlop(
+        profiles=profiles,
+        a=a,
+        a_interval=a_interval,
+        b=b,
+        b_interval=b_interval,
+        a_log_loss=a_log_loss,
+        level=level,
+        words=_profile_words(profiles, a, a_interval, a_log_loss, level),
+    )
+
+
+def planned_profiles(points: Points, cost: Cost, level: float) -> IsoFlop | None:
+    """The profiles of runs that were planned at a few budgets of compute, κ N D; None where they were not.
+
+    Runs were planned so if at least three budgets, each well apart from the next, have three sizes or more, and hold at least half of
+    the runs.
+
+    Args:
+        points: the runs; seeds of a cell count as one, by their geometric mean.
+        cost: what compute is.
+        level: coverage of the intervals.
+    """
+    if points.axis != "ND" or not cost.defined:
+        return None
+    frame = (
+        pd.DataFrame({"N": points.N, "D": points.D, "loss": np.log(points.loss)})
+        .groupby(["N", "D"])
+        .mean()
+        .reset_index()
+    )
+    frame["C"] = cost.per_cell * frame["N"] * frame["D"]
+    frame = frame.sort_values("C", kind="stable", ignore_index=True)
+    budget = frame.groupby(_budgets(frame["C"]))
+    least, most = budget["C"].transform("min"), budget["C"].transform("max")
+    planned = frame[(budget["N"].transform("nunique") >= _FEWEST_SIZES) & (most < _ONE_BUDGET * least)]
+    starts = least[planned.index].unique()
+    apart = bool(np.all(starts[1:] > _ONE_BUDGET * most[planned.index].unique()[:-1]))
+    if len(starts) < _FEWEST_PROFILES or not apart or len(planned) < len(frame) / 2:
+        return None
+    return isoflop_profiles(planned["N"], planned["D"], planned["C"], np.exp(planned["loss"]), level=level)
+
+
+def _budgets(C: pd.Series) -> pd.Series:
+    """The number of each run's budget, (n,), for rising compute (n,)."""
+    return (_SAME_BUDGET * C.shift() < C).cumsum()
+
+
+def _profile(runs: pd.DataFrame) -> dict[str, object]:
+    """The optimum of one compute budget."""
+    best = bracketed_optimum(np.log(runs["N"].to_numpy()), runs["loss"].to_numpy())
+    return {
+        "C": float(np.exp(np.log(runs["C"]).mean())),
+        "points": len(runs),
+        "N_opt": np.exp(best.x),
+        "D_opt": np.exp(np.log(runs["N"] * runs["D"]).mean() - best.x),
+        "loss_opt": best.y,
+        "bracketed": not best.reason,
+        "reason": best.reason,
+    }
+
+
+def _slope(C: pd.Series, optimum: pd.Series, level: float) -> tuple[float, Interval]:
+    """The slope of log optimum against log C, with its t-interval; NaN where fewer than three optima are known."""
+    known = optimum.notna().to_numpy()
+    if known.sum() < _FEWEST_PROFILES:
+        return float("nan"), (float("-inf"), float("inf"))
+    line = stats.linregress(np.log(C[known]), np.log(optimum[known]))
+    reach = float(stats.t.ppf(0.5 + level / 2, known.sum() - 2) * line.stderr)
+    return float(line.slope), (float(line.slope) - reach, float(line.slope) + reach)
+
+
+def _profile_words(profiles: pd.DataFrame, a: float, interval: Interval, a_log_loss: float, level: float) -> str:
+    refused = profiles[~profiles["bracketed"]]
+    words = (
+        f"{len(profiles) - len(refused)} of {len(profiles)} compute budgets have an optimum between the sizes tried. "
+    )
+    if len(refused):
+        reasons = "; ".join(f"C = {row.C:.3g} ({row.reason})" for row in refused.itertuples())
+        words += f"Refused: {reasons}. "
+    if np.isnan(a):
+        return words + "An exponent needs three optima."
+    return words + (
+        f"N* grows as C^a with a in [{interval[0]:.3f}, {interval[1]:.3f}] ({100 * level:g} %), best {a:.3f}; "
+        f"parabolas of log loss give {a_log_loss:.3f}."
+    )
