@@ -11,7 +11,7 @@ from scipy import stats
 from analysis.answers.checks import UNLIKELY
 from analysis.answers.forecast import prediction_table
 from analysis.fitting.extrapolation import smallest
-from analysis.intervals.compare import Comparison, compare
+from analysis.intervals.compare import Comparison, compare_alike
 from analysis.laws import Array
 from analysis.points.table import Points, large_enough
 from scaling.errors import UserError
@@ -72,7 +72,7 @@ def backtests(comparison: Comparison, shares: tuple[float, ...] = SHARES) -> lis
         comparison: the fits to all points.
         shares: of the runs that are fitted; a share whose runs are too few, or support no law, is left out.
     """
-    points, law, found = comparison.points, comparison.law, list[Backtest]()
+    points, found = comparison.points, list[Backtest]()
     size = points.N * points.D
     for share in shares:
         small = smallest(size, share)
@@ -85,16 +85,8 @@ def backtests(comparison: Comparison, shares: tuple[float, ...] = SHARES) -> lis
         ):
             continue
         try:
-            earlier = compare(
-                part,
-                list(comparison.fits),
-                objective=law.objective,
-                delta=law.delta,
-                replicates=min(comparison.replicates, _REPLICATES),
-                level=comparison.level,
-                seed=comparison.seed,
-                weigh=comparison.weigh,
-            )
+            fewer = min(comparison.replicates, _REPLICATES)
+            earlier = compare_alike(comparison, part, list(comparison.fits), fewer)
             score = held_out_score(earlier, rest)
         except UserError:  # no form fits so few
             continue

@@ -193,6 +193,23 @@ def compare(
     )
 
 
+def compare_alike(
+    earlier: Comparison, points: Points, forms: Sequence[str], replicates: int | None = None
+) -> Comparison:
+    """Compare forms on other points in the way of an earlier comparison; the same errors are raised."""
+    law = earlier.law
+    return compare(
+        points,
+        forms,
+        objective=law.objective,
+        delta=law.delta,
+        replicates=earlier.replicates if replicates is None else replicates,
+        level=earlier.level,
+        seed=earlier.seed,
+        weigh=earlier.weigh,
+    )
+
+
 def _bounded(forms: Sequence[str], floor: float) -> dict[str, Law]:
     """The laws, with a floor of at least this; forms without a floor are left out, unless they are all that was asked for."""
     if floor <= 0:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.answers.budget import ErrorBudget
 from analysis.answers.forecast import prediction_table
-from analysis.intervals.compare import Comparison, compare
+from analysis.intervals.compare import Comparison, compare_alike
 from analysis.intervals.profile import Interval
 from analysis.points.anchors import Anchor
 from analysis.report.figures.style import GREEK, label_name, short
@@ -132,17 +132,7 @@ def beside_chinchilla(comparison: Comparison) -> str:
     if {"chinchilla", best} <= set(errors):
         own, plain = (f"{100 * errors[form]:.2g} %" for form in (best, "chinchilla"))
         why += f"; fitted to the smaller runs it misses the larger by {own}, Chinchilla's by {plain}"
-    points, law = comparison.points, comparison.law
-    alone = compare(
-        points,
-        ["chinchilla"],
-        objective=law.objective,
-        delta=law.delta,
-        replicates=comparison.replicates,
-        level=comparison.level,
-        seed=comparison.seed,
-        weigh=comparison.weigh,
-    )
+    points, alone = comparison.points, compare_alike(comparison, comparison.points, ["chinchilla"])
     N, D, S = (
         4 * points.N.max(),
         4 * points.D.max(),
