@@ -44,7 +44,7 @@ class Backtest:
 
     Attributes:
         share: of the runs that was asked to be fitted.
-        fitted: how many were: runs of one compute stay together.
+        fitted: how many were: runs of one size N·D stay together.
         form: the form that weighed most in their forecast.
         reach: the largest N·D that was forecast, over the largest that was fitted.
         score: of the forecast.

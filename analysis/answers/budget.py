@@ -14,7 +14,7 @@ from analysis.laws import LAWS, Array, Law
 from analysis.points.cost import SIX_N_D, Cost
 
 _ENDLESS = np.array([1e6, 2e6, 2e6])  # logarithms where every power has vanished, that of N/D (`ridge`) too
-_TOGETHER = ("kaplan", "gamma")
+_TOGETHER = ("kaplan", "gamma", "quadrature")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ def error_budget(comparison: Comparison, N: float, D: float, S: float | None = N
 
     irreducible is the law's limit for endless N and D. capacity and data are what the loss would fall by if N, or D,
     were endless. In sums of terms this is each term: E, A/N^alpha, B/D^beta. Where capacity and data act together
-    (`kaplan`, `gamma`) it matters which is taken away first: both orders are averaged (the Shapley value), so that the
+    (`kaplan`, `gamma`, `quadrature`) it matters which is taken away first: both orders are averaged (the Shapley value), so that the
     parts always add up. In `data_constrained`, repetition is what it costs that D spectra are seen S/D times each
     instead of S spectra once.
 

@@ -70,7 +70,7 @@ def write_report(
     fit = _fit_json(findings) | {"anchors": [asdict(anchor) for anchor in anchors]}
     _write(out / "fit.json", json_bytes(fit))
     _write(out / "cells.csv", findings.table.cells.to_csv(index=False).encode())
-    _write(out / PAGE, _render(findings, pictures, limit, anchors).encode())
+    _write(out / PAGE, _render(findings, pictures, limit, anchors, fit.get("beside_chinchilla", "")).encode())
     return out / PAGE
 
 
@@ -186,7 +186,9 @@ def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _render(findings: Findings, pictures: dict[str, Picture], limit: Limit | None, anchors: Sequence[Anchor]) -> str:
+def _render(
+    findings: Findings, pictures: dict[str, Picture], limit: Limit | None, anchors: Sequence[Anchor], beside: str
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis.report"),
         autoescape=True,
@@ -213,7 +215,7 @@ def _render(findings: Findings, pictures: dict[str, Picture], limit: Limit | Non
         parameters=sections.parameters(findings),
         fitted=fitted,
         final=findings.final,
-        beside="" if fitted is None else words.beside_chinchilla(fitted),
+        beside=beside,
         lack=None if fitted is None else lack_of_fit(fitted.law, fitted.points),
         beware=sections.beware(answers),
         trends=[] if findings.trends is None else findings.trends.to_dict("records"),

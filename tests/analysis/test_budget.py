@@ -78,6 +78,16 @@ def test_intervals_hold_the_choice_of_form():
     assert budget.table["low"][0] <= error_budget(alone, N[-1], D[-1]).table["low"][0]
 
 
+def test_of_a_floor_in_quadrature_both_orders_count_alike():
+    found = compare(made("quadrature"), ["quadrature"], replicates=20)
+    values = error_budget(found, N[7], D[7]).table.set_index("term")["value"]
+    E = found.law.parameters["E"]
+    more_data, larger, now = (float(found.law.predict(n, d)) for n, d in ((N[7], 1e30), (1e30, D[7]), (N[7], D[7])))
+    assert values["irreducible"] == pytest.approx(E)
+    assert values["capacity"] == pytest.approx(0.5 * (more_data - E + now - larger), rel=1e-6)
+    assert values["data"] == pytest.approx(0.5 * (larger - E + now - more_data), rel=1e-6)
+
+
 def test_a_curve_has_two_parts():
     found = compare(made("chinchilla").take(N[0] == N), ["m2"], replicates=40)
     budget = error_budget(found, N[0], D[-1])
