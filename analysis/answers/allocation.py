@@ -44,7 +44,7 @@ def compute_optimal(comparison: Comparison, cost: Cost = SIX_N_D, C: ArrayLike |
     """N and D that give the smallest loss for a compute C = κ N D, with the exponent a in N* ∝ C^a.
 
     For Chinchilla's form N* = G (C/κ)^(β/(α+β)), G = (αA/(βB))^(1/(α+β)) (Hoffmann et al. 2022, arXiv 2203.15556,
-    eq. 4); `gamma` and `kaplan` have the same kind of optimum, other forms are minimised numerically and a is the mean
+    eq. 4); `gamma`, `kaplan` and `quadrature` have the same kind of optimum, other forms are minimised numerically and a is the mean
     slope over the range of C. Intervals are the bootstrap's: in each replicate, of the form that it selects.
 
     Args:
@@ -145,7 +145,7 @@ def _optimum(law: Law, theta: Array, logs: Array, epochs: float) -> tuple[Array,
 def _powers(law: Law, theta: Array) -> tuple[Array, ...] | None:
     """A, α, B, β (each (K,)) of the sum A/N^α + B/D^β in which the loss rises, where it is one."""
     named = dict(zip(law.parameters, theta.T, strict=True))
-    if law.name in ("chinchilla", "no_floor", "gamma"):
+    if law.name in ("chinchilla", "no_floor", "gamma", "quadrature"):
         return named["A"], named["alpha"], named["B"], named["beta"]
     if law.name == "tied":
         return named["A"], named["alpha"], named["B"], named["alpha"]

@@ -13,7 +13,7 @@ from tests.analysis.conftest import TRUTH, D, N
 from tests.analysis.test_budget import made
 from tests.analysis.test_fit import case, needs_cases
 
-FORMS = ["chinchilla", "tied", "no_floor", "kaplan", "gamma", "broken", "ridge"]
+FORMS = ["chinchilla", "tied", "no_floor", "kaplan", "gamma", "broken", "ridge", "quadrature"]
 
 
 @pytest.mark.parametrize("form", FORMS)
