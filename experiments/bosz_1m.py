@@ -19,8 +19,10 @@ from scaling.study.declaration import (
     Data,
     DataRules,
     Ladder,
+    LightGBM,
     Placement,
     Recipe,
+    Ridge,
     Search,
     Sources,
     Study,
@@ -55,6 +57,7 @@ STUDY = Study(
     ),
     search=Search(trials=5),
     seeds=(42, 43),
+    baselines=(Ridge(cpus=4), LightGBM(draws=1, cpus=8)),
     placements=(
         Placement(gpus=0.25, cpus=2),
         Placement(from_width=128, gpus=0.5, cpus=3),

@@ -11,8 +11,10 @@ from scaling.study.declaration import (
     Data,
     DataRules,
     Ladder,
+    LightGBM,
     Placement,
     Recipe,
+    Ridge,
     Search,
     Simulation,
     Study,
@@ -42,5 +44,6 @@ STUDY = Study(
     search=Search(trials=5, max_lr=5e-3),
     seeds=(42, 43),
     repeat_every=2,  # a lack-of-fit test needs a second seed in half of the cells that are fitted
+    baselines=(Ridge(), LightGBM(trees=1000)),
     placements=(Placement(), Placement(from_width=32, from_spectra=16384, workers=2)),
 )

@@ -8,7 +8,7 @@ The demo's rules on a smaller grid: it shows that the chain works; its law means
 import dataclasses
 
 from experiments.demo import STUDY as DEMO
-from scaling.study.declaration import Budget, Data, Placement, Search, Simulation
+from scaling.study.declaration import Budget, Data, LightGBM, Placement, Ridge, Search, Simulation
 
 STUDY = dataclasses.replace(
     DEMO,
@@ -23,5 +23,6 @@ STUDY = dataclasses.replace(
     recipe=dataclasses.replace(DEMO.recipe, budget=Budget(samples=8_192), evaluations=4),
     search=Search(trials=2),
     seeds=(42,),
+    baselines=(Ridge(), LightGBM(trees=50)),
     placements=(Placement(), Placement(from_width=8, from_spectra=1024, workers=2)),
 )

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from scaling.baselines import Baseline, LightGBM, Ridge
 from scaling.data.batches import Access, DataRules
 from scaling.data.shards.records import Order
 from scaling.data.simulated.writer import Simulation
@@ -24,14 +25,17 @@ from scaling.study.placement import Placement
 from scaling.training.recipe import Budget, Recipe
 
 __all__ = [
+    "BaselineCell",
     "Budget",
     "Cell",
     "Data",
     "DataRules",
     "ExpectedLaw",
     "Ladder",
+    "LightGBM",
     "Placement",
     "Recipe",
+    "Ridge",
     "Search",
     "Simulation",
     "Sources",
@@ -147,6 +151,24 @@ class Cell:
 
 
 @declared
+class BaselineCell:
+    """A baseline fitted to a number of spectra; the seed is that of its random choices."""
+
+    family: Name
+    num_spectra: Count
+    seed: Natural
+
+    @property
+    def key(self) -> str:
+        """Name of the cell in paths. Results are identified by columns, never by parsing this."""
+        return f"{self.family}-d{self.num_spectra:08d}-s{self.seed}"
+
+    def trial(self, number: int) -> str:
+        """Name of its one trial."""
+        return f"{self.key}-t{number:02d}"
+
+
+@declared
 class Study:
     """A declared set of cells: widths × numbers of spectra × seeds, with the rules they share.
 
@@ -154,7 +176,8 @@ class Study:
     `repeat_every` in every n-th along either axis: their scatter is the noise that a law's misfit is tested against.
     With `hold_out_edge`, the cells of the largest width and of the largest number of spectra are kept out of the fit,
     and the law's forecast of them is scored. `placements` say where trials run; they change results by rounding only,
-    except that with dropout each worker draws masks of its own. `expected` is what the plan assumes.
+    except that with dropout each worker draws masks of its own. `expected` is what the plan assumes. `baselines` are fitted to
+    each number of spectra with the first seed, on CPUs that the trials leave free.
     """
 
     name: Name
@@ -168,6 +191,7 @@ class Study:
     repeat_every: Count = 1
     hold_out_edge: bool = True
     placements: tuple[Placement, ...] = (Placement(),)
+    baselines: tuple[Ridge | LightGBM, ...] = ()
     expected: ExpectedLaw = field(default_factory=ExpectedLaw)
 
     def __post_init__(self) -> None:
@@ -187,6 +211,9 @@ class Study:
                 raise UserError(f"Study.{name} = {values}: give at least one value, in rising order, none twice")
         if not self.placements or (self.placements[0].from_width, self.placements[0].from_spectra) != (0, 0):
             raise UserError("Study.placements: the first must apply to every cell (from_width 0, from_spectra 0)")
+        families = [baseline.family for baseline in self.baselines]
+        if len(set(families)) < len(families):
+            raise UserError(f"Study.baselines: {', '.join(families)}: give each family once")
         for width in self.widths:
             self.model(width)
         if self.data.rules.boundary is not None and self.recipe.loss != "l1":
@@ -214,6 +241,14 @@ class Study:
             for seed in (self.seeds if (i + j) % self.repeat_every == 0 else self.seeds[:1])
         )
 
+    def baseline_cells(self) -> tuple[BaselineCell, ...]:
+        """The cells of all baselines, in a fixed order."""
+        return tuple(
+            BaselineCell(family=baseline.family, num_spectra=num_spectra, seed=self.seeds[0])
+            for baseline in self.baselines
+            for num_spectra in self.data.num_spectra
+        )
+
     def model(self, width: int) -> ModelConfig:
         """The model of a rung, with an output for each label."""
         return self.ladder.rung(width, len(self.data.rules.labels))
@@ -228,13 +263,18 @@ class Study:
         fitting = [p for p in self.placements if cell.width >= p.from_width and cell.num_spectra >= p.from_spectra]
         return fitting[-1]
 
-    def fingerprint(self, cell: Cell, data_digest: str) -> str:
+    def fingerprint(self, cell: Cell | BaselineCell, data_digest: str) -> str:
         """Hash of everything declared that determines the results of a cell, with the digest of its spectra.
 
         Not part of it: the search (a row says its learning rate), placements, other cells and the title; they may change
         between runs.
         """
-        declared = (cell, self.data.rules, self.model(cell.width), self.ladder.whitening, self.recipe)
+        declared: tuple[Any, ...]
+        if isinstance(cell, BaselineCell):
+            baseline: Baseline = next(each for each in self.baselines if each.family == cell.family)
+            declared = (cell, self.data.rules, dataclasses.replace(baseline, cpus=1))
+        else:
+            declared = (cell, self.data.rules, self.model(cell.width), self.ladder.whitening, self.recipe)
         parts = [stable(part) for part in declared]
         return hashlib.sha256(json.dumps([*parts, data_digest], sort_keys=True).encode()).hexdigest()[:16]
 

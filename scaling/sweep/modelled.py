@@ -22,6 +22,7 @@ from scaling.model.ladder import count_parameters
 from scaling.results import Row
 from scaling.study.declaration import Cell, Placement, Study
 from scaling.sweep.admission import fits_ever
+from scaling.sweep.baselines import Baselines
 from scaling.sweep.nodes import Node
 from scaling.sweep.rates import Rates
 
@@ -111,7 +112,8 @@ def simulate(study: Study, cluster: Cluster, seconds: Callable[[Cell], float]) -
         return SimpleNamespace(cell=cell, number=number, lr=lr, key=cell.trial(number), about=dict)
 
     silent: Any = _Silent()
-    search = SweepSearch(study, make, rates, nodes, silent, silent, lambda bundles: None, clock=lambda: now)  # type: ignore[arg-type]
+    none = Baselines([], print)
+    search = SweepSearch(study, make, rates, nodes, silent, silent, lambda bundles: None, none, clock=lambda: now)  # type: ignore[arg-type]
     events: list[tuple[float, str, str]] = []
     queued: list[str] = []
     work, count, costs = 0.0, Counter[Cell](), defaultdict[str, list[float]](list)

@@ -193,12 +193,18 @@ def _first_line(error: Exception) -> str:
 
 
 def check_placements(study: Study, nodes: Iterable[Node]) -> None:
-    """Compare what each trial's workers occupy with what the nodes have; a worker does not span nodes.
+    """Compare what each trial's workers and each baseline occupy with what the nodes have; a worker does not span nodes.
 
     Raises:
-        UserError: naming the cell that can never run, what it needs and what there is.
+        UserError: naming the cell or baseline that can never run, what it needs and what there is.
     """
     nodes = list(nodes)
+    for baseline in study.baselines:
+        if (most := max(node.cpus for node in nodes)) < baseline.cpus:
+            raise UserError(
+                f"baseline {baseline.family} needs {baseline.cpus} CPUs of one node, which has {most:g} at most: "
+                "change its cpus in Study.baselines, or connect to a larger cluster with --address"
+            )
     for cell in study.cells():
         place = study.placement(cell)
         fewest = place.min_workers or place.workers

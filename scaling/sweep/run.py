@@ -56,7 +56,7 @@ def run_study(
         if retry:
             _forget_failed(folder)
         sweep = Sweep.prepare(study, folder, shards_path(study, store), cache) if is_prepared(study, store) else None
-        if sweep is None or sweep.rates().remaining():
+        if sweep is None or sweep.rates().remaining() or sweep.open_baselines():
             say(f"study {study.name}: connecting to Ray")
             with ray_cluster(address), stop_signals():
                 sweep = sweep or Sweep.prepare(study, folder, prepare_data(study, store, say), cache)
@@ -74,8 +74,11 @@ def _run(sweep: Sweep, say: Callable[[str], None], callbacks: Callable[[], list[
     from scaling.sweep.tuning import run_sweep  # Ray is loaded once its settings are made
 
     left, log = sweep.rates().remaining(), sweep.folder.journal.with_name("ray.log")
-    trials = sum(count for _, count in left)
-    say(f"sweep: {len(left)} of {len(sweep.study.cells())} cells to do, about {trials} trials; what Ray says: {log}")
+    trials, baselines = sum(count for _, count in left), sum(len(task.fingerprints) for task in sweep.open_baselines())
+    also = f", {baselines} baselines" if baselines else ""
+    say(
+        f"sweep: {len(left)} of {len(sweep.study.cells())} cells to do, about {trials} trials{also}; what Ray says: {log}"
+    )
     with logged_apart(log):
         run_sweep(sweep, say, callbacks(), may_grow=may_grow)
 
@@ -104,11 +107,12 @@ def collect(study: Study, folder: StudyFolder) -> list[Row]:
     """
     rates = Rates(study, folder.rows())
     bracket = {cell: bracketed(rates.rows[rates.first(cell)]) for cell in rates.rows}
-    rows = [
-        dataclasses.replace(row, held_out=study.held_out(cell), lr_bracketed=bracket[cell])
-        for row in folder.rows_with_branches()
-        if (cell := rates.cells.get(row.cell))
-    ]
+    baselines, rows = {cell.key for cell in study.baseline_cells()}, []
+    for row in folder.rows_with_branches():
+        if cell := rates.cells.get(row.cell):
+            rows.append(dataclasses.replace(row, held_out=study.held_out(cell), lr_bracketed=bracket[cell]))
+        elif row.cell in baselines:
+            rows.append(row)
     if not rows:  # a mistyped store is not made
         raise UserError(f"{folder.store.locate(folder.name)}: no rows yet; run the study first, or correct --store")
     folder.write_table(rows)

@@ -7,7 +7,6 @@ trials come and go. Optuna's journal and Tune's own folder are views of it.
 from __future__ import annotations
 
 import heapq
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,30 +19,30 @@ from scaling.errors import UserError
 from scaling.model.ladder import forward_flops
 from scaling.results import Row
 from scaling.study.declaration import Cell, Placement, Study
-from scaling.sweep.admission import Admission, bundles, fits_ever
+from scaling.sweep.admission import Admission, fits_ever
+from scaling.sweep.baselines import Baselines, BaselineTask
 from scaling.sweep.journal import Journal
 from scaling.sweep.limits import (
     ALIKE,
     ATTEMPTS,
     BEGIN_SECONDS,
     BUSY_SECONDS,
-    SAY_WAITING_SECONDS,
     SETTLE_SECONDS,
-    WAIT_SECONDS,
 )
-from scaling.sweep.nodes import Nodes
+from scaling.sweep.nodes import Node, Nodes
 from scaling.sweep.progress import Progress
 from scaling.sweep.rates import Rates
 from scaling.sweep.trial import Trial
+from scaling.sweep.waiting import Waiting
 
 Result = dict[str, Any]
 
 
 @dataclass(slots=True)
 class Attempt:
-    """One execution of a trial: where it runs, since when, and what it said last."""
+    """One execution of a `Trial` or a `BaselineTask`: where it runs, since when, and what it said last."""
 
-    trial: Trial
+    trial: Any
     placement: Placement
     nodes: tuple[str, ...]
     queued: bool
@@ -70,12 +69,13 @@ class SweepSearch(Searcher):
         journal: Journal,
         progress: Progress,
         ask_for: Callable[[list[dict[str, float]]], None],
+        baselines: Baselines,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(metric=f"val_{study.data.rules.score}", mode="min")
         self.study, self.make_trial, self.rates = study, make_trial, rates
-        self.nodes, self.journal, self.progress, self.ask_for = nodes, journal, progress, ask_for
-        self.clock = clock
+        self.nodes, self.journal, self.progress = nodes, journal, progress
+        self.baselines, self.clock = baselines, clock
         self.admission, self.live = Admission(), dict[str, Attempt]()
         self.ready: dict[Placement, list[tuple[tuple[float, ...], Cell, int, float]]] = {}
         self.open: set[tuple[Cell, int]] = set()
@@ -83,7 +83,7 @@ class SweepSearch(Searcher):
         self.busy: dict[str, float] = {}
         self.unsettled: list[Attempt] = []
         self.next_try = 0.0
-        self.idle_since, self.said = self.clock(), -math.inf
+        self.waiting = Waiting(progress.say, ask_for, self.clock())
         self.stopped = ""
         for cell in rates.rows:
             self._queue(cell)
@@ -91,9 +91,8 @@ class SweepSearch(Searcher):
     def suggest(self, trial_id: str) -> Result | str | None:  # type: ignore[override]
         """The next trial as a Tune configuration, None if it must wait, FINISHED when no trial is due."""
         self._settle()
-        open_still = self.live or self.unsettled
-        if self.stopped or not any(self.ready.values()):
-            return None if open_still else Searcher.FINISHED
+        if self.stopped or not (any(self.ready.values()) or self.baselines.waiting):
+            return None if self.live or self.unsettled else Searcher.FINISHED
         now = self.clock()
         offers = [node for node in self.nodes.look() if self.busy.get(node.id, now) <= now]
         if self.nodes.problem:
@@ -109,16 +108,23 @@ class SweepSearch(Searcher):
                 return self._hand_out(trial_id, placement, nodes, queued)
             if fits_ever(placement, offers):
                 waiting.append(placement)
-        self._say_waiting(now, offers)
+        if task := self.baselines.next(self.admission, offers):  # no trial can use what is free now
+            return self._start(trial_id, task, task.placement, task.nodes)
+        self._wait(now, offers)
         return None
 
     def _hand_out(self, trial_id: str, placement: Placement, nodes: tuple[str, ...], queued: bool) -> Result:
         _, cell, number, lr = heapq.heappop(self.ready[placement])
         trial = self.make_trial(cell, number, lr, rival=self.rates.rival(cell, number), nodes=nodes)
-        self.live[trial_id] = Attempt(trial, placement, nodes, queued, self.clock())
-        self.admission.start(trial_id, placement, nodes)
         self.journal.running(cell, number, lr)
-        self.idle_since = self.clock()
+        return self._start(trial_id, trial, placement, nodes, queued)
+
+    def _start(
+        self, trial_id: str, trial: Trial | BaselineTask, place: Placement, nodes: tuple[str, ...], queued: bool = False
+    ) -> Result:
+        self.live[trial_id] = Attempt(trial, place, nodes, queued, self.clock())
+        self.admission.start(trial_id, place, nodes)
+        self.waiting.idle_since = self.clock()
         return {"trial": trial, **trial.about()}
 
     def on_trial_start(self, trial_id: str) -> None:
@@ -146,7 +152,8 @@ class SweepSearch(Searcher):
         if not attempt.begun:
             attempt.begun = True
             self.admission.begin(trial_id)
-            self.progress.started(attempt.trial.key, attempt.trial.cell, self.nodes.hosts(attempt.nodes))
+            if isinstance(attempt.trial, Trial):
+                self.progress.started(attempt.trial.key, attempt.trial.cell, self.nodes.hosts(attempt.nodes))
 
     def overdue(self) -> list[str]:
         """Trials to stop, because a node of theirs is lost, or has no room for them after all; they are handed out again."""
@@ -196,14 +203,16 @@ class SweepSearch(Searcher):
         trial, said = attempt.trial, attempt.result
         if "row" in said:
             self._finished(trial, Row.from_json(said["row"], trial.key))
+        elif "rows" in said:
+            self.baselines.finished(Row.from_json(row, trial.key) for row in said["rows"])
         elif "full" in said:
             self.stopped = said["full"]
         elif "node" in said:
-            self.nodes.set_aside(said["node_id"], said["node"])
+            self.nodes.set_aside(said["node_id"] or attempt.nodes[0], said["node"])
             self._again(trial, said["node"])
         elif "mistake" in said:  # such as a damaged shard: trying again would not help
-            self._finished(trial, trial.fail(said["mistake"]))
-        elif (row := trial.output.await_row(0.0)) is not None:
+            self._give_up(trial, said["mistake"])
+        elif isinstance(trial, Trial) and (row := trial.output.await_row(0.0)) is not None:
             self._finished(trial, row)
         elif "failure" in said or not attempt.begun or self.clock() - attempt.ended >= SETTLE_SECONDS:
             self._failed(attempt)
@@ -220,10 +229,19 @@ class SweepSearch(Searcher):
         if self.failures[trial.key] < ATTEMPTS:
             self._again(trial, reason if attempt.begun else "")
         else:
+            self._give_up(trial, reason)
+
+    def _give_up(self, trial: Trial | BaselineTask, reason: str) -> None:
+        if isinstance(trial, BaselineTask):
+            self.baselines.finished(trial.fail(reason))
+        else:
             self._finished(trial, trial.fail(reason))
 
-    def _again(self, trial: Trial, reason: str) -> None:
+    def _again(self, trial: Trial | BaselineTask, reason: str) -> None:
         """Hand a trial out once more; it resumes from its last state."""
+        if isinstance(trial, BaselineTask):
+            self.baselines.lost(trial, reason)
+            return
         self.open.discard((trial.cell, trial.number))
         self.journal.lost(trial.cell, trial.number)
         self._queue(trial.cell)
@@ -258,31 +276,13 @@ class SweepSearch(Searcher):
         way = forward_flops(self.study.model(cell.width)) * steps / share * self.rates.rounds(cell)
         return (cell not in self.rates.anchors, -way, -cell.num_spectra, cell.width, cell.seed, number)
 
-    def _say_waiting(self, now: float, offers: list[Any]) -> None:
-        """Say what is waited for once it has been for half a minute, and again now and then; stop when it is hopeless."""
-        unfit = [p for p, heap in self.ready.items() if heap and not fits_ever(p, offers)]
-        if self.live and not unfit:
-            self.idle_since = now
-        needed = unfit or [p for p, heap in self.ready.items() if heap]
-        # An autoscaler is asked for all that the cluster is to hold, not for what is to be added.
-        held = [attempt.placement for attempt in self.live.values()] + [p for p in needed for _ in self.ready[p][:100]]
-        self.ask_for([bundle for p in held for bundle in bundles(p)])
-        waited = now - self.idle_since
-        if waited < SAY_WAITING_SECONDS:
-            return
-        there = f"{sum(n.cpus for n in offers):g} CPU and {sum(n.gpus for n in offers):g} GPU on {len(offers)} nodes"
-        wanted = "; ".join(sorted({p.describe() for p in needed}))
-        running = ", ".join(sorted(attempt.trial.key for attempt in self.live.values())[:4]) or "none"
-        text = f"waiting for {wanted}; the cluster has {there}; running: {running}"
-        if pending := self.nodes.pending():
-            text += f"; {pending}"
-        if now - self.said > 10 * SAY_WAITING_SECONDS:
-            self.said = now
-            self.progress.say(text)
-        if not self.live and waited > WAIT_SECONDS:
-            self.stopped = (
-                f"{text}: nothing came in {WAIT_SECONDS / 60:.0f} minutes; change Study.placements or the cluster"
-            )
+    def _wait(self, now: float, offers: list[Node]) -> None:
+        """Say what is waited for, and stop when that is hopeless."""
+        ready = [p for p, heap in self.ready.items() for _ in heap] + [
+            task.placement for task in self.baselines.waiting
+        ]
+        live = {attempt.trial.key: attempt.placement for attempt in self.live.values()}
+        self.stopped = self.waiting.look(now, offers, ready, live, self.nodes.pending)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store is the state."""

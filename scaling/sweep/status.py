@@ -15,17 +15,20 @@ from scaling.sweep.timeleft import duration
 def study_status(folder: StudyFolder, study: Study) -> tuple[str, dict[str, Any]]:
     """Trials and cells done, the best cell, what went wrong, and the unfinished trials with their last error."""
     cells = {cell.key: cell for cell in study.cells()}
-    rows = [row for row in folder.rows() if row.cell in cells]
+    baselines = {cell.key for cell in study.baseline_cells()}
+    there = folder.rows()
+    rows, fitted = [row for row in there if row.cell in cells], [row for row in there if row.cell in baselines]
     left = Rates(study, rows).remaining()
     progress = Progress(study, rows, print, devices=dict, remaining=lambda: left)
     unfinished = folder.unfinished()
     device = "GPU" if any(place.gpus for place in study.placements) else "CPU"
     work = progress.time_left.seconds_left(left, [], {device: 1.0})
     rest = f" | about {duration(work)} of work left for one {device}" if work and left else ""
-    lines = [f"{study.name}: {progress.line()}{rest}"]
+    also = f" | baselines {len(fitted)}/{len(baselines)}" if baselines else ""
+    lines = [f"{study.name}: {progress.line()}{rest}{also}"]
     lines += [
         f"  {row.trial}: {row.status}" + (f", {row.error}" if row.error else "")
-        for row in rows
+        for row in (*rows, *fitted)
         if row.status not in ("done", "pruned")
     ]
     lines += [f"  {key}: begun, not finished ({last})" for key, last in unfinished.items()]
@@ -35,6 +38,8 @@ def study_status(folder: StudyFolder, study: Study) -> tuple[str, dict[str, Any]
         "rows": len(rows),
         "cells": len(cells),
         "cells_done": len(cells) - len(left),
+        "baselines": len(baselines),
+        "baselines_done": len(fitted),
         "states": dict(states),
         "unfinished": unfinished,
         "best": None if progress.best is None else {"cell": progress.best.cell, "trial": progress.best.trial}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scaling.baselines import Baseline, LightGBM
 from scaling.data.batches.evaluation import check_labels, evaluation_pin
 from scaling.data.batches.rules import Standardisation
 from scaling.data.batches.training import Access
@@ -13,9 +15,10 @@ from scaling.data.shards.shard import is_as_listed
 from scaling.errors import UserError
 from scaling.files import Location
 from scaling.results import Row
-from scaling.study.declaration import Cell, Study
+from scaling.study.declaration import BaselineCell, Cell, Study
 from scaling.study.prepare import check_sources
 from scaling.study.store import StudyFolder
+from scaling.sweep.baselines import BaselineTask
 from scaling.sweep.code import code_commit
 from scaling.sweep.rates import Rates
 from scaling.sweep.trial import Trial
@@ -91,19 +94,48 @@ class Sweep:
             code_commit=self.code_commit,
         )
 
-    def fingerprint(self, cell: Cell) -> str:
+    def baseline_task(self, baseline: Baseline, cells: Iterable[BaselineCell]) -> BaselineTask:
+        """One task of this study's that fits a baseline to some numbers of spectra."""
+        return BaselineTask(
+            study=self.study,
+            folder=self.folder,
+            shards=self.shards,
+            cache_root=self.cache_root,
+            baseline=baseline,
+            fingerprints={cell.num_spectra: self.fingerprint(cell) for cell in cells},
+            eval_pin=self.eval_pin,
+            code_commit=self.code_commit,
+        )
+
+    def open_baselines(self) -> list[BaselineTask]:
+        """What is left to do of the baselines, the longest first.
+
+        Ridge is one task for all numbers of spectra, because one pass over the shards gives them all.
+        """
+        done = {row.cell for row in self.rows()}
+        tasks = []
+        for baseline in self.study.baselines:
+            cells = [c for c in self.study.baseline_cells() if c.family == baseline.family and c.key not in done]
+            groups = (
+                [[cell] for cell in reversed(cells)] if isinstance(baseline, LightGBM) else [cells] if cells else []
+            )
+            tasks += [self.baseline_task(baseline, group) for group in groups]
+        return tasks
+
+    def fingerprint(self, cell: Cell | BaselineCell) -> str:
         """Hash of all that determines the cell's results: its declaration, spectra, normalisation and evaluation."""
         digest = Manifest.load(self.shards).digest("train", cell.num_spectra)
         normalisation = Standardisation.of(self.shards, self.study.data.rules).digest()
         return self.study.fingerprint(cell, f"{digest} {normalisation} {self.eval_pin}")
 
     def rows(self) -> list[Row]:
-        """The rows of this study's cells, of whole budgets.
+        """The rows of this study's cells and baselines, of whole budgets.
 
         Raises:
             UserError: if a row, a branch's or an unfinished trial's too, was made under another declaration.
         """
-        by_cell = {cell.key: cell for cell in self.study.cells()}
+        cells: tuple[Cell | BaselineCell, ...] = (*self.study.cells(), *self.study.baseline_cells())
+        by_cell = {cell.key: cell for cell in cells}
         mine = [row for row in self.folder.rows_with_branches() if row.cell in by_cell]
         fingerprints = {key: self.fingerprint(cell) for key, cell in by_cell.items()}
         for row in mine:

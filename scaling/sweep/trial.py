@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
-import platform
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +19,12 @@ from scaling.files import Location
 from scaling.model import ladder
 from scaling.model.checkpoint import config_bytes, model_bytes
 from scaling.results import Row
-from scaling.study.declaration import Cell, Study, stable
+from scaling.study.declaration import Cell, Placement, Study, stable
 from scaling.study.store import StudyFolder, TrialFolder
 from scaling.sweep.limits import SETTLE_SECONDS, WORKER_FAILURES
-from scaling.training.columns import detail_columns, score_columns
+from scaling.sweep.rows import trial_row
 from scaling.training.device import Device
 from scaling.training.events import final_events
-from scaling.training.metrics import Classified, Detail, Scores
 from scaling.training.pruning import Hopeless
 from scaling.training.task import Outcome, Task
 from scaling.training.trainer import Job, run_in_process, run_under_ray_train
@@ -62,6 +58,11 @@ class Trial:
     def key(self) -> str:
         """The trial's name in the store and on dashboards."""
         return self.cell.trial(self.number)
+
+    @property
+    def placement(self) -> Placement:
+        """What it occupies."""
+        return self.study.placement(self.cell)
 
     @property
     def output(self) -> TrialFolder:
@@ -114,7 +115,7 @@ class Trial:
         """
         if (row := self.output.read_row()) is not None:
             return row
-        placement = self.study.placement(self.cell)
+        placement = self.placement
         job = Job(
             name=f"{self.study.name}-{self.key}",
             identity=self.fingerprint,
@@ -155,7 +156,7 @@ class Trial:
 
     def fail(self, error: str) -> Row:
         """Write the row of a trial that could not be finished, unless it has one; returns the row it has."""
-        row = _row(self, None, error=error, device=Device(name="", peak_flops=math.nan), wall_seconds=math.nan)
+        row = trial_row(self, None, error=error, device=Device(name="", peak_flops=math.nan), wall_seconds=math.nan)
         self.write_row(row)
         return self.output.read_row() or row
 
@@ -187,93 +188,8 @@ def _finish(trial: Trial, started: float, outcome: Outcome, device: Device) -> N
         model = trial.task().model
         content, config = model_bytes(model, outcome.weights, statistics, about), config_bytes(model, about)
         trial.output.write_model(content, config, outcome.share)
-    row = _row(trial, outcome, error=outcome.error, device=device, wall_seconds=time.time() - started)
+    row = trial_row(trial, outcome, error=outcome.error, device=device, wall_seconds=time.time() - started)
     trial.write_row(row)
-
-
-def _row(trial: Trial, outcome: Outcome | None, *, error: str, device: Device, wall_seconds: float) -> Row:
-    study, cell = trial.study, trial.cell
-    config, recipe, rules = study.model(cell.width), study.recipe, study.data.rules
-    placement, count = study.placement(cell), ladder.count_parameters(config)
-    label = Manifest.load(trial.shards).labels[rules.label]
-    seen = outcome.samples_seen if outcome else 0
-    added, scoring = (outcome.added_seconds, outcome.eval_seconds) if outcome else (math.nan, math.nan)
-    seconds = outcome.train_seconds - scoring if outcome else math.nan
-    z = outcome.z if outcome else math.nan
-    flops, speed = float(ladder.train_flops(config, seen)), device.peak_flops * placement.workers
-    return Row(
-        study=study.name,
-        cell=cell.key,
-        trial=trial.key,
-        fingerprint=trial.fingerprint,
-        family="specvit",
-        rung=f"w{cell.width}",
-        num_params=count.reach_loss,
-        num_params_nonembedding=count.non_embedding,
-        num_params_total=count.total,
-        num_spectra=cell.num_spectra,
-        held_out=study.held_out(cell),
-        epochs=seen / cell.num_spectra,
-        steps=outcome.steps if outcome else 0,
-        samples_seen=seen,
-        budget=recipe.budget.kind,
-        budget_share=outcome.share if outcome else 1.0,
-        schedule=recipe.schedule,
-        noise=rules.noise,
-        train_flops=flops,
-        lr=trial.lr,
-        lr_bracketed=False,
-        weight_decay=recipe.weight_decay,
-        batch_size=recipe.batch_size,
-        seed=cell.seed,
-        precision=recipe.precision,
-        label=rules.target,
-        label_mean=label.mean,
-        label_std=label.std,
-        **score_columns("val", outcome.val if outcome else None, z),
-        **score_columns("test", outcome.test if outcome else None, z),
-        **_detail(outcome.test if outcome else None, outcome.test_detail if outcome else None, z),
-        other_labels=_other_labels(rules.other_labels, outcome.others if outcome else []),
-        eval_draws=rules.eval_draws,
-        best_epoch=outcome.best_epoch if outcome else math.nan,
-        eval_pin=trial.eval_pin,
-        status=outcome.status if outcome else "failed",
-        error=error,
-        access=outcome.access if outcome else trial.access,
-        host=placement.host,
-        workers=placement.workers,
-        device=device.name,
-        skipped_steps=outcome.skipped_steps if outcome else 0,
-        device_seconds=added * placement.workers * (placement.gpus or placement.cpus),
-        wall_seconds=wall_seconds,
-        eval_seconds=scoring,
-        samples_per_second=seen / seconds if seconds else math.nan,
-        peak_flops=device.peak_flops,
-        mfu=flops / (seconds * speed) if seconds else math.nan,
-        code_commit=trial.code_commit,
-        versions=_versions(),
-    )
-
-
-def _detail(found: Scores | Classified | None, detail: Detail | None, z: float) -> dict[str, Any]:
-    columns = detail_columns("test", found, detail, z)
-    return {name: json.dumps(value) if isinstance(value, list) else value for name, value in columns.items()}
-
-
-def _other_labels(names: tuple[str, ...], found: list[tuple[Scores, Scores]]) -> str:
-    """JSON of the scores of further labels, each in its own unit."""
-    scores = {}
-    for name, (val, test) in zip(names, found, strict=bool(found)):
-        values = {"val_mae": val.mae, "test_mae": test.mae, "test_r2": test.r2}
-        values |= {"test_rmse": test.rmse, "test_bias": test.bias}
-        scores[name] = {key: value if math.isfinite(value) else None for key, value in values.items()}
-    return json.dumps(scores)
-
-
-@functools.cache
-def _versions() -> str:
-    names = ("ray", "torch", "optuna", "numpy")
-    return json.dumps({"python": platform.python_version(), **{name: version(name) for name in names}})
 
 
 def describe_exception(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from scaling.data.batches.cache import cache_limit
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import NodeError, UserError
 from scaling.files import FullError
+from scaling.sweep.baselines import Baselines, BaselineTask
 from scaling.sweep.code import code_hash
 from scaling.sweep.journal import Journal
 from scaling.sweep.nodes import Nodes, check_placements, choose_access, maps_bytes
@@ -62,7 +63,8 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
         contextlib.closing(Journal(study, folder.journal, rows)) as journal,
         Progress(study, rows, say, devices=nodes.devices, remaining=rates.remaining) as progress,
     ):
-        search = SweepSearch(study, sweep.trial, rates, nodes, journal, progress, ask_for)
+        baselines = Baselines(sweep.open_baselines(), progress.say)
+        search = SweepSearch(study, sweep.trial, rates, nodes, journal, progress, ask_for, baselines)
         try:
             _tuner(search, folder.tune_storage, callbacks).fit()
         finally:
@@ -107,8 +109,10 @@ class _Request:
 
 def _trainable(config: dict[str, Any]) -> dict[str, Any]:
     """A trial as Tune runs it. It never raises: what went wrong is for the searcher to decide on."""
-    trial: Trial = config["trial"]
+    trial: Trial | BaselineTask = config["trial"]
     try:
+        if isinstance(trial, BaselineTask):
+            return {"rows": [row.to_json() for row in trial.run()], "trial": trial.key}
         row = trial.run(tune.report, TuneReportCallback)
     except FullError as error:
         return {"full": str(error)}
@@ -124,8 +128,8 @@ def _trainable(config: dict[str, Any]) -> dict[str, Any]:
 
 def _resources(config: dict[str, Any]) -> Any:
     """The devices of a trial, on the node it was given."""
-    trial: Trial = config["trial"]
-    placement = trial.study.placement(trial.cell)
+    trial: Trial | BaselineTask = config["trial"]
+    placement = trial.placement
     # Ray Train asks for the workers' devices itself. The driver waits, and must not hold a CPU they may need.
     own = {"CPU": placement.cpus, "GPU": placement.gpus} if placement.host == "process" else {"memory": DRIVER_MEMORY}
     return tune.PlacementGroupFactory([own], bundle_label_selector=[{"ray.io/node-id": trial.nodes[0]}])

@@ -203,7 +203,6 @@ class _Trainer:
             test=test,
             others=others,
             test_detail=test_detail,
-            z=1.0 / float(self.standardisation.label_std[0]),
             best_epoch=progress.best_step / self.batches.steps_per_epoch,
             steps=progress.step,
             samples_seen=samples_seen(progress.step, task.num_spectra, self.recipe.batch_size),

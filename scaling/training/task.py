@@ -67,8 +67,8 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a finished run leaves behind. Scores are in the labels' units, `z` converts those of the study's label to its
-    standard deviations. `others` has the validation and test scores of the other labels, in their order.
+    """What a finished run leaves behind. Scores are in the labels' units. `others` has the validation and test scores of the
+    other labels, in their order.
 
     `share` is the fraction of the trial's budget that it is a run of. `train_seconds` are those a run of this budget
     takes, of which `eval_seconds` score the validation split; `added_seconds` leaves out what it shares with a shorter one.
@@ -81,7 +81,6 @@ class Outcome:
     test: Scores | Classified | None
     others: list[tuple[Scores, Scores]]
     test_detail: Detail | None
-    z: float
     best_epoch: float
     steps: int
     samples_seen: int

@@ -9,6 +9,7 @@ import pytest
 
 from scaling.study.declaration import Placement, Search
 from scaling.study.store import Store, StudyFolder
+from scaling.sweep.baselines import Baselines
 from scaling.sweep.journal import Journal
 from scaling.sweep.limits import ALIKE, ATTEMPTS, BEGIN_SECONDS, SAY_WAITING_SECONDS, SETTLE_SECONDS, WAIT_SECONDS
 from scaling.sweep.rates import Rates, best_row
@@ -29,7 +30,7 @@ def good_row(trial):
 class World:
     """A cluster, a store and a clock for one searcher; what is said is kept."""
 
-    def __init__(self, tmp_path, study=STUDY, cpus=(2.0,), rows=()):
+    def __init__(self, tmp_path, study=STUDY, cpus=(2.0,), rows=(), baselines=()):
         self.study, self.now, self.lines, self.count = study, 100.0, [], 0
         self.folder = StudyFolder(Store(str(tmp_path / "store")), study.name)
         self.offers = [SimpleNamespace(id=f"n{i}", host=f"n{i}", cpus=count, gpus=0.0) for i, count in enumerate(cpus)]
@@ -58,6 +59,7 @@ class World:
             Journal(study, self.folder.journal, list(rows)),
             progress,
             self.asked.append,
+            Baselines(list(baselines), self.lines.append),
             clock=lambda: self.now,
         )
 
@@ -121,7 +123,7 @@ def world(tmp_path, monkeypatch):
             good_row(trial), status="failed", error=error, val_mae_dex=math.nan, test_mae_dex=math.nan
         )
 
-    monkeypatch.setattr("scaling.sweep.trial._row", failed_row)  # the real one reads the shards
+    monkeypatch.setattr("scaling.sweep.trial.trial_row", failed_row)  # the real one reads the shards
     # A row that never comes is waited for in the real store.
     monkeypatch.setattr(
         "scaling.study.store.TrialFolder.await_row", lambda folder, seconds: folder.read_row(), raising=False

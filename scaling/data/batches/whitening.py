@@ -17,10 +17,11 @@ from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from scaling.data.batches.cachefolder import hold, locked, read_file, split_folder
-from scaling.data.batches.rules import DataRules, Standardisation
+from scaling.data.batches.moments import Moments
+from scaling.data.batches.rules import DataRules
 from scaling.data.batches.worker import Worker
 from scaling.data.shards.manifest import Manifest
-from scaling.data.shards.shard import column_values, row_groups
+from scaling.data.shards.shard import column_values, leading_rows
 from scaling.data.spectra import ERROR, FLUX
 from scaling.errors import NodeError
 from scaling.files import Location, private_folder, published
@@ -98,36 +99,11 @@ def _read(path: Path) -> LinearMap | None:
 def noisy_moments(
     manifest: Manifest, rules: DataRules, device: torch.device
 ) -> tuple[Float64[Tensor, " pixel"], Float64[Tensor, "pixel pixel"]]:
-    """Mean and covariance of the standardised noisy training flux, on the device.
-
-    Independent noise adds level² · ⟨error²⟩ to each pixel's variance, so none is drawn. The shards are read a row group
-    at a time, and summed in float64.
-    """
-    rows = min(WHITENING_ROWS, manifest.num_rows("train"))
-    # Sums are taken about a point close to the mean, or the covariance would be a small difference of large numbers.
-    origin = manifest.pixel_statistics()["flux_mean"]
-    total, error_square, left = np.zeros(manifest.pixels), np.zeros(manifest.pixels), rows
-    square = torch.zeros(manifest.pixels, manifest.pixels, dtype=torch.float64, device=device)
-    for shard in manifest.leading_shards("train", rows):
-        for table in row_groups(manifest.folder, shard.file, columns=[FLUX, ERROR]):
-            flux = np.maximum(column_values(table, FLUX)[:left], 0.0).astype(np.float64) - origin
-            error = column_values(table, ERROR)[:left].astype(np.float64)
-            total += flux.sum(axis=0)
-            error_square += np.einsum("rp,rp->p", error, error)
-            block = torch.from_numpy(flux).to(device)
-            square.addmm_(block.T, block)
-            left -= len(flux)
-            if not left:
-                break
-    standardisation = Standardisation.of(manifest.dest, rules)
-    offset, scale = (a.astype(np.float64) for a in (standardisation.flux_offset, standardisation.flux_scale))
-    noise, shift = rules.noise_level**2 * error_square / rows, total / rows
-    square /= rows
-    moved = torch.from_numpy(shift).to(device)
-    square.addr_(moved, moved, alpha=-1)
-    square.diagonal().add_(torch.from_numpy(noise).to(device))
-    unit = torch.from_numpy(scale).to(device)
-    return torch.from_numpy((origin + shift - offset) / scale).to(device), square.div_(unit).div_(unit[:, None])
+    """Mean and covariance of the standardised noisy training flux, on the device; of its expectation over the noise."""
+    rows, moments = min(WHITENING_ROWS, manifest.num_rows("train")), Moments(manifest, rules, device)
+    for table in leading_rows(manifest, "train", rows, columns=[FLUX, ERROR]):
+        moments.add(column_values(table, FLUX), column_values(table, ERROR))
+    return moments.standardised()
 
 
 def whitening_map(

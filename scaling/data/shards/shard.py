@@ -87,6 +87,21 @@ def row_groups(
         ) from error
 
 
+def leading_rows(manifest: Manifest, split: str, count: int, columns: list[str]) -> Iterator[pa.Table]:
+    """The first `count` rows of a split, a row group at a time; the last one is cut.
+
+    Raises:
+        UserError: A shard cannot be read.
+    """
+    left = count
+    for shard in manifest.leading_shards(split, count):
+        for table in row_groups(manifest.folder, shard.file, columns=columns):
+            yield table.slice(0, left)
+            left -= min(left, len(table))
+            if not left:
+                return
+
+
 def _parquet(source: pa.NativeFile, pre_buffer: bool = False) -> pq.ParquetFile:
     return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=pre_buffer)
 

@@ -1,0 +1,107 @@
+"""The first D training spectra with their noise, read from the shards a block at a time: memory does not grow with D."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float32
+from numpy import ndarray
+
+from scaling.data.batches import DataRules, FixedNoise, Standardisation
+from scaling.data.batches.rules import read_labels
+from scaling.data.shards.manifest import Manifest
+from scaling.data.shards.shard import column_values, leading_rows, row_groups
+from scaling.data.spectra import ERROR, FLUX
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Successive training spectra. Without an `error` the flux has its noise already."""
+
+    flux: Float32[ndarray, "row pixel"]
+    error: Float32[ndarray, "row pixel"] | None
+    labels: Float32[ndarray, "row label"]
+
+
+def blocks(manifest: Manifest, rules: DataRules, sizes: Sequence[int]) -> Iterator[Block]:
+    """The leading spectra in study order, cut at each of the rising `sizes`: noisy where the noise is fixed.
+
+    Raises:
+        UserError: A shard is damaged, or a label is not finite.
+    """
+    standardisation = Standardisation.of(manifest.dest, rules)
+    noise = FixedNoise(rules.noise_seed, rules.noise_level) if rules.noise == "fixed" else None
+    first = 0
+    for table in leading_rows(manifest, "train", sizes[-1], columns=[FLUX, ERROR, *rules.labels]):
+        flux, error = column_values(table, FLUX), column_values(table, ERROR)
+        errors = error if noise is None else None
+        labels = standardisation.normalise_labels(_labels(table, rules, f"{manifest.dest}, train from row {first}"))
+        if noise is not None:
+            flux = noise.add(flux, error, split="train", first_row=first)
+        stop = first + len(flux)
+        cuts = [0, *(size - first for size in sizes if first < size < stop), len(flux)]
+        for low, high in itertools.pairwise(cuts):
+            yield Block(flux[low:high], None if errors is None else errors[low:high], labels[low:high])
+        first = stop
+
+
+def training_labels(manifest: Manifest, rules: DataRules, count: int) -> Float32[ndarray, "row label"]:
+    """The normalised labels of the first `count` training spectra; their flux is not read."""
+    tables = leading_rows(manifest, "train", count, columns=list(rules.labels))
+    labels = np.concatenate([_labels(table, rules, f"{manifest.dest}, train") for table in tables])
+    return Standardisation.of(manifest.dest, rules).normalise_labels(labels)
+
+
+class NoisySpectra:
+    """The first `count` training spectra, standardised, under one draw of their noise, by row or rows; a shard is held at a time.
+
+    Args:
+        manifest: Of the shards.
+        rules: How spectra become inputs.
+        count: The prefix.
+        seed: Of the draw.
+    """
+
+    def __init__(self, manifest: Manifest, rules: DataRules, count: int, seed: int) -> None:
+        self._manifest, self._count = manifest, count
+        self._noise = FixedNoise(seed, rules.noise_level)
+        self._standardise = Standardisation.of(manifest.dest, rules).flux_on(torch.device("cpu"))
+        self._held, self._flux = -1, np.empty((0, manifest.pixels), np.float32)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def row(self, number: int) -> Float32[ndarray, " pixel"]:
+        """One spectrum."""
+        shard, place = divmod(number, self._manifest.rows_per_shard)
+        return self._shard(shard)[place]
+
+    def rows(self, start: int, stop: int) -> Float32[ndarray, "row pixel"]:
+        """Spectra in turn."""
+        size = self._manifest.rows_per_shard
+        parts = []
+        for shard in range(start // size, -(-stop // size)):
+            first = shard * size
+            parts.append(self._shard(shard)[max(0, start - first) : stop - first])
+        return np.concatenate(parts)
+
+    def _shard(self, number: int) -> Float32[ndarray, "row pixel"]:
+        if number != self._held:
+            first, file = number * self._manifest.rows_per_shard, self._manifest.shards("train")[number].file
+            parts = []
+            for table in row_groups(self._manifest.folder, file, columns=[FLUX, ERROR]):
+                flux, error = column_values(table, FLUX), column_values(table, ERROR)
+                noisy = self._noise.add(flux, error, split="train", first_row=first)
+                parts.append(self._standardise(torch.from_numpy(noisy)).numpy())
+                first += len(flux)
+            self._held, self._flux = number, np.concatenate(parts)
+        return self._flux
+
+
+def _labels(table: pa.Table, rules: DataRules, where: str) -> ndarray:
+    return read_labels(table.select(list(rules.labels)).to_pandas(), rules.labels, where)
