@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.answers.allocation import Path, compute_optimal, no_path
 from analysis.answers.backtest import Backtest, HeldOut, backtests, held_out_score
+from analysis.answers.baselines import Baseline, baselines
 from analysis.answers.budget import ErrorBudget, error_budget, what_would_it_buy
 from analysis.answers.checks import residual_trends
 from analysis.answers.isoflop import IsoFlop, planned_profiles
@@ -73,6 +74,7 @@ class Findings:
         backtests: what the smaller of all cells would have forecast of the larger.
         trends: whether the residuals of `fitted` trend over N and D, or None.
         answers: from `final`, or None.
+        baselines: the families beside the law's.
         rates: the learning-rate law, or None.
         problem: why there is no law, or "".
     """
@@ -88,6 +90,7 @@ class Findings:
     backtests: list[Backtest]
     trends: pd.DataFrame | None
     answers: Answers | None
+    baselines: list[Baseline]
     rates: RateLaw | None
     problem: str
 
@@ -136,6 +139,7 @@ def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0, limit: Lim
         backtests=[] if final is None else backtests(final),
         trends=None if fitted is None else residual_trends(fitted),
         answers=None if final is None else _answers(final, cells, limit, shorter),
+        baselines=baselines(table.cells, cells, limit=limit, seed=seed) if len(cells) else [],
         rates=learning_rate_law(family) if len(family) else None,
         problem=problem,
     )

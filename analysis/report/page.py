@@ -13,6 +13,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.answers.baselines import Baseline
 from analysis.answers.budget import error_budget
 from analysis.answers.checks import lack_of_fit
 from analysis.points.anchors import Anchor, require_same_evaluation
@@ -33,6 +34,8 @@ _LAW = "The lines are the law fitted without the held-out cells (open markers), 
 _ANCHORS = (
     "Named below the axis: models from outside this study, with the standard error of their score; no part of the fit."
 )
+
+_BASELINES = " Grey: baselines of other kinds on the same spectra, each with the law of its own errors over D."
 
 
 def write_report(
@@ -104,8 +107,16 @@ def _fit_json(findings: Findings) -> dict[str, Any]:
             "mean_abs_log_error": score.mean_abs_log_error,
         },
         "all_cells": fit_document(findings.final, gains, findings.answers.cost, findings.backtests),
+        "baselines": [_baseline(each) for each in findings.baselines],
         "checklist": [asdict(line) for line in checklist(findings)],
     }
+
+
+def _baseline(found: Baseline) -> dict[str, Any]:
+    """A baseline's law and crossing as plain values; a D of 0 or infinity is outside what was run."""
+    law = None if found.law is None else fit_document(found.law)
+    crossing = None if found.crossing is None else asdict(found.crossing)
+    return {"family": found.family, "problem": found.problem, "crossing": crossing, "law": law}
 
 
 def _figures(findings: Findings, limit: Limit | None, anchors: Sequence[Anchor]) -> dict[str, tuple[Figure, str]]:
@@ -119,8 +130,8 @@ def _figures(findings: Findings, limit: Limit | None, anchors: Sequence[Anchor])
     drawn: dict[str, tuple[Figure | None, str]] = {}
     if cells["num_spectra"].nunique() > 1:
         drawn["error_against_data"] = (
-            figures.error_against_data(observed, fitted, anchors),
-            f"Test error over D.{told}",
+            figures.error_against_data(observed, fitted, anchors, findings.baselines),
+            f"Test error over D.{told}{_BASELINES if findings.baselines else ''}",
         )
     if cells["num_params"].nunique() > 1:
         drawn["error_against_size"] = (
@@ -211,6 +222,7 @@ def _render(
         anchors=[words.anchor(anchor) for anchor in anchors],
         grid=sections.grid(table.cells),
         problem=findings.problem,
+        baselines=sections.baselines(findings),
         forms=sections.forms(fitted),
         parameters=sections.parameters(findings),
         fitted=fitted,

@@ -16,7 +16,9 @@ from scaling.results import measure_of
 
 def run_facts(findings: Findings) -> dict[str, Any]:
     """What was run, counted."""
-    rows, table = findings.rows, findings.table
+    family = findings.cells["family"].unique()
+    rows = findings.rows[findings.rows["family"].isin(family)] if len(family) else findings.rows
+    cells = findings.cells if len(family) else findings.table.cells
 
     def listed(column: str, style: str = "{}") -> str:
         return ", ".join(style.format(value) for value in sorted(rows[column].dropna().unique()))
@@ -24,9 +26,9 @@ def run_facts(findings: Findings) -> dict[str, Any]:
     return {
         "trials": len(rows),
         "finished": int((rows["status"] == "done").sum()),
-        "cells": len(table.cells),
-        "held": int(table.cells["held_out"].astype(bool).sum()),
-        "seeds": int(table.cells["seed"].nunique()),
+        "cells": len(cells),
+        "held": int(cells["held_out"].astype(bool).sum()),
+        "seeds": int(cells["seed"].nunique()),
         "spectra": f"{rows['num_spectra'].min():,} to {rows['num_spectra'].max():,}",
         "num_test": listed("num_test", "{:,}"),
         "draws": listed("eval_draws"),
@@ -40,19 +42,42 @@ def run_facts(findings: Findings) -> dict[str, Any]:
 
 
 def grid(cells: pd.DataFrame) -> dict[str, Any]:
-    """Best test error by (family, N) and D, averaged over seeds: {columns: [D], rows: [{family, rung, N, values}]}."""
+    """Best test error by (family, N) and D, averaged over seeds: {columns: [D], rows: [{family, rung, N, values}]}.
+
+    A baseline is one line, whatever its numbers of parameters; its N is None.
+    """
     columns, error = sorted(cells["num_spectra"].unique()), measure_of(cells).test
     lines = []
-    for (family, N, rung), group in cells.groupby(["family", "num_params", "rung"], sort=True):
+    sizes = cells["num_params"].where(cells["rung"] != cells["family"], 0)
+    for (family, N, rung), group in cells.groupby(["family", sizes, "rung"], sort=True):
         values: list[dict[str, Any] | None] = []
         for D in columns:
             here = group[group["num_spectra"] == D]
             mean, spread = here[error].mean(), here[error].std(ddof=1) if len(here) > 1 else None
             held = bool(here["held_out"].any())
             values.append({"mean": mean, "spread": spread, "seeds": len(here), "held": held} if len(here) else None)
-        lines.append({"family": family, "rung": rung, "N": int(N), "values": values})
-    lines.sort(key=lambda line: (line["family"] != "specvit", line["family"], line["N"]))
+        lines.append({"family": family, "rung": rung, "N": int(N) or None, "values": values})
+    lines.sort(key=lambda line: (line["family"] != "specvit", line["family"], line["N"] or 0))
     return {"columns": [int(D) for D in columns], "rows": lines, "families": cells["family"].nunique()}
+
+
+def baselines(findings: Findings) -> list[dict[str, Any]]:
+    """The data law of each baseline with intervals, and where the study's models pass it."""
+    measure, lines = measure_of(findings.rows), []
+    for each in findings.baselines:
+        line: dict[str, Any] = {"family": each.family, "problem": each.problem, "form": "", "parameters": ""}
+        last = each.cells[each.cells["num_spectra"] == each.cells["num_spectra"].max()]
+        line["error"] = measure.value(float(last[measure.test].mean()))
+        if each.law is not None:
+            found, intervals = each.law.law, each.law.law_intervals
+            line["form"] = found.law.formula
+            line["parameters"] = "; ".join(
+                f"{GREEK.get(name, name)} = {words.significant(value)} ({words.bounds(intervals.get(name))})"
+                for name, value in found.parameters.items()
+            )
+        line["words"] = "" if each.crossing is None else each.crossing.words
+        lines.append(line)
+    return lines
 
 
 def forms(comparison: Comparison | None) -> list[dict[str, Any]]:

@@ -65,6 +65,8 @@ def answer(findings: Findings) -> list[str]:
     sentences = [f"{first}; {gains(answers, final)}."]
     if answers.budget is not None and answers.stop is not None:
         sentences += [answers.stop.words, shares(answers.budget, final)]
+    if crossings := [each.crossing.words for each in findings.baselines if each.crossing is not None]:
+        sentences.append(f"Against simpler methods on the same spectra: {'; '.join(crossings)}.")
     if findings.score is None and findings.backtests:
         sentences.append(f"No cells were held out. {findings.backtests[0].words}")
     elif findings.score is None:

@@ -32,32 +32,41 @@ from analysis.report.figures.style import (
     styled,
 )
 from scaling.errors import UserError
+from scaling.results import measure_of
 
 if TYPE_CHECKING:
     from analysis.answers.allocation import Path
+    from analysis.answers.baselines import Baseline
 
 _ANCHORS = "*ph8"
+_BASELINES = "Xd>"
 _NAME = 40  # characters of an anchor's name that a column has room for
 _STEPS = 60
 _NODES = 6  # places at which a band is computed; between them its width is smooth
 
 
 @styled
-def error_against_data(observed: Observed, comparison: Comparison | None, anchors: Sequence[Anchor] = ()) -> Figure:
+def error_against_data(
+    observed: Observed,
+    comparison: Comparison | None,
+    anchors: Sequence[Anchor] = (),
+    baselines: Sequence[Baseline] = (),
+) -> Figure:
     """Error against D, one curve a model size, with the law and the band of its curve.
 
     Args:
         observed: the errors; held-out ones are drawn open.
         comparison: the fitted law over N and D, or None where there is none.
         anchors: scores of models from elsewhere, drawn with their standard error and named below the axis.
+        baselines: families of another kind, in grey, with their own laws.
     """
-    return _curves(observed, comparison, "D", anchors)
+    return _curves(observed, comparison, "D", anchors, baselines)
 
 
 @styled
 def error_against_size(observed: Observed, comparison: Comparison | None, anchors: Sequence[Anchor] = ()) -> Figure:
     """Error against N, one curve a number of spectra; as `error_against_data`."""
-    return _curves(observed, comparison, "N", anchors)
+    return _curves(observed, comparison, "N", anchors, ())
 
 
 @styled
@@ -143,7 +152,11 @@ def one_curve(comparison: Comparison, *, error: str, x: str, reach: float = 10.0
 
 
 def _curves(
-    observed: Observed, comparison: Comparison | None, along: Literal["N", "D"], anchors: Sequence[Anchor]
+    observed: Observed,
+    comparison: Comparison | None,
+    along: Literal["N", "D"],
+    anchors: Sequence[Anchor],
+    baselines: Sequence[Baseline],
 ) -> Figure:
     figure = new_figure(COLUMN, 0.95 * COLUMN)
     axes = figure.subplots()
@@ -161,7 +174,8 @@ def _curves(
             axes.fill_between(span, low, high, color=shade, alpha=0.18, lw=0)
             axes.plot(span, law, color=shade)
         _draw_points(axes, x, observed, some, place, len(values))
-    named = [_draw_anchor(axes, anchor, along, place) for place, anchor in enumerate(anchors)]
+    named = [_draw_baseline(axes, each, place) for place, each in enumerate(baselines)]
+    named += [_draw_anchor(axes, anchor, along, place) for place, anchor in enumerate(anchors)]
     axes.set(xscale="log", yscale="log", xlabel=observed.data if along == "D" else observed.size, ylabel=observed.error)
     size_ticks(
         axes.xaxis, np.append(x, [anchor.num_spectra if along == "D" else anchor.num_params for anchor in anchors])
@@ -173,8 +187,22 @@ def _curves(
         handles.append(Line2D([], [], color="0.3", label=f"law, {100 * comparison.level:g} % band"))
     _legend(figure, handles, observed)
     if named:
-        figure.legend(handles=named, loc="outside lower center", ncols=1)
+        figure.legend(handles=named, loc="outside lower center", ncols=1 if anchors else 3)
     return figure
+
+
+def _draw_baseline(axes: Axes, baseline: Baseline, place: int) -> Line2D:
+    """Its errors over D, with its law as a dashed line; returns the legend entry."""
+    look: dict[str, Any] = {"color": "0.45", "marker": _BASELINES[place % len(_BASELINES)], "mfc": "white", "mew": 0.9}
+    D = baseline.cells["num_spectra"].to_numpy(float)
+    axes.plot(D, baseline.cells[measure_of(baseline.cells).test], ls="", zorder=2, **look)
+    if baseline.law is not None:
+        span = np.geomspace(D.min() / 1.1, D.max() * 1.1, _STEPS)
+        found = baseline.law.law
+        axes.plot(
+            span, found.law.value(found.theta, np.log(span)[None]), color="0.45", lw=0.9, ls=(0, (4, 2)), zorder=1
+        )
+    return Line2D([], [], ls=(0, (4, 2)), lw=0.9, label=baseline.family, **look)
 
 
 def _draw_anchor(axes: Axes, anchor: Anchor, along: Literal["N", "D"], place: int) -> Line2D:

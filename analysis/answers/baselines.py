@@ -1,0 +1,169 @@
+"""What a Transformer has to beat: the data law of each baseline, and from how many spectra on the study's model is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+
+from analysis.intervals.compare import Comparison, compare
+from analysis.points.limit import Limit
+from analysis.points.table import MIN_CELLS
+from analysis.points.trials import error_sem, points_from_cells
+from scaling.errors import UserError
+from scaling.results import measure_of
+
+DRAWS = 2000
+SCATTER = 0.01
+"""Standard deviation of ln error between seeds where no cell was repeated, as `Search.seed_noise` assumes it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crossing:
+    """The number of spectra from which on the study's models are better than a baseline.
+
+    Attributes:
+        D: the best value: 0 where they are better at every number that was run, infinite where at none from some on.
+        interval: its ends, likewise.
+        ratio: error of the study's best model over the baseline's, at the largest number that both were run on.
+        largest: that number.
+        words: the same in a sentence.
+    """
+
+    D: float
+    interval: tuple[float, float]
+    ratio: float
+    largest: int
+    words: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """A family of rows beside the study's own.
+
+    Attributes:
+        family: its name in the table.
+        cells: its cells, in the order of D.
+        law: its error over D, or None with `problem` saying why.
+        crossing: None where it has no number of spectra in common with the study's models.
+        problem: or "".
+    """
+
+    family: str
+    cells: pd.DataFrame
+    law: Comparison | None
+    crossing: Crossing | None
+    problem: str
+
+
+def baselines(
+    every: pd.DataFrame, own: pd.DataFrame, *, level: float = 0.9, limit: Limit | None = None, seed: int = 0
+) -> list[Baseline]:
+    """The families beside the one that the law over N and D is fitted to.
+
+    Args:
+        every: the cells of all families (`CellTable.cells`).
+        own: those of the law's family.
+        level: of intervals.
+        limit: the information limit of the test spectra, which bounds the floor of every law.
+        seed: of random numbers.
+    """
+    found = []
+    others = every[~every["family"].isin(own["family"])]
+    for family, cells in others.groupby("family"):
+        cells, law, problem = cells.sort_values(["num_spectra", "seed"], ignore_index=True), None, ""
+        try:
+            if cells["num_spectra"].nunique() < MIN_CELLS["D"]:
+                raise UserError(f"{cells['num_spectra'].nunique()} numbers of spectra are too few for a law")
+            # Its parameters grow with the data by themselves: its error is a curve over D alone.
+            law = compare(points_from_cells(cells.assign(num_params=1), limit=limit), level=level, seed=seed)
+        except UserError as error:
+            problem = str(error).removeprefix("table: ")
+        crossing = _crossing(str(family), own, cells, level, seed)
+        found.append(Baseline(family=str(family), cells=cells, law=law, crossing=crossing, problem=problem))
+    return found
+
+
+def _crossing(family: str, own: pd.DataFrame, cells: pd.DataFrame, level: float, seed: int) -> Crossing | None:
+    """Where the curves of measured errors cross, straight in log error over log D between the numbers run.
+
+    At each D the study's model is the size of the lowest validation error. Their ratio is taken to fall with D, or scatter would
+    make crossings of its own: draws of it are smoothed by isotonic regression. Errors are drawn about what was measured by the
+    scatter between seeds, for the baseline too, and by the standard errors from the finite test set. Both are scored on the same
+    spectra, so the difference is known better than that, and the interval is wide rather than narrow.
+    """
+    ours, theirs = _by_data(_best_sizes(own)), _by_data(cells)
+    both = ours.index.intersection(theirs.index)
+    if not len(both):
+        return None
+    scatter = _scatter(own)
+    apart = np.log(ours.loc[both, "error"] / theirs.loc[both, "error"]).to_numpy(float)
+    variance = sum(side.loc[both, "sem"] ** 2 + scatter**2 / side.loc[both, "runs"] for side in (ours, theirs))
+    spread = np.sqrt(np.asarray(variance, float))
+
+    def crossing(ratios: NDArray[np.float64]) -> float:
+        falling = isotonic_regression(ratios, weights=spread**-2, increasing=False).x
+        return _last_crossing(falling, np.log(both.to_numpy(float)))
+
+    rng = np.random.default_rng(seed)
+    drawn = [crossing(each) for each in apart + rng.standard_normal((DRAWS, len(both))) * spread]
+    low, high = (float(np.quantile(drawn, tail, method="nearest")) for tail in ((1 - level) / 2, (1 + level) / 2))
+    best, ratio = crossing(apart), float(np.exp(apart[-1]))
+    words = _words(family, best, (low, high), ratio, both.to_numpy(), level)
+    return Crossing(D=best, interval=(low, high), ratio=ratio, largest=int(both[-1]), words=words)
+
+
+def _best_sizes(own: pd.DataFrame) -> pd.DataFrame:
+    """The cells of the size that is best on the validation split, for each number of spectra."""
+    means = own.groupby(["num_spectra", "num_params"])[measure_of(own).val].mean().reset_index()
+    chosen = means.loc[means.groupby("num_spectra")[measure_of(own).val].idxmin(), ["num_spectra", "num_params"]]
+    return own.merge(chosen, on=["num_spectra", "num_params"])
+
+
+def _by_data(cells: pd.DataFrame) -> pd.DataFrame:
+    """Mean test error, its relative standard error from the finite test set, and the number of runs, by D."""
+    error = cells[measure_of(cells).test].astype(float)
+    relative = (error_sem(cells) / error).where(lambda sem: sem > 0, 0.0)
+    groups = pd.DataFrame({"D": cells["num_spectra"], "error": error, "sem": relative}).groupby("D")
+    return groups.mean().assign(runs=groups.size())
+
+
+def _scatter(own: pd.DataFrame) -> float:
+    """Standard deviation of ln error between the seeds of a cell, pooled over the cells that have several."""
+    logs = np.log(own[measure_of(own).test].astype(float)).groupby([own["num_params"], own["num_spectra"]])
+    squares, freedom = float((logs.var(ddof=1) * (logs.size() - 1)).sum()), int((logs.size() - 1).sum())
+    return float(np.sqrt(squares / freedom)) if freedom else SCATTER
+
+
+def _last_crossing(apart: NDArray[np.float64], logs: NDArray[np.float64]) -> float:
+    """The D above which `apart`, straight between its places, stays below 0; infinite where its last value is not."""
+    above = np.flatnonzero(apart >= 0)
+    if not len(above):
+        return 0.0
+    k = int(above[-1])
+    if k == len(apart) - 1:
+        return float("inf")
+    return float(np.exp(logs[k] + (logs[k + 1] - logs[k]) * apart[k] / (apart[k] - apart[k + 1])))
+
+
+def _words(
+    family: str, D: float, interval: tuple[float, float], ratio: float, run: NDArray[np.int64], level: float
+) -> str:
+    first, last = f"{run[0]:,}", f"{run[-1]:,}"
+    ends = [f"below {first}" if end == 0 else f"above {last}" if end == np.inf else _rounded(end) for end in interval]
+    if D == 0:
+        told = f"the study's best model beats {family} at every number of spectra from {first} to {last}"
+    elif np.inf == D:
+        told = f"{family} is not beaten up to {last} spectra"
+    else:
+        told = f"the study's best model beats {family} from about {_rounded(D)} spectra on"
+    begins = "" if interval[0] == interval[1] else f"{100 * level:g} % interval {ends[0]} to {ends[1]}; "
+    return f"{told} ({begins}its error at {last} is {ratio:.2f} times that of {family})"
+
+
+def _rounded(value: float) -> str:
+    """To two significant digits."""
+    return f"{float(f'{value:.1e}'):,.0f}"
