@@ -47,9 +47,16 @@ def add_commands(command: AddCommand) -> None:
     sub.add_argument("--verify", action="store_true", help="afterwards compare all shards with their sources")
     sub.add_argument("--address", help="Ray cluster to use; one is started on this machine otherwise")
 
-    sub = command("limit", _limit, "Print the smallest error that simulated spectra allow (Cramér-Rao), by SNR.")
+    sub = command("limit", _limit, "Print the smallest error that spectra allow (Cramér-Rao), by SNR.")
     sub.add_argument("path", type=location, metavar="PATH", help="an HDF5 file, or a shard set: its test split")
-    sub.add_argument("--label", default="log_g", help="T_eff, log_g or M_H")
+    sub.add_argument("--label", default="log_g", help="what is estimated")
+    sub.add_argument(
+        "--free",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="LABEL,...",
+        help="labels that the flux depends on, for an emulator (default: of T_eff, log_g, M_H, a_M, C_M those that vary)",
+    )
     sub.add_argument("--rows", type=int, default=4096, help="spectra to average over, at most")
     sub.add_argument("--noise-level", type=float, default=1.0, metavar="LEVEL", help="multiplies the spectra's errors")
     sub.add_argument("--json", type=Path, metavar="OUT")
@@ -121,9 +128,11 @@ def _shard(options: argparse.Namespace) -> int:
 
 
 def _limit(options: argparse.Namespace) -> int:
-    from scaling.data.simulated.information import information_limit
+    from scaling.data.information import information_limit
 
-    limit = information_limit(options.path, label=options.label, rows=options.rows, noise_level=options.noise_level)
+    limit = information_limit(
+        options.path, label=options.label, rows=options.rows, noise_level=options.noise_level, free=options.free
+    )
     print(limit.to_text())
     write_json(options, limit.to_json())
     return 0

@@ -174,5 +174,5 @@ def _collect(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from scaling.sweep.run import write_study_report
 
-    print(write_study_report(*study_folder(options)))
+    print(write_study_report(*study_folder(options), say))
     return 0

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from scaling.data.batches.evaluation import evaluation_pin
+from scaling.data.information import InformationLimit, information_limit
 from scaling.data.shards.convert import convert
 from scaling.data.shards.manifest import MANIFEST, Manifest, Source
-from scaling.data.simulated.information import FREE_LABELS, InformationLimit, information_limit
 from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.errors import UserError
 from scaling.files import Location, json_bytes, location
@@ -65,21 +65,24 @@ def prepare_data(study: Study, store: Store, progress: Callable[[str], None]) ->
     return shards
 
 
-def keep_limit(study: Study, folder: StudyFolder) -> None:
-    """Put the information limit of a simulated study's test spectra into the store, once.
+def keep_limit(study: Study, folder: StudyFolder) -> str:
+    """Put the information limit of a study's test spectra into the store, once; returns why there is none, or "".
 
-    Nothing is written where the spectra are not the study's own simulation or do not depend on its label, or where it
-    classifies: `scaling limit SHARDS --json` gives the file for other shard sets that were simulated.
+    A study that classifies has none, nor one without noise. `scaling limit SHARDS --json` gives the file by hand.
     """
     rules = study.data.rules
-    known = isinstance(study.data.source, Simulation) and rules.label in FREE_LABELS and rules.noise_level > 0
-    if not known or rules.boundary is not None or not is_prepared(study, folder.store):
-        return
+    if rules.boundary is not None or rules.noise_level == 0 or not is_prepared(study, folder.store):
+        return ""
     shards = shards_path(study, folder.store)
     pin = evaluation_pin(shards, rules)
-    if not _is_limit(folder.read_limit() or b"", pin):
+    if _is_limit(folder.read_limit() or b"", pin):
+        return ""
+    try:
         limit = information_limit(shards, label=rules.label, noise_level=rules.noise_level)
-        folder.write_limit(json_bytes(limit.to_json() | {"eval_pin": pin}))
+    except UserError as error:  # no results depend on it
+        return str(error)
+    folder.write_limit(json_bytes(limit.to_json() | {"eval_pin": pin}))
+    return ""
 
 
 def _is_limit(kept: bytes, pin: str) -> bool:

@@ -65,7 +65,7 @@ def run_study(
                 _run(sweep, say, callbacks, may_grow=joins(address) is not None)
         else:
             say(f"study {study.name}: all {len(sweep.rows())} trials have their rows")
-        page = write_study_report(study, folder)
+        page = write_study_report(study, folder, say)
         say(f"report: {page}")
         return sweep.rows()
 
@@ -119,8 +119,10 @@ def collect(study: Study, folder: StudyFolder) -> list[Row]:
     return rows
 
 
-def write_study_report(study: Study, folder: StudyFolder) -> str:
+def write_study_report(study: Study, folder: StudyFolder, say: Callable[[str], None]) -> str:
     """Collect the rows, fit the law and write the report into the store; returns where its page is.
+
+    What is not known of the test spectra's information limit is said.
 
     Raises:
         UserError: if there are no rows.
@@ -130,7 +132,8 @@ def write_study_report(study: Study, folder: StudyFolder) -> str:
     from analysis.report.page import write_report
 
     rows = collect(study, folder)
-    keep_limit(study, folder)
+    if unknown := keep_limit(study, folder):
+        say(f"the report is without an information limit: {unknown}")
     with tempfile.TemporaryDirectory(prefix="spectral-scaling-report-") as scratch:
         known = folder.read_limit()
         write_report(

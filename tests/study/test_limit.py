@@ -5,7 +5,7 @@ import pytest
 
 from scaling.data.batches.evaluation import evaluation_pin
 from scaling.data.batches.rules import DataRules
-from scaling.data.simulated.information import InformationLimit
+from scaling.data.information import InformationLimit
 from scaling.study import prepare
 from scaling.study.declaration import Data, Sources
 from scaling.study.prepare import keep_limit
@@ -54,15 +54,21 @@ def test_the_limit_of_a_simulated_study_is_kept_once(shards, folder, monkeypatch
 
 
 @pytest.mark.usefixtures("prepared")
-def test_no_limit_where_the_spectra_do_not_tell_it(shards, folder, tmp_path):
-    keep_limit(changed(example_study(), label="a_M"), folder)
-    keep_limit(changed(example_study(), noise_level=0.0), folder)
+def test_no_limit_where_the_spectra_do_not_tell_it(folder):
+    assert "depend on T_eff, log_g, M_H only" in keep_limit(changed(example_study(), label="a_M"), folder)
+    assert keep_limit(changed(example_study(), noise_level=0.0), folder) == ""
+    assert keep_limit(changed(example_study(), boundary=3.0), folder) == ""
+    assert folder.read_limit() is None
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_study_of_given_files_has_one_too(shards, folder, tmp_path):
     path = tmp_path / "dataset.h5"
     given = Data(
         source=Sources(shards=shards, train=(path,), val=path, test=path), num_spectra=(64,), rules=DataRules()
     )
-    keep_limit(example_study(data=given), folder)
-    assert folder.read_limit() is None
+    assert keep_limit(example_study(data=given), folder) == ""
+    assert json.loads(folder.read_limit())["label"] == "log_g"
 
 
 def test_no_limit_before_the_data_are_prepared(folder):

@@ -87,7 +87,7 @@ def row_groups(
         ) from error
 
 
-def leading_rows(manifest: Manifest, split: str, count: int, columns: list[str]) -> Iterator[pa.Table]:
+def leading_rows(manifest: Manifest, split: str, count: int, columns: list[str] | None) -> Iterator[pa.Table]:
     """The first `count` rows of a split, a row group at a time; the last one is cut.
 
     Raises:
