@@ -1,4 +1,4 @@
-"""Imports point one way: data, model ← training ← study ← sweep, inference ← commands; analysis knows rows and nothing of Ray or torch.
+"""Imports point one way: data, model ← training ← baselines ← study ← sweep, inference ← commands; analysis knows rows and nothing of Ray or torch.
 
 Within the analysis: laws ← points ← fitting ← intervals ← answers ← report."""
 
@@ -14,7 +14,8 @@ ABOVE_STUDY = [SWEEP, INFERENCE, "scaling.inspect", "scaling.commands", "scaling
 FORBIDDEN = {
     "scaling/data": ["scaling.model", "scaling.training", STUDY, "analysis", *ABOVE_STUDY],
     "scaling/model": ["ray", "scaling.data", "scaling.training", STUDY, "analysis", *ABOVE_STUDY],
-    "scaling/training": [STUDY, "analysis", "optuna", *TRANSFORMERS, *ABOVE_STUDY],
+    "scaling/training": [STUDY, "scaling.baselines", "analysis", "optuna", *TRANSFORMERS, *ABOVE_STUDY],
+    "scaling/baselines": ["ray", STUDY, "analysis", "optuna", *TRANSFORMERS, *ABOVE_STUDY],
     "scaling/study": ["ray", "optuna", "analysis", *TRANSFORMERS, *ABOVE_STUDY],
     "scaling/sweep": [
         INFERENCE,

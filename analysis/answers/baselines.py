@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -23,16 +24,18 @@ SCATTER = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crossing:
-    """The number of spectra from which on the study's models are better than a baseline.
+    """The number of spectra at which the study's models and a baseline are equally good.
 
     Attributes:
-        D: the best value: 0 where they are better at every number that was run, infinite where at none from some on.
+        better: which side of it the study's models are better on, "above" or "below".
+        D: the best value: 0 where all numbers that were run lie above it, infinite where none does.
         interval: its ends, likewise.
         ratio: error of the study's best model over the baseline's, at the largest number that both were run on.
         largest: that number.
         words: the same in a sentence.
     """
 
+    better: Literal["above", "below"]
     D: float
     interval: tuple[float, float]
     ratio: float
@@ -82,16 +85,17 @@ def baselines(
             law = compare(points_from_cells(cells.assign(num_params=1), limit=limit), level=level, seed=seed)
         except UserError as error:
             problem = str(error).removeprefix("table: ")
-        crossing = _crossing(str(family), own, cells, level, seed)
+        crossing = crossing_with(str(family), own, cells, level, seed)
         found.append(Baseline(family=str(family), cells=cells, law=law, crossing=crossing, problem=problem))
     return found
 
 
-def _crossing(family: str, own: pd.DataFrame, cells: pd.DataFrame, level: float, seed: int) -> Crossing | None:
+def crossing_with(family: str, own: pd.DataFrame, cells: pd.DataFrame, level: float, seed: int) -> Crossing | None:
     """Where the curves of measured errors cross, straight in log error over log D between the numbers run.
 
-    At each D the study's model is the size of the lowest validation error. Their ratio is taken to fall with D, or scatter would
-    make crossings of its own: draws of it are smoothed by isotonic regression. Errors are drawn about what was measured by the
+    At each D the study's model is the size of the lowest validation error. The ratio is taken to fall with D throughout, or to
+    rise, whichever is closer to what was measured; scatter would make crossings of its own, so draws of it are smoothed by
+    isotonic regression. Errors are drawn about what was measured by the
     scatter between seeds, for the baseline too, and by the standard errors from the finite test set. Both are scored on the same
     spectra, so the difference is known better than that, and the interval is wide rather than narrow.
     """
@@ -99,21 +103,31 @@ def _crossing(family: str, own: pd.DataFrame, cells: pd.DataFrame, level: float,
     both = ours.index.intersection(theirs.index)
     if not len(both):
         return None
-    scatter = _scatter(own)
     apart = np.log(ours.loc[both, "error"] / theirs.loc[both, "error"]).to_numpy(float)
-    variance = sum(side.loc[both, "sem"] ** 2 + scatter**2 / side.loc[both, "runs"] for side in (ours, theirs))
-    spread = np.sqrt(np.asarray(variance, float))
+    variance = sum(side.loc[both, "sem"] ** 2 + _scatter(own) ** 2 / side.loc[both, "runs"] for side in (ours, theirs))
+    spread, logs = np.sqrt(np.asarray(variance, float)), np.log(both.to_numpy(float))
+
+    def smooth(ratios: NDArray[np.float64], rising: bool) -> NDArray[np.float64]:
+        return np.asarray(isotonic_regression(ratios, weights=spread**-2, increasing=rising).x)
 
     def crossing(ratios: NDArray[np.float64]) -> float:
-        falling = isotonic_regression(ratios, weights=spread**-2, increasing=False).x
-        return _last_crossing(falling, np.log(both.to_numpy(float)))
+        smoothed = smooth(ratios, rising)
+        return _last_crossing(-smoothed if rising else smoothed, logs)
 
+    misfit = [float((((apart - smooth(apart, up)) / spread) ** 2).sum()) for up in (False, True)]
+    rising = misfit[1] < misfit[0] - 1e-9
     rng = np.random.default_rng(seed)
     drawn = [crossing(each) for each in apart + rng.standard_normal((DRAWS, len(both))) * spread]
     low, high = (float(np.quantile(drawn, tail, method="nearest")) for tail in ((1 - level) / 2, (1 + level) / 2))
-    best, ratio = crossing(apart), float(np.exp(apart[-1]))
-    words = _words(family, best, (low, high), ratio, both.to_numpy(), level)
-    return Crossing(D=best, interval=(low, high), ratio=ratio, largest=int(both[-1]), words=words)
+    found = Crossing(
+        better="below" if rising else "above",
+        D=crossing(apart),
+        interval=(low, high),
+        ratio=float(np.exp(apart[-1])),
+        largest=int(both[-1]),
+        words="",
+    )
+    return replace(found, words=_words(family, found, int(both[0]), level))
 
 
 def _best_sizes(own: pd.DataFrame) -> pd.DataFrame:
@@ -132,10 +146,13 @@ def _by_data(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _scatter(own: pd.DataFrame) -> float:
-    """Standard deviation of ln error between the seeds of a cell, pooled over the cells that have several."""
-    logs = np.log(own[measure_of(own).test].astype(float)).groupby([own["num_params"], own["num_spectra"]])
-    squares, freedom = float((logs.var(ddof=1) * (logs.size() - 1)).sum()), int((logs.size() - 1).sum())
-    return float(np.sqrt(squares / freedom)) if freedom else SCATTER
+    """Standard deviation of ln error between the seeds of a cell: pooled over cells with several, of the best sizes if they have."""
+    for cells in (_best_sizes(own), own):
+        logs = np.log(cells[measure_of(own).test].astype(float)).groupby([cells["num_params"], cells["num_spectra"]])
+        squares, freedom = float((logs.var(ddof=1) * (logs.size() - 1)).sum()), int((logs.size() - 1).sum())
+        if freedom:
+            return max(float(np.sqrt(squares / freedom)), 1e-6)
+    return SCATTER
 
 
 def _last_crossing(apart: NDArray[np.float64], logs: NDArray[np.float64]) -> float:
@@ -149,19 +166,20 @@ def _last_crossing(apart: NDArray[np.float64], logs: NDArray[np.float64]) -> flo
     return float(np.exp(logs[k] + (logs[k + 1] - logs[k]) * apart[k] / (apart[k] - apart[k + 1])))
 
 
-def _words(
-    family: str, D: float, interval: tuple[float, float], ratio: float, run: NDArray[np.int64], level: float
-) -> str:
-    first, last = f"{run[0]:,}", f"{run[-1]:,}"
-    ends = [f"below {first}" if end == 0 else f"above {last}" if end == np.inf else _rounded(end) for end in interval]
-    if D == 0:
+def _words(family: str, found: Crossing, smallest: int, level: float) -> str:
+    first, last, (low, high) = f"{smallest:,}", f"{found.largest:,}", found.interval
+    ends = [
+        f"below {first}" if end == 0 else f"above {last}" if end == np.inf else _rounded(end) for end in (low, high)
+    ]
+    where = {"above": "from about {} spectra on", "below": "up to about {} spectra"}[found.better]
+    if (found.better, found.D) in (("above", 0.0), ("below", np.inf)):
         told = f"the study's best model beats {family} at every number of spectra from {first} to {last}"
-    elif np.inf == D:
-        told = f"{family} is not beaten up to {last} spectra"
+    elif found.D in (0.0, np.inf):
+        told = f"{family} is not beaten at any number of spectra from {first} to {last}"
     else:
-        told = f"the study's best model beats {family} from about {_rounded(D)} spectra on"
-    begins = "" if interval[0] == interval[1] else f"{100 * level:g} % interval {ends[0]} to {ends[1]}; "
-    return f"{told} ({begins}its error at {last} is {ratio:.2f} times that of {family})"
+        told = f"the study's best model beats {family} {where.format(_rounded(found.D))}"
+    equal = "" if low == high else f"{100 * level:g} % interval {ends[0]} to {ends[1]}; "
+    return f"{told} ({equal}its error at {last} is {found.ratio:.2f} times that of {family})"
 
 
 def _rounded(value: float) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis.answers.allocation import compute_optimal, no_path
 from analysis.answers.backtest import Backtest, backtests
+from analysis.answers.baselines import Baseline
 from analysis.answers.budget import error_budget
 from analysis.answers.checks import lack_of_fit, residual_trends
 from analysis.answers.isoflop import planned_profiles
@@ -122,6 +123,13 @@ def failure_document(fits: Mapping[str, Fit], message: str, points: Points) -> d
         "forms": {name: _outcome(each) | {"intervals": {}} for name, each in fits.items()},
     }
     return dict(plain(document))
+
+
+def baseline_document(found: Baseline) -> dict[str, Any]:
+    """A baseline's law and crossing as plain values; a D of 0 or infinity is outside what was run, the latter is None."""
+    law = None if found.law is None else fit_document(found.law)
+    crossing = None if found.crossing is None else asdict(found.crossing)
+    return {"family": found.family, "problem": found.problem, "crossing": crossing, "law": law}
 
 
 def _backtest(test: Backtest) -> dict[str, Any]:

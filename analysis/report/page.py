@@ -13,14 +13,13 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.answers.baselines import Baseline
 from analysis.answers.budget import error_budget
 from analysis.answers.checks import lack_of_fit
 from analysis.points.anchors import Anchor, require_same_evaluation
 from analysis.points.limit import Limit
 from analysis.report import figures, sections, words
 from analysis.report.checklist import checklist
-from analysis.report.document import fit_document
+from analysis.report.document import baseline_document, fit_document
 from analysis.report.figures.snr import mae_by_snr
 from analysis.report.findings import Findings, find
 from scaling.errors import UserError
@@ -107,16 +106,9 @@ def _fit_json(findings: Findings) -> dict[str, Any]:
             "mean_abs_log_error": score.mean_abs_log_error,
         },
         "all_cells": fit_document(findings.final, gains, findings.answers.cost, findings.backtests),
-        "baselines": [_baseline(each) for each in findings.baselines],
+        "baselines": [baseline_document(each) for each in findings.baselines],
         "checklist": [asdict(line) for line in checklist(findings)],
     }
-
-
-def _baseline(found: Baseline) -> dict[str, Any]:
-    """A baseline's law and crossing as plain values; a D of 0 or infinity is outside what was run."""
-    law = None if found.law is None else fit_document(found.law)
-    crossing = None if found.crossing is None else asdict(found.crossing)
-    return {"family": found.family, "problem": found.problem, "crossing": crossing, "law": law}
 
 
 def _figures(findings: Findings, limit: Limit | None, anchors: Sequence[Anchor]) -> dict[str, tuple[Figure, str]]:

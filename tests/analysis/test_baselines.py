@@ -1,6 +1,5 @@
 """Baselines in the analysis: laws of their own, and where the study's models pass them."""
 
-import json
 import math
 import re
 
@@ -8,9 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.answers.baselines import baselines
+from analysis.answers.baselines import baselines, crossing_with
 from analysis.points.trials import best_trials, law_cells
-from analysis.report.page import write_report
+from analysis.report import sections
+from analysis.report.document import baseline_document
+from analysis.report.figures import Observed, error_against_data
+from analysis.report.findings import find
+from analysis.report.words import answer
 from tests.analysis.conftest import FIXED_NOISE_FIXED_SAMPLES, frame, row, study_rows
 
 DATA = FIXED_NOISE_FIXED_SAMPLES.data
@@ -62,7 +65,17 @@ def test_where_nothing_crosses_it_says_so():
     assert "at every number of spectra from 512 to 16,384" in always.words
     never = found_in(rows_with(0.5 * BEST)).crossing
     assert (never.D, never.interval) == (math.inf, (math.inf, math.inf))
-    assert "not beaten up to 16,384 spectra (its error at 16,384 is 2.00 times" in never.words
+    assert "not beaten at any number of spectra from 512 to 16,384 (its error at 16,384 is 2.00 times" in never.words
+
+
+def test_a_baseline_may_also_catch_up():
+    found = found_in(rows_with(BEST * (DATA / 3000.0) ** -0.2)).crossing
+    assert found.better == "below"
+    assert pytest.approx(3000, rel=1e-6) == found.D
+    assert found.interval[0] < 3000 < found.interval[1]
+    assert "beats ridge up to about 3,000 spectra (90 % interval" in found.words
+    for factor, words in ((2.0, "at every number"), (0.4, "is not beaten at any number")):
+        assert words in found_in(rows_with(factor * BEST * (DATA / 3000.0) ** -0.05)).crossing.words
 
 
 def test_the_interval_covers_the_true_crossing_and_widens_with_the_scatter():
@@ -78,7 +91,8 @@ def test_the_interval_covers_the_true_crossing_and_widens_with_the_scatter():
                 each.assign(test_mae_dex=each["test_mae_dex"] * np.exp(scatter * rng.standard_normal(len(each))))
                 for each in (runs, again)
             ]
-            found = found_in(pd.concat([*every, rows[~own]], ignore_index=True)).crossing
+            cells = best_trials(pd.concat([*every, rows[~own]], ignore_index=True)).cells
+            found = crossing_with("ridge", law_cells(cells), cells[cells["family"] == "ridge"], 0.9, 0)
             inside[scatter] += found.interval[0] <= truth <= found.interval[1]
             widths[scatter].append(np.log(min(found.interval[1], 5e4) / max(found.interval[0], 200)))
     assert all(count >= 32 for count in inside.values())
@@ -94,18 +108,19 @@ def test_too_few_numbers_of_spectra_are_no_law_but_a_comparison():
     assert "from 8,192 to 16,384" in found.crossing.words
 
 
-def test_page_figure_and_json_tell_of_them(tmp_path):
-    rows = rows_with(BEST * (DATA / 3000.0) ** 0.2, family="lightgbm")
-    page = write_report(rows, tmp_path / "report", bootstrap=60).read_text()
-    page = re.sub(r"base64,[^\"]*", "", page)
-    assert "Does a Transformer pay?" in page
-    assert page.count("beats lightgbm from about 3,000 spectra on") == 2  # in the answer, and in its table
-    assert "Grey: baselines" in page
-    assert (
-        page.count('<td class="text">lightgbm</td>') == 3
-    )  # one line of the grid, with family and rung, and the table
-    assert "72 trials" in page  # of the study's own models
-    (found,) = json.loads((tmp_path / "report" / "fit.json").read_text())["baselines"]
-    assert found["family"] == "lightgbm"
-    assert found["crossing"]["D"] == pytest.approx(3000, rel=1e-6)
-    assert all(math.isfinite(value) for value in found["law"]["parameters"].values())
+def test_words_table_figure_and_json_tell_of_them():
+    found = find(rows_with(BEST * (DATA / 3000.0) ** 0.2, family="lightgbm"), bootstrap=60)
+    (line,) = sections.baselines(found)
+    assert "beats lightgbm from about 3,000 spectra on" in line["words"]
+    assert any(line["words"] in sentence for sentence in answer(found))
+    assert line["form"]
+    assert "best" not in line["parameters"]
+    assert sections.run_facts(found)["trials"] == 72  # of the study's own models
+    (grid_line,) = [each for each in sections.grid(found.table.cells)["rows"] if each["family"] == "lightgbm"]
+    assert grid_line["N"] is None
+    assert len([value for value in grid_line["values"] if value]) == len(DATA)
+    figure = error_against_data(Observed.from_cells(found.cells), found.fitted, (), found.baselines)
+    assert [text.get_text() for text in figure.legends[-1].get_texts()] == ["lightgbm"]
+    document = baseline_document(found.baselines[0])
+    assert document["crossing"]["D"] == pytest.approx(3000, rel=1e-6)
+    assert all(math.isfinite(value) for value in document["law"]["parameters"].values())
