@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.answers.forecast import forecast
+from analysis.answers.next_runs import Hours, run_hours
 from analysis.fitting.fit import DELTA
 from analysis.fitting.solve import Objective
 from analysis.intervals.compare import NoLawError, Weigh, compare
@@ -109,7 +110,7 @@ def _add_limit(parser: argparse.ArgumentParser) -> None:
 
 def _fit(options: argparse.Namespace) -> int:
     _check(options)
-    points, cost, facts = _input(options)
+    points, cost, hours, facts = _input(options)
     places = [_place(text, points) for text in options.at]
     try:
         found = compare(
@@ -123,7 +124,7 @@ def _fit(options: argparse.Namespace) -> int:
             weigh=options.weigh,
         )
         forecasts = pd.concat([forecast(found, *place) for place in places]) if places else None
-        document = fit_document(found, forecasts, cost)
+        document = fit_document(found, forecasts, cost, hours=hours)
     except NoLawError as error:
         document = failure_document(error.fits, str(error), points)
     document |= facts | {"bootstrap": options.bootstrap, "seed": options.seed, "table": options.table}
@@ -171,8 +172,8 @@ def _read(table: str) -> pd.DataFrame:
     return read_table(table)
 
 
-def _input(options: argparse.Namespace) -> tuple[Points, Cost, dict[str, Any]]:
-    """The points of the table, what a run costs, and facts for the document: columns, and held-out cells."""
+def _input(options: argparse.Namespace) -> tuple[Points, Cost, Hours | None, dict[str, Any]]:
+    """The points of the table, what a run costs in FLOPs and in hours, and facts for the document: columns, held-out cells."""
     frame = _read(options.table)
     limit = None if options.limit is None else read_limit(options.limit)
     cost = SIX_N_D if options.flops_per is None else _flops_per(options.flops_per)
@@ -184,7 +185,7 @@ def _input(options: argparse.Namespace) -> tuple[Points, Cost, dict[str, Any]]:
             frame, names["n"], names["d"], str(names["loss"]), samples_seen=options.samples_seen, sem=options.sem
         )
         require_falling(points, str(names["loss"]))
-        return points, _column_cost(frame, names, options) or cost, {"columns": names, "held_out": None}
+        return points, _column_cost(frame, names, options) or cost, None, {"columns": names, "held_out": None}
     every_budget = options.samples_seen is not None or options.form == "data_constrained"
     trials = best_trials(frame if every_budget else whole_budgets(frame))
     cells = law_cells(trials.cells)
@@ -200,7 +201,8 @@ def _input(options: argparse.Namespace) -> tuple[Points, Cost, dict[str, Any]]:
     }
     if options.flops_per is None:
         cost = study_cost(cells)
-    return points, _column_cost(cells, names, options) or cost, {"columns": names, "held_out": facts}
+    hours = run_hours(cells) if names["n"] == "num_params" and names["d"] == "num_spectra" else None
+    return points, _column_cost(cells, names, options) or cost, hours, {"columns": names, "held_out": facts}
 
 
 def _flops_per(kappa: float) -> Cost:

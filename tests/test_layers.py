@@ -1,4 +1,6 @@
-"""Imports point one way: data, model ← training ← baselines ← study ← sweep, inference ← commands; analysis knows rows and nothing of Ray or torch.
+"""Imports point one way: data, model ← training ← baselines ← study ← sweep, inference ← commands.
+
+Analysis knows rows and nothing of Ray or torch.
 
 Within the analysis: laws ← points ← fitting ← intervals ← answers ← report."""
 

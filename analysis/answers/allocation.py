@@ -124,14 +124,13 @@ def local_exponent(comparison: Comparison, cost: Cost, N: float, D: float) -> fl
 
 def _optimum(law: Law, theta: Array, logs: Array, epochs: float) -> tuple[Array, Array, Array]:
     """log N* (K, m), the loss there (K, m) and a (K,), for parameters (K, p) and log(C/κ) (m,); N and D are at least 1."""
-    powers = _powers(law, theta)
-    if powers is None:
+    if law.powers is None:
         ends = np.append(logs, [logs.min() - np.log(2.0), logs.max() + np.log(2.0)])
         size = np.stack([_searched(law, theta, each, epochs) for each in ends], axis=1)
         exponent = (size[:, -1] - size[:, -2]) / (ends[-1] - ends[-2])
         size = size[:, :-2]
     else:
-        A, alpha, B, beta = powers
+        A, alpha, B, beta = law.powers(theta)
         with np.errstate(divide="ignore", invalid="ignore"):
             log_ratio = np.log(alpha * A) - np.log(beta * B)
         exponent = beta / (alpha + beta)
@@ -140,20 +139,6 @@ def _optimum(law: Law, theta: Array, logs: Array, epochs: float) -> tuple[Array,
     for row, parameters in enumerate(theta):
         loss[row] = law.value(parameters, _at(law, size[row], logs - size[row], epochs))
     return size, loss, exponent
-
-
-def _powers(law: Law, theta: Array) -> tuple[Array, ...] | None:
-    """A, α, B, β (each (K,)) of the sum A/N^α + B/D^β in which the loss rises, where it is one."""
-    named = dict(zip(law.parameters, theta.T, strict=True))
-    if law.name in ("chinchilla", "no_floor", "gamma", "quadrature"):
-        return named["A"], named["alpha"], named["B"], named["beta"]
-    if law.name == "tied":
-        return named["A"], named["alpha"], named["B"], named["alpha"]
-    if law.name == "kaplan":
-        inverse = 1 / named["beta"]
-        with np.errstate(over="ignore"):
-            return named["A"] ** inverse, named["alpha"] * inverse, named["B"] ** inverse, np.ones(len(theta))
-    return None
 
 
 def _at(law: Law, size: Array, data: Array, epochs: float) -> Array:
@@ -180,7 +165,7 @@ def _path_words(comparison: Comparison, a: float, interval: Interval, cost: Cost
         f"For the smallest error at a given compute N grows as C^a with a in [{low:.3f}, {high:.3f}] "
         f"({100 * comparison.level:g} %), best {a:.3f}, and D as C^(1 − a). "
     )
-    if _powers(comparison.law.law, comparison.law.theta[None]) is None:
+    if comparison.law.law.powers is None:
         words += f"In the {comparison.best} form a changes with C; this is its mean over the range shown. "
     if low <= 0.5 <= high:
         words += "Growing N and D in proportion (a = 0.5) agrees with the runs. "

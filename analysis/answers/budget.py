@@ -10,11 +10,11 @@ import pandas as pd
 from analysis.answers.allocation import local_exponent, second_floor
 from analysis.answers.forecast import forecast, places
 from analysis.intervals.compare import Comparison
+from analysis.intervals.profile import Interval
 from analysis.laws import LAWS, Array, Law
 from analysis.points.cost import SIX_N_D, Cost
 
 _ENDLESS = np.array([1e6, 2e6, 2e6])  # logarithms where every power has vanished, that of N/D (`ridge`) too
-_TOGETHER = ("kaplan", "gamma", "quadrature")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,9 @@ def error_budget(comparison: Comparison, N: float, D: float, S: float | None = N
     parts always add up. In `data_constrained`, repetition is what it costs that D spectra are seen S/D times each
     instead of S spectra once.
 
-    Intervals are the bootstrap's: in each replicate, of the form that it selects.
+    Intervals are the bootstrap's, in each replicate of the form that it selects, widened about the best value by as much as the
+    profile interval of the selected form's floor is wider than the bootstrap's: few points scatter little in replicates that
+    are made of their own residuals.
 
     Args:
         comparison: the fits.
@@ -74,17 +76,35 @@ def error_budget(comparison: Comparison, N: float, D: float, S: float | None = N
         where = replicates.chosen == form
         sample[where] = _parts(comparison, LAWS[form], replicates.draws[form][where], N, D, S, names)
     sample = sample[np.all(np.isfinite(sample), axis=1)]
-    shares = sample / sample.sum(axis=1, keepdims=True)
+    shares, widening = sample / sample.sum(axis=1, keepdims=True), _widening(comparison)
     rows = []
     for place, name in enumerate(names):
-        low, high = replicates.interval(sample[:, place])
-        share_low, share_high = replicates.interval(shares[:, place])
+        value, share = point[place], point[place] / point.sum()
+        low, high = _widened(replicates.interval(sample[:, place]), value, widening, np.inf)
+        share_low, share_high = _widened(replicates.interval(shares[:, place]), share, widening, 1.0)
         rows.append(
-            {"term": name, "value": point[place], "low": low, "high": high}
-            | {"share": point[place] / point.sum(), "share_low": share_low, "share_high": share_high}
+            {"term": name, "value": value, "low": low, "high": high}
+            | {"share": share, "share_low": share_low, "share_high": share_high}
         )
     note = _note(law, float(np.mean(replicates.chosen != law.name)))
     return ErrorBudget(N=N, D=D, form=law.name, table=pd.DataFrame(rows), note=note)
+
+
+def _widening(comparison: Comparison) -> float:
+    """How much wider the floor's interval is than the bootstrap's; 1 where it is not, or has an open end."""
+    own = comparison.law_intervals.get("E")
+    if own is None or comparison.interval_method == "bootstrap":
+        return 1.0
+    draws = comparison.bootstrap.draws[comparison.best][:, comparison.law.law.parameters.index("E")]
+    low, high = comparison.bootstrap.interval(draws[np.isfinite(draws)])
+    ratio = (own[1] - own[0]) / (high - low) if high > low else 1.0
+    return float(max(1.0, ratio)) if np.isfinite(ratio) else 1.0
+
+
+def _widened(interval: Interval, value: float, factor: float, most: float) -> Interval:
+    """An interval about a value, its ends as many times as far away, within 0 and `most`."""
+    low, high = (value + factor * (end - value) for end in interval)
+    return min(max(low, 0.0), interval[0]), max(min(high, most), interval[1])
 
 
 def _names(law: Law, axis: str) -> tuple[str, ...]:
@@ -113,7 +133,7 @@ def _parts(
         once = loss()
         if "S" in law.variables:
             once = loss(at=here[[0, 2, 2]]) if here[1] < here[2] else once
-        elif law.name in _TOGETHER:
+        elif law.together:
             capacity = 0.5 * (capacity + once - loss((0,)))
         parts = [floor, capacity, once - floor - capacity, loss() - once]
         return np.stack(parts[:3] if "repetition" not in names else parts, axis=1)
@@ -121,19 +141,13 @@ def _parts(
 
 def _note(law: Law, others: float) -> str:
     words = []
-    if law.name in _TOGETHER:
+    if law.together:
         words.append(
             f"In the {law.name} form capacity and data act together: each part is the mean of what it would save if "
             "taken away first and if taken away last."
         )
-    if law.name == "ridge":
-        words.append("The data part holds the cost of a model that is too large for its data.")
-    if law.name == "plateau":
-        words.append("The irreducible part holds what the plateau in D leaves.")
-    if law.name == "no_floor":
-        words.append("The selected form has no floor, so nothing is irreducible in it.")
-    if "S" in law.variables:
-        words.append("Repetition is what seeing the same spectra again costs, against as many samples of new ones.")
+    if law.note:
+        words.append(law.note)
     if others > 0.05:
         words.append(
             f"{100 * others:.0f} % of the bootstrap's replicates select another form; the intervals hold that."

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from analysis.laws.law import Array, Law
+from analysis.laws.law import Array, Law, Powers, powers_at
 from analysis.laws.starts import separable_starts
 from analysis.laws.terms import (
     BROKEN,
@@ -61,7 +61,15 @@ def _shifted(terms: tuple[Term, ...], places: list[Place], theta: Array, offsets
     return moved
 
 
-def additive(name: str, formula: str, source: str, *terms: Term, variables: tuple[str, ...] = ("N", "D")) -> Law:
+def additive(
+    name: str,
+    formula: str,
+    source: str,
+    *terms: Term,
+    variables: tuple[str, ...] = ("N", "D"),
+    powers: Powers | None = None,
+    note: str = "",
+) -> Law:
     """The law that is the sum of the terms; terms may share shape parameters."""
     names = list(dict.fromkeys(name for term in terms for name in (term.amplitude, *term.shape)))
     places = [(names.index(term.amplitude), [names.index(each) for each in term.shape]) for term in terms]
@@ -77,6 +85,8 @@ def additive(name: str, formula: str, source: str, *terms: Term, variables: tupl
         jacobian=partial(_jacobian, terms, places),
         starts=partial(separable_starts, terms, names),
         shifted=partial(_shifted, terms, places),
+        powers=powers,
+        note=note,
     )
 
 
@@ -91,6 +101,7 @@ CHINCHILLA = additive(
     CONSTANT,
     _CAPACITY,
     _DATA,
+    powers=powers_at(1, 2, 3, 4),
 )
 """Two independent power laws and a floor."""
 
@@ -101,6 +112,7 @@ TIED = additive(
     CONSTANT,
     _CAPACITY,
     power("B", "alpha", 1),
+    powers=powers_at(1, 2, 3, 2),
 )
 """One exponent for capacity and data: the best N then grows in proportion to the best D."""
 
@@ -110,6 +122,8 @@ NO_FLOOR = additive(
     "Hoffmann et al. 2022, arXiv 2203.15556, eq. 2, with E = 0",
     _CAPACITY,
     _DATA,
+    powers=powers_at(0, 1, 2, 3),
+    note="The selected form has no floor, so nothing is irreducible in it.",
 )
 """The error falls without end."""
 
@@ -130,6 +144,7 @@ PLATEAU_IN_DATA = additive(
     CONSTANT,
     _CAPACITY,
     PLATEAU,
+    note="The irreducible part holds what the plateau in D leaves.",
 )
 """The error stops falling in D at K, as when a fixed budget of samples seen leaves further spectra unread."""
 
@@ -141,6 +156,7 @@ RIDGE = additive(
     _CAPACITY,
     _DATA,
     OVERFITTING,
+    note="The data part holds the cost of a model that is too large for its data.",
 )
 """A model that is too large for its data gets worse."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from analysis.laws.additive import CHINCHILLA
-from analysis.laws.law import Array, Law, columns
+from analysis.laws.law import Array, Law, columns, powers_at
 from analysis.laws.starts import best_of_each_value, mesh, scaled_starts
 from analysis.laws.terms import lower, meaning, sigmoid, softplus, upper
 
@@ -133,6 +133,13 @@ def _quadrature_starts(logs: Array, loss: Array) -> Array:
 _KAPLAN = ("E", "A", "alpha", "B", "beta")
 _GAMMA = (*_KAPLAN, "gamma")
 
+
+def _kaplan_powers(theta: Array) -> tuple[Array, Array, Array, Array]:
+    _, A, alpha, B, beta = theta.T
+    with np.errstate(over="ignore"):
+        return A ** (1 / beta), alpha / beta, B ** (1 / beta), np.ones(len(theta))
+
+
 KAPLAN = Law(
     name="kaplan",
     formula="L = E + (A^(1/beta) N^(-alpha/beta) + B^(1/beta)/D)^beta",
@@ -145,6 +152,8 @@ KAPLAN = Law(
     jacobian=_kaplan_jacobian,
     starts=_kaplan_starts,
     shifted=CHINCHILLA.shifted,
+    powers=_kaplan_powers,
+    together=True,
 )
 """With data without end E + A/N^alpha, with a model without limit E + B/D^beta. The paper's N_c is A^(1/alpha), its D_c is
 B^(1/beta), its alpha_N and alpha_D are alpha and beta, and its E is 0."""
@@ -163,6 +172,8 @@ GAMMA = Law(
     jacobian=_gamma_jacobian,
     starts=_gamma_starts,
     shifted=CHINCHILLA.shifted,
+    powers=powers_at(1, 2, 3, 4),
+    together=True,
 )
 """How sharply the error turns from being limited by capacity to being limited by data. `kaplan` with exponents (alpha, beta)
 is this form with (alpha/beta, 1, gamma = beta)."""
@@ -179,5 +190,7 @@ QUADRATURE = Law(
     jacobian=_quadrature_jacobian,
     starts=_quadrature_starts,
     shifted=CHINCHILLA.shifted,
+    powers=powers_at(1, 2, 3, 4),
+    together=True,
 )
 """The error of the noise and that of the model are independent, so that their squares add."""

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
+Powers = Callable[[Array], tuple[Array, Array, Array, Array]]
+
 SMALLEST_EXPONENT, LARGEST_EXPONENT = 1e-3, 3.0
 TINY = 1e-300  # keeps log and division finite where a term has vanished
 
@@ -34,6 +36,10 @@ class Law:
         jacobian: the same arguments -> derivatives (..., p, n).
         starts: (logs (v, n) centred, loss (n,)) -> parameter vectors (k, p) from which a minimum is sought.
         shifted: (theta (..., p), offsets (v,)) -> the parameters of the same curve over logs + offsets.
+        powers: (theta (k, p)) -> A, alpha, B, beta, each (k,), of the sum A/N^alpha + B/D^beta with which the loss rises; None
+            where it is no function of such a sum. It gives the compute-optimal path in closed form.
+        together: whether capacity and data act together, so that what either saves depends on the other.
+        note: what to know when reading the parts of the error by this form.
     """
 
     name: str
@@ -47,6 +53,9 @@ class Law:
     jacobian: Callable[[Array, Array], Array]
     starts: Callable[[Array, Array], Array]
     shifted: Callable[[Array, Array], Array]
+    powers: Powers | None = None
+    together: bool = False
+    note: str = ""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -79,3 +88,9 @@ class Law:
 def columns(theta: Array) -> tuple[Array, ...]:
     """Each parameter of a batch (..., p) as (..., 1), to be broadcast against points (n,)."""
     return tuple(theta[..., place, None] for place in range(theta.shape[-1]))
+
+
+def powers_at(*places: int) -> Powers:
+    """`Law.powers` of a form whose parameters A, alpha, B and beta stand at these places of its vector."""
+    A, alpha, B, beta = places
+    return lambda theta: (theta[:, A], theta[:, alpha], theta[:, B], theta[:, beta])

@@ -112,6 +112,7 @@ DATA_CONSTRAINED = Law(
     jacobian=_jacobian,
     starts=_starts,
     shifted=_shifted,
+    note="Repetition is what seeing the same spectra again costs, against as many samples of new ones.",
 )
 """Repeated spectra, and parameters beyond the best size for the unique spectra, count for less and less. The paper's
 total data D, unique data U_D, R*_D and R*_N are our S, U, r_D and r_N. D and S have one unit, and `logs` must keep their

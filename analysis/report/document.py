@@ -15,6 +15,7 @@ from analysis.answers.baselines import Baseline
 from analysis.answers.budget import error_budget
 from analysis.answers.checks import lack_of_fit, residual_trends
 from analysis.answers.isoflop import planned_profiles
+from analysis.answers.next_runs import Hours, next_runs
 from analysis.fitting.fit import Fit
 from analysis.intervals.compare import Comparison
 from analysis.points.cost import SIX_N_D, Cost
@@ -25,7 +26,7 @@ from scaling.files import plain
 OUTLYING = 5.0
 """A run further from the law than this, in robust standard deviations, is named in a warning."""
 
-_NAMED = 5  # outliers that are named one by one
+_NAMED = 5  # outliers, and next runs, that are named one by one
 _SIGMA = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 
 
@@ -34,6 +35,7 @@ def fit_document(
     forecasts: pd.DataFrame | None = None,
     cost: Cost = SIX_N_D,
     tests: list[Backtest] | None = None,
+    hours: Hours | None = None,
 ) -> dict[str, Any]:
     """A comparison as a JSON document about its selected form.
 
@@ -42,12 +44,13 @@ def fit_document(
         forecasts: what `forecast` returned, if any.
         cost: what a run costs.
         tests: the backtests, where they are known already.
+        hours: device-hours of a run, see `run_hours`, for the runs that would narrow the last of the forecasts most.
 
     Returns:
         form, status, message, objective (the summed one), objective_name, delta, parameters, intervals (name to
         [low, high]) with interval_method and level, bootstrap_intervals, forecasts, selection (form to aicc, weight and
         status), lack_of_fit, backtests, residual_trends, budget (at the largest run), allocation, isoflop,
-        points, run_weights, warnings, and forms (every form with its own status, parameters and intervals). Values that
+        next_runs, points, run_weights, warnings, and forms (every form with its own status, parameters and intervals). Values that
         do not exist, and ends of intervals that are not known, are None.
     """
     fits, best = comparison.fits, comparison.best
@@ -82,6 +85,7 @@ def fit_document(
         "budget": _budget(comparison),
         "allocation": _allocation(comparison, cost),
         "isoflop": _isoflop(comparison, cost),
+        "next_runs": _next_runs(comparison, forecasts, hours),
         "beside_chinchilla": words.beside_chinchilla(comparison),
         "points": len(comparison.points),
         "floor_bound": comparison.points.floor or None,
@@ -115,6 +119,7 @@ def failure_document(fits: Mapping[str, Fit], message: str, points: Points) -> d
         "budget": None,
         "allocation": None,
         "isoflop": None,
+        "next_runs": None,
         "beside_chinchilla": "",
         "points": len(points),
         "floor_bound": points.floor or None,
@@ -177,6 +182,19 @@ def _isoflop(comparison: Comparison, cost: Cost) -> dict[str, Any] | None:
         return None
     facts = {name: getattr(found, name) for name in ("a", "a_interval", "b", "b_interval", "words")}
     return facts | {"profiles": found.profiles.to_dict("records")}
+
+
+def _next_runs(comparison: Comparison, forecasts: pd.DataFrame | None, hours: Hours | None) -> dict[str, Any] | None:
+    """The runs that would narrow the law's interval most for each device-hour, at the last forecast or at four times of both."""
+    points = comparison.points
+    if hours is None or points.axis != "ND" or points.samples_vary:
+        return None
+    largest = int(np.argmax(points.N * points.D))
+    target = (4 * float(points.N[largest]), 4 * float(points.D[largest]))
+    if forecasts is not None and len(forecasts):
+        target = (float(forecasts["N"].iloc[-1]), float(forecasts["D"].iloc[-1]))
+    runs = next_runs(comparison, target, hours).head(_NAMED)
+    return {"N": target[0], "D": target[1], "runs": runs.to_dict("records")}
 
 
 def _outliers(comparison: Comparison) -> list[str]:

@@ -26,6 +26,7 @@ def tell(document: dict[str, Any], axis: str) -> None:
         _tell_answers(document, axis)
         for cast in document["forecasts"]:
             _tell_forecast(cast, axis)
+        _tell_next_runs(document)
     for warning in document["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -84,6 +85,17 @@ def _tell_answers(document: dict[str, Any], axis: str) -> None:
         print(f"compute: {document['allocation']['words']}")
     if document["isoflop"]:
         print(f"compute, without a law (isoFLOP profiles): {document['isoflop']['words']}")
+
+
+def _tell_next_runs(document: dict[str, Any]) -> None:
+    found = document["next_runs"]
+    if found:
+        print(
+            f"one more run would narrow the law at N = {found['N']:g}, D = {found['D']:g}, for each device-hour most:"
+        )
+        for run in found["runs"]:
+            what = f"N = {run['N']:g}, D = {run['D']:g} ({run['kind']})"
+            print(f"  {what:40} {run['hours']:.3g} device-hours, by {100 * run['shrink']:.1f} %")
 
 
 def _tell_forecast(cast: dict[str, Any], axis: str) -> None:

@@ -16,7 +16,7 @@ from tests.analysis.test_fit import CASES, needs_cases
 KEYS = (
     "form status message objective objective_name delta parameters intervals interval_method level bootstrap_intervals "
     "forecasts selection lack_of_fit backtests extrapolation residual_trends budget "
-    "allocation isoflop beside_chinchilla points floor_bound run_weights warnings forms "
+    "allocation isoflop next_runs beside_chinchilla points floor_bound run_weights warnings forms "
     "columns held_out bootstrap seed table"
 )
 
@@ -74,6 +74,9 @@ def test_five_points_give_a_curve_with_a_wide_interval(tmp_path, run, capsys):
     assert high - low > 0.02
     assert [term["term"] for term in found["budget"]["terms"]] == ["irreducible", "data"]
     assert found["allocation"]["exponent"] is None
+    shares = found["budget"]["terms"][0]
+    assert shares["share_high"] - shares["share_low"] > 0.95 * (high - low) / 0.3720  # as wide as the floor is unknown
+    assert found["next_runs"] is None
     assert found["forecasts"][0]["D"] == 3e6
     assert "at D = 3e+06: [" in capsys.readouterr().out
 
@@ -140,7 +143,7 @@ def test_compute_is_as_given(table, run):
     assert "C = 12 N D" in by_number["words"]
 
 
-def test_a_results_table_keeps_its_rules_when_columns_are_named(demo_rows, tmp_path, run):
+def test_a_results_table_keeps_its_rules_when_columns_are_named(demo_rows, tmp_path, run, capsys):
     demo_rows.to_parquet(path := tmp_path / "results.parquet")
     options = ["--form", "chinchilla"]
     plain = run(path, *options)
@@ -152,6 +155,13 @@ def test_a_results_table_keeps_its_rules_when_columns_are_named(demo_rows, tmp_p
     assert (other["points"], other["columns"]["loss"]) == (30, "val_mae_dex")
     assert run(path, *options, "--all")["points"] == 48
     assert "number of samples" in plain["allocation"]["words"]
+    aimed = run(path, *options, "--at", "1e5,5e4", "2e5,6e4")["next_runs"]
+    assert (aimed["N"], aimed["D"]) == (2e5, 6e4)
+    assert len(aimed["runs"]) == 5
+    assert (plain["next_runs"]["N"], plain["next_runs"]["D"]) == (4 * 8833, 4 * 8192)
+    per_hour = [each["shrink_per_hour"] for each in aimed["runs"]]
+    assert per_hour == sorted(per_hour, reverse=True)
+    assert "one more run would narrow the law at N = 200000, D = 60000" in capsys.readouterr().out
 
 
 def test_a_table_that_supports_no_law_fails_with_its_reasons(table, run, capsys):
