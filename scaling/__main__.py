@@ -27,6 +27,15 @@ def main(arguments: list[str] | None = None) -> int:
         remedy = "give another path, or correct this one" if mistake else "run the same command again"
         print(f"scaling: {what}; {remedy}", file=sys.stderr)
         return 2 if mistake else 1
+    except ModuleNotFoundError as error:
+        if (error.name or "scaling").partition(".")[0] == "scaling":
+            raise
+        print(
+            f"scaling: this Python has no {error.name}: install the project's dependencies (`pip install -c constraints.txt .`), or "
+            "submit with `python -m cluster submit --pip`",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt as error:
         print(f"scaling: {error or 'interrupted; the same command continues from here'}", file=sys.stderr)
         return 1

@@ -122,9 +122,11 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from scaling.data.batches.cache import CACHE_LIMIT, default_cache_root
+    from scaling.sweep.cluster import require_lasting
     from scaling.sweep.dashboards import check_trackers, logger_callbacks
     from scaling.sweep.run import run_study
 
+    require_lasting(options.store)
     study = load_study(options.study)
     check_trackers(options.wandb, options.mlflow)
     cache = options.cache or default_cache_root()

@@ -46,6 +46,25 @@ def joins(address: str | None) -> str | None:
     return address or os.environ.get("RAY_ADDRESS") or ("auto" if os.environ.get("RAY_JOB_ID") else None)
 
 
+def require_lasting(store: str) -> None:
+    """Refuse a store in the working folder that Ray made for a job: it is deleted with the job, and the results with it.
+
+    Raises:
+        UserError: It is one.
+    """
+    if "working_dir" in _of_job() and "://" not in store and not Path(store).is_absolute():
+        raise UserError(
+            f"--store {store}: is in this job's working folder, which Ray deletes: give the absolute path of a folder that all "
+            "nodes see, or a URI such as s3://bucket/path"
+        )
+
+
+def _of_job() -> dict[str, Any]:
+    """The runtime environment of the job that this process is the driver of; empty where it is none, or has none."""
+    found: dict[str, Any] = json.loads(os.environ.get(JOB_CONFIG) or "{}").get("runtime_env") or {}
+    return found
+
+
 @contextlib.contextmanager
 def ray_cluster(address: str | None = None) -> Iterator[None]:
     """Connect to Ray at `address`; without one, to the cluster this process is a job of, or to a new local one.
@@ -91,7 +110,7 @@ def _runtime_env(*, joins: bool) -> dict[str, Any]:
 
     Ray refuses to merge what both the driver and the job it belongs to have set: the job's stays.
     """
-    job = json.loads(os.environ.get(JOB_CONFIG) or "{}").get("runtime_env") or {}
+    job = _of_job()
     settings = set(ENVIRONMENT).union(PASSED_ON).difference(job.get("env_vars") or {}).intersection(os.environ)
     wanted = {"env_vars": {name: os.environ[name] for name in settings}, "worker_process_setup_hook": _name_cluster}
     if joins and not ("working_dir" in job and PACKAGE.is_relative_to(Path.cwd())):

@@ -1,0 +1,1 @@
+"""Studies on a Ray cluster, through its job API: `python -m cluster`."""

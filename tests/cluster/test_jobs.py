@@ -1,0 +1,162 @@
+"""A study through the job API of a cluster, as a newcomer sends it there."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+
+import pandas as pd
+import pytest
+
+from cluster.environment import ROOT, dependencies, runtime_env
+from scaling.errors import UserError
+from scaling.sweep.cluster import JOB_CONFIG, require_lasting
+
+TOKEN = secrets.token_hex(32)
+
+
+def free_ports(count):
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def head():
+    """The address of a head with two CPUs that asks for a token."""
+    port, dashboard, agent, listen = free_ports(4)
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # names of sockets are short
+        command = [os.path.join(os.path.dirname(sys.executable), "ray"), "start", "--head", "--block", f"--port={port}"]
+        command += [f"--dashboard-port={dashboard}"]
+        command += [f"--dashboard-agent-grpc-port={agent}", f"--dashboard-agent-listen-port={listen}", "--num-cpus=2"]
+        settings = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_TMPDIR": folder}
+        settings["PATH"] = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # as in an activated environment
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(
+            [*command, f"--temp-dir={folder}/ray"], env=settings, start_new_session=True, **quiet
+        )
+        address = f"http://127.0.0.1:{dashboard}"
+        deadline = time.monotonic() + 60
+        while ask(address, "status").returncode != 0:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.5)
+        yield address
+        os.killpg(process.pid, signal.SIGKILL)
+        subprocess.run(["pkill", "-9", "-f", folder], check=False)  # its daemons are in groups of their own
+        process.wait(60)
+
+
+def ask(address, command, *arguments, token=TOKEN):
+    """`python -m cluster COMMAND`, as a user of that token runs it."""
+    settings = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    settings |= {"RAY_AUTH_TOKEN": token} if token else {"HOME": "/nonexistent"}
+    words = [sys.executable, "-m", "cluster", command, "--address", address, *map(str, arguments)]
+    return subprocess.run(words, env=settings, capture_output=True, text=True, timeout=200, cwd=ROOT)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_study_is_submitted_followed_listed_and_fetched(head, tmp_path, shards):
+    module = ROOT / "experiments" / f"of_a_test_{os.getpid()}.py"
+    module.write_text(study_text(shards))
+    try:
+        name = f"experiments.{module.stem}"
+        done = ask(
+            head, "submit", name, "--store", tmp_path / "store", "--cache", tmp_path / "cache", "--env", "MINE=7"
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        job = next(word for word in done.stdout.split() if word.startswith(module.stem)).rstrip(":")
+        assert "cells 1/1" in done.stdout
+        assert f"job {job}: succeeded" in done.stdout
+        assert f"logs --address {head} {job} --follow" in done.stdout
+        row = pd.read_parquet(tmp_path / "store" / "mine" / "results.parquet").iloc[0]
+        assert row["code_commit"] not in ("", "unknown")
+        assert row["status"] == "done"
+        assert f"{job}  " in ask(head, "status").stdout
+        assert "cells 1/1" in ask(head, "logs", job).stdout
+        fetched = ask(head, "fetch", job, tmp_path / "out")
+        assert fetched.returncode == 0, fetched.stdout + fetched.stderr
+        for path in ("results.parquet", "report/index.html", "report/fit.json"):
+            assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "store" / "mine" / path).read_bytes()
+        again = ask(head, "fetch", job, tmp_path / "out")
+        assert (again.returncode, "is not empty" in again.stderr) == (2, True)
+    finally:
+        module.unlink()
+
+
+def study_text(shards):
+    text = f"""
+        import os
+        from pathlib import Path
+        from scaling.study.declaration import *
+        assert os.environ.get("MINE") == "7"
+        STUDY = Study(
+            name="mine", question="?",
+            data=Data(
+                source=Sources(shards=Path({str(shards)!r}), train=(Path("a.h5"),), val=Path("b.h5"), test=Path("c.h5")),
+                num_spectra=(64,), rules=DataRules(noise="fixed")),
+            ladder=Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0), widths=(4,),
+            recipe=Recipe(budget=Budget(samples=256), batch_size=32, precision="fp32", evaluations=2),
+            search=Search(trials=1))
+    """
+    return textwrap.dedent(text)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_goes_wrong_is_one_line(head, tmp_path):
+    for arguments, words in (
+        (("logs", "nosuch"), "nosuch"),
+        (("fetch", "nosuch", tmp_path / "out"), "nosuch"),
+        (("submit", "mine.py", "--store", tmp_path), "give a module of the working tree"),
+        (
+            ("submit", "experiments.smoke", "--store", tmp_path, "--env", "AWS_SECRET_ACCESS_KEY=x"),
+            "looks like a secret",
+        ),
+    ):
+        done = ask(head, *arguments)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert words in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    for token in ("0" * 64, ""):
+        refused = ask(head, "submit", "experiments.smoke", "--store", tmp_path, token=token)
+        assert refused.returncode == 2
+        assert "token is missing or wrong" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+    nobody = ask("http://127.0.0.1:9", "status")
+    assert (nobody.returncode, len(nobody.stderr.splitlines())) == (2, 1)
+    assert ask("head:6379", "status").stderr.count("give the dashboard's URL") == 1
+
+
+def test_a_store_that_goes_with_the_job_is_refused(monkeypatch):
+    require_lasting("results")
+    monkeypatch.setenv(JOB_CONFIG, '{"runtime_env": {"working_dir": "gcs://a.zip"}}')
+    for kept in ("/shared/results", "s3://bucket/x"):
+        require_lasting(kept)
+    with pytest.raises(UserError, match=r"--store results: is in this job's working folder, which Ray deletes"):
+        require_lasting("results")
+
+
+def test_the_environment_of_a_job(monkeypatch):
+    monkeypatch.setenv("BOSZ_1M", "/data")
+    found = runtime_env(["BOSZ_1M", "A=b=c"], pip=False)
+    assert found["env_vars"].items() >= {"BOSZ_1M": "/data", "A": "b=c"}.items()
+    assert found["env_vars"]["SCALING_COMMIT"]
+    assert "pip" not in found
+    packages = runtime_env([], pip=True)["pip"]["packages"]
+    assert packages == dependencies()
+    assert any(each.startswith("torch") for each in packages)
+    assert not any(each.startswith("ray") for each in packages)
+    for wrong in ("NOSUCH_VARIABLE", "a-b=c", "AWS_ACCESS_KEY_ID=x", "MY_TOKEN=x"):
+        with pytest.raises(UserError, match=wrong.partition("=")[0]):
+            runtime_env([wrong], pip=False)
