@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Iterator
@@ -65,6 +66,20 @@ def _of_job() -> dict[str, Any]:
     return found
 
 
+def private_token(path: Path) -> None:
+    """Make Ray's token, readable by its owner alone: whoever reads it can run code here. One that others can read is closed to them.
+
+    Ray itself (2.60) makes it with the permissions that the umask leaves.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    except FileExistsError:
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+
+
 @contextlib.contextmanager
 def ray_cluster(address: str | None = None) -> Iterator[None]:
     """Connect to Ray at `address`; without one, to the cluster this process is a job of, or to a new local one.
@@ -80,6 +95,8 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     if there is None:
         # Ray listens on all interfaces of the host: never without a token (Ray keeps it in the user's home folder).
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in os.environ:
+            private_token(Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"))
     if address or "RAY_ADDRESS" in os.environ:
         _require_listener(address or os.environ["RAY_ADDRESS"], "--address" if address else "$RAY_ADDRESS")
     import ray

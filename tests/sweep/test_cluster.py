@@ -33,6 +33,20 @@ def test_an_address_that_is_not_of_a_cluster_is_refused(address, problem, monkey
         pass
 
 
+def test_the_token_is_its_owners_alone(tmp_path):
+    path = tmp_path / "ray" / "auth_token"
+    mask = os.umask(0o022)
+    try:
+        cluster.private_token(path)
+        token = path.read_text()
+        assert (len(token), path.stat().st_mode & 0o777) == (64, 0o600)
+        path.chmod(0o644)
+        cluster.private_token(path)
+        assert (path.read_text(), path.stat().st_mode & 0o777) == (token, 0o600)
+    finally:
+        os.umask(mask)
+
+
 def test_what_the_job_has_set_stays(monkeypatch, tmp_path):
     from ray.runtime_env.runtime_env import _merge_runtime_env
 
