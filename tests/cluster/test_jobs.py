@@ -1,14 +1,7 @@
 """A study through the job API of a cluster, as a newcomer sends it there."""
 
 import os
-import secrets
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import textwrap
-import time
 
 import pandas as pd
 import pytest
@@ -16,52 +9,13 @@ import pytest
 from cluster.environment import ROOT, dependencies, runtime_env
 from scaling.errors import UserError
 from scaling.sweep.cluster import JOB_CONFIG, require_lasting
-
-TOKEN = secrets.token_hex(32)
-
-
-def free_ports(count):
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+from tests.cluster.nodes import a_head, ask
 
 
 @pytest.fixture(scope="module")
 def head():
-    """The address of a head with two CPUs that asks for a token."""
-    port, dashboard, agent, listen = free_ports(4)
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # names of sockets are short
-        command = [os.path.join(os.path.dirname(sys.executable), "ray"), "start", "--head", "--block", f"--port={port}"]
-        command += [f"--dashboard-port={dashboard}"]
-        command += [f"--dashboard-agent-grpc-port={agent}", f"--dashboard-agent-listen-port={listen}", "--num-cpus=2"]
-        settings = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_TMPDIR": folder}
-        settings["PATH"] = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # as in an activated environment
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(
-            [*command, f"--temp-dir={folder}/ray"], env=settings, start_new_session=True, **quiet
-        )
-        address = f"http://127.0.0.1:{dashboard}"
-        deadline = time.monotonic() + 60
-        while ask(address, "status").returncode != 0:
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.5)
-        yield address
-        os.killpg(process.pid, signal.SIGKILL)
-        subprocess.run(["pkill", "-9", "-f", folder], check=False)  # its daemons are in groups of their own
-        process.wait(60)
-
-
-def ask(address, command, *arguments, token=TOKEN):
-    """`python -m cluster COMMAND`, as a user of that token runs it."""
-    settings = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    settings |= {"RAY_AUTH_TOKEN": token} if token else {"HOME": "/nonexistent"}
-    words = [sys.executable, "-m", "cluster", command, "--address", address, *map(str, arguments)]
-    return subprocess.run(words, env=settings, capture_output=True, text=True, timeout=200, cwd=ROOT)
+    with a_head() as (_, url, _):
+        yield url
 
 
 @pytest.mark.ray
