@@ -47,8 +47,8 @@ def runtime_env(settings: Sequence[str], *, pip: bool) -> dict[str, Any]:
         "env_vars": {COMMIT: code_commit(), **dict(map(_setting, settings))},
     }
     if pip:
-        constraint = ["--constraint", f"{WORKING_DIR}/constraints.txt"]
-        found["pip"] = {"packages": dependencies(), "pip_install_options": [*constraint, "--no-cache-dir"]}
+        pins = f"--constraint {WORKING_DIR}/constraints.txt"  # a line of the requirements, in which Ray puts the place
+        found["pip"] = {"packages": [pins, *dependencies()], "pip_install_options": ["--no-cache-dir"]}
     return found
 
 

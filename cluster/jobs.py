@@ -52,7 +52,8 @@ class Cluster:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
             from ray.job_submission import JobSubmissionClient
 
-            logging.getLogger("ray").setLevel(logging.ERROR)  # of each file that it does not pack
+            for name in ("ray", *(f"ray.dashboard.modules.{each}" for each in ("dashboard_sdk", "job.sdk"))):
+                logging.getLogger(name).setLevel(logging.ERROR)  # they tell of each file that is not packed
             self._client = self._ask(lambda: JobSubmissionClient(self.address))
         return self._client
 
@@ -85,8 +86,9 @@ class Cluster:
         while not details.status.is_terminal():
             time.sleep(POLL_SECONDS)
             details = self.details(job)
-        self.say(f"job {job}: {details.status.value.lower()}" + (f", {_first(details)}" if details.message else ""))
-        return 0 if details.status.value == "SUCCEEDED" else 1
+        succeeded = details.status.value == "SUCCEEDED"
+        self.say(f"job {job}: {details.status.value.lower()}" + ("" if succeeded else f", {_reason(details)}"))
+        return 0 if succeeded else 1
 
     def details(self, job: str) -> JobDetails:
         """What the cluster says of a job.
@@ -158,5 +160,8 @@ class Cluster:
             raise UserError(f"{self.address}: {text[:300] or type(error).__name__}") from error
 
 
-def _first(details: JobDetails) -> str:
-    return str(details.message).strip().splitlines()[0].partition(", last available logs")[0]
+def _reason(details: JobDetails) -> str:
+    """What Ray says of a job that failed: the last line that names an error, without the log that follows."""
+    lines = [line.strip() for line in str(details.message).splitlines() if line.strip()] or ["no reason given"]
+    errors = [line for line in lines if line.startswith("ERROR")]
+    return (errors[-1] if errors else lines[0]).partition(", last available logs")[0]
