@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,6 +17,9 @@ from rich.text import Text
 from scaling.results import ERROR_RATE, MAE, Row
 from scaling.study.declaration import Cell, Study
 from scaling.sweep.timeleft import TimeLeft, duration, needs
+
+if TYPE_CHECKING:
+    from scaling.sweep.gauges import Gauges
 
 QUIET_SECONDS = 60.0
 """A log has a line at least this often while trials report."""
@@ -46,6 +51,7 @@ class Progress:
         write: takes a line.
         devices: what the cluster has at present, as {"CPU": 2.0}; empty where it is not known.
         remaining: for each cell that is not done, how many trials without a row are expected, those running included.
+        gauges: what Prometheus scrapes, kept up to date.
     """
 
     def __init__(
@@ -56,8 +62,10 @@ class Progress:
         *,
         devices: Callable[[], Resources],
         remaining: Callable[[], list[tuple[Cell, int]]],
+        gauges: Gauges | None = None,
     ) -> None:
-        self.study, self.devices, self.write, self.remaining = study, devices, write, remaining
+        self.study, self.devices, self.write, self.remaining, self.gauges = study, devices, write, remaining, gauges
+        self.states = Counter[str]()
         self.num_cells = len(study.cells())
         self.measure = MAE if study.data.rules.boundary is None else ERROR_RATE
         self.running: dict[str, Running] = {}
@@ -160,10 +168,15 @@ class Progress:
     def _update(self) -> None:
         """Ask the searcher and the cluster, not at every look."""
         self._left, self._there, self._updated = self.remaining(), self.devices(), time.monotonic()
+        if self.gauges is not None:
+            self.gauges.update(self, sum(count for _, count in self._left))
 
     def _count(self, row: Row) -> None:
+        self.states[row.status] += row.trial not in self.trials
         self.trials.add(row.trial)
         self.time_left.add(row)
+        if self.gauges is not None:
+            self.gauges.ended(row)
         if row.status == "done" and (self.best is None or row.val_error < self.best.val_error):
             self.best = row
 
@@ -171,7 +184,7 @@ class Progress:
         if self._updated == -math.inf:
             self._update()
         total = len(self.trials) + sum(count for _, count in self._left)
-        parts = [f"trials {len(self.trials)}/{total}", f"cells {self.num_cells - len(self._left)}/{self.num_cells}"]
+        parts = [f"trials {len(self.trials)}/{total}", f"cells {self.cells_done}/{self.num_cells}"]
         parts += self._busy()
         if self.best is not None:
             parts.append(f"best cell {self.best.cell}: {self._scores(self.best)}")
@@ -180,13 +193,20 @@ class Progress:
             parts.append(f"about {duration(left)} left")
         return parts
 
+    @property
+    def cells_done(self) -> int:
+        """Cells that need no more trials."""
+        return self.num_cells - len(self._left)
+
+    def occupied(self) -> dict[str, tuple[float, float]]:
+        """Devices that running trials occupy and those there are, by their kind, where the cluster is known."""
+        used = [needs(self.study.placement(each.cell)) for each in list(self.running.values())]
+        return {name: (sum(each[name] for each in used), there) for name, there in self._there.items() if there}
+
     def _busy(self) -> list[str]:
-        """Devices that running trials occupy, of those there are: GPUs where the study uses them."""
+        """GPUs in use where the study uses them, else CPUs."""
         name = "GPU" if any(place.gpus for place in self.study.placements) else "CPU"
-        if not self._there.get(name):
-            return []
-        used = sum(needs(self.study.placement(each.cell))[name] for each in list(self.running.values()))
-        return [f"{name}s busy {used:g}/{self._there[name]:g}"]
+        return [f"{name}s busy {used:g}/{there:g}" for kind, (used, there) in self.occupied().items() if kind == name]
 
     def _at_work(self) -> list[tuple[str, Running]]:
         return sorted(self.running.items())

@@ -20,6 +20,7 @@ from scaling.errors import NodeError, UserError
 from scaling.files import FullError
 from scaling.sweep.baselines import Baselines, BaselineTask
 from scaling.sweep.code import code_hash
+from scaling.sweep.gauges import Gauges
 from scaling.sweep.journal import Journal
 from scaling.sweep.nodes import Nodes, check_placements, choose_access, maps_bytes
 from scaling.sweep.progress import Progress
@@ -61,7 +62,9 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
     rows = [row for rows in rates.rows.values() for row in rows.values()]
     with (
         contextlib.closing(Journal(study, folder.journal, rows)) as journal,
-        Progress(study, rows, say, devices=nodes.devices, remaining=rates.remaining) as progress,
+        Progress(
+            study, rows, say, devices=nodes.devices, remaining=rates.remaining, gauges=Gauges(study.name)
+        ) as progress,
     ):
         baselines = Baselines(sweep.open_baselines(), progress.say)
         search = SweepSearch(study, sweep.trial, rates, nodes, journal, progress, ask_for, baselines)

@@ -30,6 +30,7 @@ class Node:
     """A head, or a worker of one, with its daemons."""
 
     def __init__(self, folder, *options):
+        self.folder = folder
         settings = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_TMPDIR": folder}
         settings["PATH"] = f"{BIN}:{os.environ['PATH']}"  # as in an activated environment
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

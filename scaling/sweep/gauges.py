@@ -1,0 +1,61 @@
+"""What Prometheus scrapes of a running study, beside Ray's own metrics: through `ray.util.metrics`, from the driver."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from ray.util.metrics import Gauge
+
+from scaling.results import Row
+
+if TYPE_CHECKING:
+    from scaling.sweep.progress import Progress
+
+STATES = ("running", "waiting", "done", "pruned", "diverged", "failed")
+"""Of trials; those that wait are expected, not all of them known yet."""
+
+
+class Gauges:
+    """The state of a study as Ray exports it: names begin with "scaling_" (Ray puts "ray_" before them), and all have the study.
+
+    Trials by state, cells done and all, devices busy and there, the smallest validation error, and of each size the speed
+    (samples/s of the trial, and its MFU) of the trial that ended last.
+    """
+
+    def __init__(self, study: str) -> None:
+        self._study = study
+        self._trials = self._gauge("trials", "Trials by state.", "state")
+        self._cells = self._gauge("cells", "Cells of the grid, done and all.", "state")
+        self._devices = self._gauge("devices", "Devices that trials occupy, and those there are.", "kind", "state")
+        self._error = self._gauge("best_error", "Smallest validation error: MAE in dex, or error rate.")
+        self._speed = self._gauge("samples_per_second", "Of the trial of a size that ended last.", "rung")
+        self._mfu = self._gauge(
+            "mfu", "Model FLOPs over the device's peak, of the trial of a size that ended last.", "rung"
+        )
+
+    def update(self, progress: Progress, left: int) -> None:
+        """Publish the state of the sweep; `left` trials are expected yet, those that run included."""
+        states = Counter(progress.states) + Counter(running=len(progress.running))
+        states["waiting"] = max(0, left - len(progress.running))
+        for state in STATES:
+            self._set(self._trials, states[state], state=state)
+        self._set(self._cells, progress.cells_done, state="done")
+        self._set(self._cells, progress.num_cells, state="all")
+        for kind, (busy, there) in progress.occupied().items():
+            self._set(self._devices, busy, kind=kind, state="busy")
+            self._set(self._devices, there, kind=kind, state="there")
+        if progress.best is not None:
+            self._set(self._error, progress.best.val_error)
+
+    def ended(self, row: Row) -> None:
+        """Publish the speed of a trial that has its row."""
+        for gauge, value in ((self._speed, row.samples_per_second), (self._mfu, row.mfu)):
+            if value == value:
+                self._set(gauge, value, rung=row.rung)
+
+    def _gauge(self, name: str, text: str, *tags: str) -> Gauge:
+        return Gauge(f"scaling_{name}", description=text, tag_keys=("study", *tags))
+
+    def _set(self, gauge: Gauge, value: float, **tags: str) -> None:
+        gauge.set(float(value), tags={"study": self._study, **tags})
