@@ -53,6 +53,11 @@ def describe(plan: Plan, needs: Requirements | None = None) -> str:
         f"all work over all devices {_duration(sweep.work / sweep.devices)}, longest chain {_duration(sweep.chain)} ({chain})",
         f"  {held} of {len(plan.cells)} cells are held out of the fit, to score its forecast",
     ]
+    if study.baselines:
+        each = ", ".join(f"{baseline.family} ({baseline.cpus} CPU)" for baseline in study.baselines)
+        lines.append(
+            f"  baselines: {each} at each number of spectra, on CPUs that trials leave free; not in these figures"
+        )
     return "\n".join(lines + ([] if needs is None else _node_lines(needs)))
 
 

@@ -278,9 +278,8 @@ class SweepSearch(Searcher):
 
     def _wait(self, now: float, offers: list[Node]) -> None:
         """Say what is waited for, and stop when that is hopeless."""
-        ready = [p for p, heap in self.ready.items() for _ in heap] + [
-            task.placement for task in self.baselines.waiting
-        ]
+        ready = Counter({placement: len(heap) for placement, heap in self.ready.items() if heap})
+        ready.update(task.placement for task in self.baselines.waiting)
         live = {attempt.trial.key: attempt.placement for attempt in self.live.values()}
         self.stopped = self.waiting.look(now, offers, ready, live, self.nodes.pending)
 

@@ -31,7 +31,7 @@ class Waiting:
         self,
         now: float,
         offers: Sequence[Offer],
-        ready: Sequence[Placement],
+        ready: Mapping[Placement, int],
         live: Mapping[str, Placement],
         pending: Callable[[], str],
     ) -> str:
@@ -40,19 +40,19 @@ class Waiting:
         Args:
             now: Seconds.
             offers: The nodes there are.
-            ready: What each trial occupies that could start.
+            ready: How many trials could start, by what each occupies.
             live: The same of those that run, by their names.
             pending: Says which nodes may still come.
 
         Returns:
             Why it is hopeless; empty where it is not.
         """
-        unfit = {place for place in set(ready) if not fits_ever(place, offers)}
+        unfit = {place for place in ready if not fits_ever(place, offers)}
         if live and not unfit:
             self.idle_since = now
         needed = unfit or set(ready)
         # An autoscaler is asked for all that the cluster is to hold, not for what is to be added.
-        asked = [place for place in needed for _ in range(min(MOST_ASKED, ready.count(place)))]
+        asked = [place for place in needed for _ in range(min(MOST_ASKED, ready[place]))]
         self.ask_for([bundle for place in [*live.values(), *asked] for bundle in bundles(place)])
         waited = now - self.idle_since
         if waited < SAY_WAITING_SECONDS or not needed:

@@ -7,7 +7,7 @@ import torch
 
 from scaling.errors import UserError
 from scaling.model.ladder import Ladder, train_flops
-from scaling.study.declaration import ExpectedLaw, Placement, Search
+from scaling.study.declaration import ExpectedLaw, LightGBM, Placement, Ridge, Search
 from scaling.study.store import Store, StudyFolder
 from scaling.sweep.costs import Costs, interpolated, keep_speeds, read_speeds, speeds_of_rows, total_steps
 from scaling.sweep.describe import describe, describe_trimmed, to_json
@@ -193,6 +193,14 @@ def test_a_budget_drops_the_dearest_widths_first_and_keeps_the_reach_of_d():
     for budget in (1, 0, float("nan")):
         with pytest.raises(UserError, match="--budget"):
             trim(study, budget, hours)
+
+
+def test_baselines_are_named_and_not_in_the_figures():
+    study = dataclasses.replace(STUDY, baselines=(Ridge(), LightGBM(cpus=8)))
+    with_them, without = map(make_plan, (study, STUDY))
+    assert "baselines: ridge (1 CPU), lightgbm (8 CPU) at each number of spectra" in describe(with_them)
+    assert "baselines" not in describe(without)
+    assert with_them.device_hours == without.device_hours
 
 
 def test_the_whole_plan_of_a_budget_in_words_and_json(monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from analysis.answers.backtest import HeldOut
 from analysis.fitting.likelihood import Likelihood
@@ -161,6 +161,9 @@ def _profile(axes: Axes, likely: Likelihood, name: str, interval: tuple[float, f
     axes.set(ylim=(0, 2.0))
     if np.all(values > 0) and values[-1] > 20 * values[0]:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=5))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
 
