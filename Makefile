@@ -23,7 +23,7 @@ demo: .venv/installed  ## The main job: simulate, shard, sweep, fit, report (abo
 test: .venv/installed  ## All tests that need no GPU and no browser, but for the rehearsal's
 	$(BIN)/pytest -m "not gpu and not browser and not rehearsal"
 
-rehearsal: .venv/installed  ## The tests on clusters of several nodes, all on this machine, and of killed workers (about 5 minutes)
+rehearsal: .venv/installed  ## The tests on clusters of several nodes, all on this machine, and of killed workers (about 9 minutes)
 	$(BIN)/pytest -m "rehearsal and not gpu"
 
 quick: .venv/installed  ## The tests that start no Ray cluster
