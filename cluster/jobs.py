@@ -61,7 +61,7 @@ class Cluster:
         """Submit a command of this project as a job; returns its id."""
         environment = runtime_env(env, pip=pip)
         entrypoint = shlex.join(["python", "-m", *command])
-        name = f"{study.removesuffix('.py').rsplit('.', 1)[-1].rsplit('/', 1)[-1]}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = f"{study.rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
         about = {"study": study, "store": store, "commit": environment["env_vars"]["SCALING_COMMIT"]}
         job = self._ask(
             lambda: self.client.submit_job(
@@ -151,9 +151,7 @@ class Cluster:
             return question()
         except (UserError, KeyboardInterrupt):
             raise
-        except (
-            Exception
-        ) as error:  # ConnectionError, RuntimeError, AuthenticationError, aiohttp's: whatever the client raises
+        except Exception as error:  # of several libraries, by way of Ray's client
             text = " ".join(str(error).split())
             if "401" in text or "403" in text or "oken" in text:
                 text = "the token is missing or wrong: set RAY_AUTH_TOKEN, or put the cluster's into ~/.ray/auth_token"

@@ -56,7 +56,7 @@ def run_study(
         if retry:
             _forget_failed(folder)
         sweep = Sweep.prepare(study, folder, shards_path(study, store), cache) if is_prepared(study, store) else None
-        if sweep is None or sweep.rates().remaining() or sweep.open_baselines():
+        if sweep is None or _is_open(sweep):
             say(f"study {study.name}: connecting to Ray")
             with ray_cluster(address), stop_signals():
                 sweep = sweep or Sweep.prepare(study, folder, prepare_data(study, store, say), cache)
@@ -70,11 +70,17 @@ def run_study(
         return sweep.rows()
 
 
+def _is_open(sweep: Sweep) -> bool:
+    rates, baselines = sweep.left()
+    return bool(rates.remaining() or baselines)
+
+
 def _run(sweep: Sweep, say: Callable[[str], None], callbacks: Callable[[], list[Any]], *, may_grow: bool) -> None:
     from scaling.sweep.tuning import run_sweep  # Ray is loaded once its settings are made
 
-    left, log = sweep.rates().remaining(), sweep.folder.journal.with_name("ray.log")
-    trials, baselines = sum(count for _, count in left), sum(len(task.fingerprints) for task in sweep.open_baselines())
+    rates, tasks = sweep.left()
+    left, log = rates.remaining(), sweep.folder.journal.with_name("ray.log")
+    trials, baselines = sum(count for _, count in left), sum(len(task.fingerprints) for task in tasks)
     also = f", {baselines} baselines" if baselines else ""
     say(
         f"sweep: {len(left)} of {len(sweep.study.cells())} cells to do, about {trials} trials{also}; what Ray says: {log}"

@@ -107,12 +107,12 @@ class Sweep:
             code_commit=self.code_commit,
         )
 
-    def open_baselines(self) -> list[BaselineTask]:
-        """What is left to do of the baselines, the longest first.
+    def open_baselines(self, rows: Iterable[Row]) -> list[BaselineTask]:
+        """What is left to do of the baselines beside these rows, the longest first.
 
         Ridge is one task for all numbers of spectra, because one pass over the shards gives them all.
         """
-        done = {row.cell for row in self.rows()}
+        done = {row.cell for row in rows}
         tasks = []
         for baseline in self.study.baselines:
             cells = [c for c in self.study.baseline_cells() if c.family == baseline.family and c.key not in done]
@@ -160,6 +160,7 @@ class Sweep:
                 if head is not None and head["identity"] != self.fingerprint(cell):
                     raise UserError(other_configuration(trial.state_place))
 
-    def rates(self) -> Rates:
-        """The rows there are, and the trials that are due."""
-        return Rates(self.study, self.rows())
+    def left(self) -> tuple[Rates, list[BaselineTask]]:
+        """The rows there are with the trials that are due, and the baselines that are left to do; the store is read once."""
+        rows = self.rows()
+        return Rates(self.study, rows), self.open_baselines(rows)

@@ -58,7 +58,7 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
     if streamed := [n for n, way in access.items() if way == "streamed"]:
         say(f"{', '.join(f'{n:,}' for n in streamed)} spectra are streamed from the shards; no node keeps a copy")
     ask_for = _Request() if may_grow else lambda bundles: None
-    rates = sweep.rates()
+    rates, tasks = sweep.left()
     rows = [row for rows in rates.rows.values() for row in rows.values()]
     with (
         contextlib.closing(Journal(study, folder.journal, rows)) as journal,
@@ -66,7 +66,7 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
             study, rows, say, devices=nodes.devices, remaining=rates.remaining, gauges=Gauges(study.name)
         ) as progress,
     ):
-        baselines = Baselines(sweep.open_baselines(), progress.say)
+        baselines = Baselines(tasks, progress.say)
         search = SweepSearch(study, sweep.trial, rates, nodes, journal, progress, ask_for, baselines)
         try:
             _tuner(search, folder.tune_storage, callbacks).fit()

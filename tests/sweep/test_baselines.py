@@ -35,7 +35,7 @@ def sweep(shards, cache_root, tmp_path):
 
 
 def test_rows_stand_beside_the_trials_and_are_not_made_twice(sweep, monkeypatch):
-    ridge, *trees = sweep.open_baselines()
+    ridge, *trees = sweep.left()[1]
     assert [list(task.fingerprints) for task in (ridge, *trees)] == [[128, 256], [256], [128]]
     rows = ridge.run()
     assert [(row.family, row.rung, row.num_spectra, row.status) for row in rows] == [
@@ -44,12 +44,12 @@ def test_rows_stand_beside_the_trials_and_are_not_made_twice(sweep, monkeypatch)
     ]
     assert all(row.eval_pin == sweep.eval_pin and row.num_test == 96 and row.test_mae_sem_dex > 0 for row in rows)
     assert rows[0].test_mae_z == pytest.approx(rows[0].test_mae_dex / rows[0].label_std)
-    assert [len(task.fingerprints) for task in sweep.open_baselines()] == [1, 1]
+    assert [len(task.fingerprints) for task in sweep.left()[1]] == [1, 1]
     monkeypatch.setattr("scaling.sweep.baselines.fit_ridge", None)
     assert [row.to_json() for row in ridge.run()] == [row.to_json() for row in rows]
     for task in trees:
         rows += task.run()
-    assert not sweep.open_baselines()
+    assert not sweep.left()[1]
     mine = example_row(fingerprint=sweep.fingerprint(sweep.study.cells()[0]), eval_pin=sweep.eval_pin)
     sweep.folder.trial(mine.trial).write_row(mine)
     table = best_trials(to_table(collect(sweep.study, sweep.folder)).to_pandas())
@@ -58,9 +58,9 @@ def test_rows_stand_beside_the_trials_and_are_not_made_twice(sweep, monkeypatch)
 
 
 def test_what_has_no_row_is_fitted_to_the_same_result(sweep):
-    whole = sweep.open_baselines()[0].run()
+    whole = sweep.left()[1][0].run()
     sweep.folder.trial(whole[1].trial).delete_row()
-    again = sweep.open_baselines()[0]
+    again = sweep.left()[1][0]
     assert list(again.fingerprints) == [256]
     found = again.run()[0]
     assert (found.test_mae_dex, found.weight_decay) == (whole[1].test_mae_dex, whole[1].weight_decay)
@@ -82,7 +82,7 @@ def test_of_several_labels_and_of_a_classification(shards, cache_root, tmp_path)
     for rules, column in (({"other_labels": ("T_eff",)}, "test_mae_dex"), ({"boundary": 3.0}, "test_error_rate")):
         study = dataclasses.replace(study_of(**rules), name=column)
         sweep = Sweep.prepare(study, StudyFolder(Store(str(tmp_path)), column), shards, cache_root)
-        rows = [row for task in sweep.open_baselines() for row in task.run()]
+        rows = [row for task in sweep.left()[1] for row in task.run()]
         assert len(rows) == 4
         assert all(0 < getattr(row, column) < 1.2 for row in rows)
         assert all(("T_eff" in row.other_labels) == ("other_labels" in rules) for row in rows)
@@ -90,7 +90,7 @@ def test_of_several_labels_and_of_a_classification(shards, cache_root, tmp_path)
 
 @pytest.fixture
 def world(sweep, tmp_path):
-    return World(tmp_path, sweep.study, cpus=(1.0, 1.0), baselines=sweep.open_baselines())
+    return World(tmp_path, sweep.study, cpus=(1.0, 1.0), baselines=sweep.left()[1])
 
 
 def test_they_start_where_trials_leave_cpus_free_and_the_sweep_ends_with_them(world):

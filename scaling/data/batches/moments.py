@@ -22,11 +22,9 @@ class Moments:
     def __init__(self, manifest: Manifest, rules: DataRules, device: torch.device, labels: int = 0) -> None:
         # Sums are taken about a point close to the mean, or the covariance would be a small difference of large numbers.
         self._origin = manifest.pixel_statistics()["flux_mean"]
-        self._standardisation, self._level, self._device = (
-            Standardisation.of(manifest.dest, rules),
-            rules.noise_level,
-            device,
-        )
+        found = Standardisation.of(manifest.dest, rules)
+        self._offset, self._scale = (a.astype(np.float64) for a in (found.flux_offset, found.flux_scale))
+        self._level, self._device = rules.noise_level, device
         self.rows = 0
         self._total, self._error_square = np.zeros(manifest.pixels), np.zeros(manifest.pixels)
         self._square = torch.zeros(manifest.pixels, manifest.pixels, dtype=torch.float64, device=device)
@@ -55,24 +53,18 @@ class Moments:
 
     def standardised(self) -> tuple[Float64[Tensor, " pixel"], Float64[Tensor, "pixel pixel"]]:
         """Mean and covariance of the standardised noisy flux, the covariance on the device."""
-        offset, scale = self._standards()
         shift = self._total / self.rows
         square = self._square / self.rows
         moved = torch.from_numpy(shift).to(self._device)
         square.addr_(moved, moved, alpha=-1)
         noise = self._level**2 * self._error_square / self.rows
         square.diagonal().add_(torch.from_numpy(noise).to(self._device))
-        unit = torch.from_numpy(scale).to(self._device)
-        return torch.from_numpy((self._origin + shift - offset) / scale).to(self._device), square.div_(unit).div_(
-            unit[:, None]
-        )
+        unit = torch.from_numpy(self._scale).to(self._device)
+        mean = torch.from_numpy((self._origin + shift - self._offset) / self._scale).to(self._device)
+        return mean, square.div_(unit).div_(unit[:, None])
 
     def with_labels(self) -> tuple[Float64[ndarray, " label"], Float64[ndarray, "pixel label"]]:
         """The labels' mean, and their covariance with the standardised flux."""
         mean = self._labels / self.rows
         product = self._product / self.rows - np.outer(self._total / self.rows, mean)
-        return mean, product / self._standards()[1][:, None]
-
-    def _standards(self) -> tuple[Float64[ndarray, " pixel"], Float64[ndarray, " pixel"]]:
-        standardisation = self._standardisation
-        return standardisation.flux_offset.astype(np.float64), standardisation.flux_scale.astype(np.float64)
+        return mean, product / self._scale[:, None]

@@ -69,7 +69,9 @@ def no_code_from_pickles() -> Iterator[None]:
         _guarded.reset(token)
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _PlainUnpickler(pickle._Unpickler):
+    """Python's own: the one in C makes room for as many memos as a number in the pickle says, up to 64 GiB for five bytes."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in HARMLESS:
             raise pickle.UnpicklingError(f"a pickled {module}.{name}, which is not loaded")

@@ -107,6 +107,7 @@ def information_limit(
     for flux, error, params in leading_spectra(place, "test", rows):
         labels = params[list(model.labels)].to_numpy(np.float64)
         check_rows(flux, error, place)
+        model.check(flux, params, place)
         fisher = fisher_information(model.derivatives(labels), noise_level * error)
         plain, bounded = (span[which] * cramer_rao(fisher, prior)[:, which] for prior in (np.inf, 1 / 12))
         part = {"label": labels[:, which], "plain": plain, "bounded": bounded, "snr": spectrum_snr(flux, error)}

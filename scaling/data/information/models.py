@@ -42,6 +42,7 @@ class FluxModel:
         span: Its range.
         derivatives: Labels in their own units to (row, label, pixel).
         source: Where they come from, in a sentence.
+        generator: Whether they are those of this package's simulation, and hold for what it has made alone.
         doubt: Relative error of the limit for want of a better model.
     """
 
@@ -51,6 +52,19 @@ class FluxModel:
     derivatives: Callable[[Labels], Float64[ndarray, "row label pixel"]]
     source: str
     doubt: float
+    generator: bool = False
+
+    def check(self, flux: Pixels, params: pd.DataFrame, place: Location) -> None:
+        """Compare spectra with the generator.
+
+        Raises:
+            UserError: It would have made others.
+        """
+        if self.generator and not is_simulated(flux, params):
+            raise UserError(
+                f"{place}: some spectra are what this package simulates for their labels, and others are not: name with --free the "
+                "labels that the flux depends on, for an emulator, or separate them"
+            )
 
 
 def flux_model(place: Location, label: str, free: Sequence[str], noise_level: float) -> FluxModel:
@@ -73,6 +87,7 @@ def flux_model(place: Location, label: str, free: Sequence[str], noise_level: fl
             derivatives=lambda labels: flux_derivatives(labels, pixels),
             source="Derivatives of the flux are those of the generator of these spectra.",
             doubt=0.0,
+            generator=True,
         )
     return _emulated(place, label, free, noise_level)
 

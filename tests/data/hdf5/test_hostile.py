@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import resource
 import warnings
 
 import numpy as np
@@ -71,6 +72,16 @@ def test_pickles_are_loaded_as_ever_outside(file):
     use(file)
     with pd.HDFStore(file) as store:
         assert store.get_storer(hostile.PARAMS).attrs.note == 1 + 2j
+
+
+def test_a_pickle_of_few_bytes_takes_no_memory(file):
+    """The unpickler in C makes room for as many memos as a number in the pickle says: here 2 GiB for 8 bytes."""
+    damage(file, hostile.attribute(hostile.PARAMS, "non_index_axes", np.bytes_(b"(Nr\x01\x01\x01\x08t.")))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="cannot be read"):
+        use(file)
+    assert describe(file).problems
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 500_000  # KiB
 
 
 @pytest.mark.timeout(30)

@@ -1,5 +1,7 @@
 import json
+import shutil
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -144,6 +146,17 @@ def test_every_label_that_the_flux_depends_on_has_a_limit(shards, label):
     span = SPAN[FREE_LABELS.index(label)]
     assert 0 < limit.mae_dex < limit.guess_mae_dex < span / 2
     assert limit.prior[label][0] == LOW[FREE_LABELS.index(label)]
+
+
+def test_spectra_of_another_generator_among_simulated_ones_are_refused(shards, tmp_path):
+    path = tmp_path / "dataset.h5"
+    shutil.copy(shards.parent / "hdf5" / "test" / "dataset.h5", path)
+    with h5py.File(path, "r+") as file:
+        file["dataset/arrays/flux/value"][80:, 7] += 1e-4
+    with pytest.raises(
+        UserError, match="some spectra are what this package simulates for their labels, and others are not"
+    ):
+        information_limit(path)
 
 
 @pytest.mark.parametrize("changes", [{"label": "a_M"}, {"rows": 0}, {"noise_level": -2.5}])
