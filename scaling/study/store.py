@@ -202,7 +202,8 @@ class TrialFolder:
         """
         deadline, wait = time.monotonic() + seconds, 0.1
         while True:
-            self.store.files(self.path)
+            if self.store.local:
+                self.store.files(self.path)
             row = self.read_row()
             if row is not None or time.monotonic() >= deadline:
                 return row

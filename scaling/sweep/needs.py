@@ -52,7 +52,7 @@ def known_shards(study: Study, store: Store | None) -> Manifest:
     if store is not None or not isinstance(source, Simulation):
         folder = Folder.at(shards_path(study, store or Store("")))
         if folder.size(MANIFEST) is not None:
-            return Manifest.load(folder.uri)
+            return Manifest.read(folder.uri)
     rows: Callable[[str], int] = source.rows if isinstance(source, Simulation) else lambda split: 0
 
     def leading(split: str, count: int) -> list[Any]:

@@ -48,7 +48,7 @@ class Sweep:
             UserError: if the shards are of other files or damaged, D exceeds the data, pixels differ, or a label is
                 unknown, constant, or not finite somewhere.
         """
-        manifest = Manifest.load(shards)
+        manifest = Manifest.read(shards)
         check_sources(study, manifest)
         largest, rules = study.data.num_spectra[-1], study.data.rules
         if largest > manifest.num_rows("train"):

@@ -177,7 +177,7 @@ def convert(
                 say(statistics)
         else:
             sink.publish([kept[shard.file] for shard in planned])
-    return Manifest.load(folder)
+    return Manifest.read(folder)
 
 
 def _plan(folder: Folder, paths: Mapping[str, Iterable[Path]], settings: dict[str, Any]) -> Conversion:
@@ -237,7 +237,7 @@ def _claim(folder: Folder, identity: Identity, train: list[Source]) -> StudyOrde
 def _listed(folder: Folder) -> dict[str, str]:
     """The checksums that a finished set's manifest lists; none where there is no manifest that can be used."""
     try:
-        manifest = Manifest.load(folder)
+        manifest = Manifest.read(folder)
     except UserError:
         folder.delete(MANIFEST)
         return {}

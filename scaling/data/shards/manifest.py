@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import json
+import time
 from itertools import accumulate
 from typing import Annotated, Any
 
@@ -30,6 +31,11 @@ STATISTICS = "statistics.parquet"
 PIXEL_COLUMNS = ("wave", "flux_mean", "flux_std", "error_rms")
 CONVERT_AGAIN = "run the same `scaling shard` command again, or convert the sources into another folder"
 MAX_WAVE = 1e12
+REMEMBERED_SECONDS = 60.0
+"""A manifest on an object store is read again after so long. A shard set never changes once its manifest is there."""
+
+_REMEMBERED: dict[str, tuple[float, Manifest]] = {}
+_STATISTICS: dict[str, bytes] = {}
 
 
 def _grid(values: Any) -> Float64[ndarray, " pixel"]:
@@ -162,10 +168,13 @@ class Manifest(Strict):
         Raises:
             UserError: ``statistics.parquet`` is missing, or is not the one that the manifest describes.
         """
+        if self._folder.local is None and self.statistics in _STATISTICS:  # by its checksum, so that it is the same
+            return _pixel_columns(_STATISTICS[self.statistics])
         content = self._folder.read(STATISTICS)
         if content is None or statistics_checksum(content) != self.statistics:
             what = "is missing" if content is None else f"differs from the checksum in {MANIFEST}"
             raise UserError(f"{self._folder.locate(STATISTICS)}: {what}: {CONVERT_AGAIN}")
+        _STATISTICS[self.statistics] = content
         return _pixel_columns(content)
 
     def content(self) -> bytes:
@@ -175,7 +184,23 @@ class Manifest(Strict):
 
     @classmethod
     def load(cls, location: Location | Folder) -> Manifest:
-        """Read the manifest of a shard set.
+        """The manifest of a complete shard set; from an object store, one read in the last `REMEMBERED_SECONDS` by this process.
+
+        Raises:
+            UserError: As `read`.
+        """
+        folder, now = Folder.at(location), time.monotonic()
+        if folder.local is not None:
+            return cls.read(folder)
+        read_at, manifest = _REMEMBERED.get(folder.uri, (-REMEMBERED_SECONDS, None))
+        if manifest is None or now - read_at >= REMEMBERED_SECONDS:
+            manifest = cls.read(folder)
+            _REMEMBERED[folder.uri] = now, manifest
+        return manifest
+
+    @classmethod
+    def read(cls, location: Location | Folder) -> Manifest:
+        """Read the manifest of a shard set, as it is now.
 
         Raises:
             UserError: The folder is not a shard set, or one of another format version, or the manifest was altered or cannot be

@@ -35,7 +35,7 @@ def verify(dest: Location, sources: bool = False) -> list[str]:
     Raises:
         UserError: ``dest`` is not a shard set, or a source file is gone.
     """
-    manifest = Manifest.load(dest)
+    manifest = Manifest.read(dest)
     conversion = _conversion(manifest) if sources else None
     splits = {split: manifest.num_rows(split) for split in SPLITS}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -142,7 +142,7 @@ def describe_shards(dest: Location) -> str:
     Raises:
         UserError: ``dest`` is not a shard set.
     """
-    manifest = Manifest.load(dest)
+    manifest = Manifest.read(dest)
     low, high = manifest.wave[0], manifest.wave[-1]
     lines = [f"{dest}", f"  {manifest.pixels} pixels, {low:.2f} to {high:.2f} Å (vacuum)"]
     for split in SPLITS:

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from scaling.data.shards import manifest
 from scaling.data.shards.convert import CONVERSION, convert
 from scaling.data.shards.manifest import MANIFEST, STATISTICS, Manifest
 from scaling.data.shards.verify import describe_shards, verify
@@ -112,6 +113,24 @@ def test_a_shard_is_read_by_few_requests(sources, s3_server, tmp_path, here):
     of_a_shard = [method for method, path in requests if "part-00002.parquet" in path]
     assert len(of_a_shard) <= 3
     assert len(requests) <= 40
+
+
+def test_a_process_asks_for_a_manifest_and_its_statistics_once(sources, s3_server, tmp_path, here, monkeypatch):
+    uri = s3_server(tmp_path.name)
+    convert(uri, **sources, **SETTINGS)
+    with counted(_port(uri)) as (proxy, requests):
+        there = proxied(uri, proxy)
+        first = Manifest.load(there).pixel_statistics()
+        asked = len(requests)
+        again = Manifest.load(there).pixel_statistics()
+        assert (len(requests), asked > 0) == (asked, True)
+        assert all((first[name] == again[name]).all() for name in first)
+        Folder.at(uri).delete(MANIFEST)
+        with pytest.raises(UserError, match=r"no manifest\.json"):  # what converts or prepares a study sees it as it is
+            Manifest.read(there)
+        monkeypatch.setattr(manifest, "REMEMBERED_SECONDS", 0.0)
+        with pytest.raises(UserError, match=r"no manifest\.json"):
+            Manifest.load(there)
 
 
 @pytest.mark.parametrize("status", [500, None])
