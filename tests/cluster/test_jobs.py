@@ -1,21 +1,32 @@
 """A study through the job API of a cluster, as a newcomer sends it there."""
 
+import http.client
 import os
+import subprocess
 import textwrap
+import time
+import urllib.error
+import urllib.request
 
 import pandas as pd
+import psutil
 import pytest
 
 from cluster.environment import ROOT, dependencies, runtime_env
 from scaling.errors import UserError
 from scaling.sweep.cluster import JOB_CONFIG, require_lasting
-from tests.cluster.nodes import a_head, ask
+from tests.cluster.nodes import BIN, TOKEN, a_head, ask
 
 
 @pytest.fixture(scope="module")
-def head():
-    with a_head() as (_, url, _):
-        yield url
+def cluster_head():
+    with a_head() as found:
+        yield found
+
+
+@pytest.fixture
+def head(cluster_head):
+    return cluster_head[1]
 
 
 @pytest.mark.ray
@@ -90,6 +101,47 @@ def test_what_goes_wrong_is_one_line(head, tmp_path):
     nobody = ask("http://127.0.0.1:9", "status")
     assert (nobody.returncode, len(nobody.stderr.splitlines())) == (2, 1)
     assert ask("head:6379", "status").stderr.count("give the dashboard's URL") == 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_every_port_asks_for_the_token_but_those_of_metrics_and_health(cluster_head):
+    node, _, address = cluster_head
+    deadline, answers = time.monotonic() + 60, {}
+    while sum(kinds == {401} for kinds in answers.values()) < 3:  # the dashboard, and the two agents of a node
+        assert time.monotonic() < deadline, answers
+        time.sleep(1)
+        answers = {port: asked(ip, port) for ip, port in listeners(node)}
+    assert answers[int(address.rpartition(":")[2])] == {"no HTTP"}  # gRPC, see below
+    assert {"metrics"} in answers.values()
+    assert {kind for kinds in answers.values() for kind in kinds} == {401, "metrics", "no HTTP"}
+    for token, code in ((TOKEN, 0), ("0" * 64, 1)):
+        settings = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        command = [os.path.join(BIN, "ray"), "status", "--address", address]
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=60)
+        assert (done.returncode != 0) == code, done.stdout + done.stderr
+    assert "Invalid" in done.stdout + done.stderr
+
+
+def listeners(node):
+    """Address and port of all that a node's daemons listen on."""
+    daemons = [psutil.Process(node.process.pid), *psutil.Process(node.process.pid).children(recursive=True)]
+    found = [each.laddr for daemon in daemons for each in daemon.net_connections("tcp") if each.status == "LISTEN"]
+    return {("127.0.0.1" if address.ip in ("::", "0.0.0.0") else address.ip, address.port) for address in found}
+
+
+def asked(ip, port):
+    """What a port answers to those who have no token."""
+    kinds = set()
+    for path in ("api/jobs/", "nodes", "logs", "api/job_agent/jobs/", "get_or_create_runtime_env"):
+        try:
+            with urllib.request.urlopen(f"http://{ip}:{port}/{path}", timeout=5) as answer:
+                kinds.add("metrics" if answer.read().startswith(b"# HELP") else answer.status)
+        except urllib.error.HTTPError as error:
+            kinds.add(error.code)
+        except (OSError, http.client.HTTPException):
+            kinds.add("no HTTP")
+    return kinds
 
 
 def test_a_store_that_goes_with_the_job_is_refused(monkeypatch):
