@@ -90,7 +90,7 @@ def test_a_changed_manifest_means_the_same_or_is_refused(data, fields, original,
     except ValueError:  # json has no word for so large a number
         return
     (scratch / MANIFEST).write_bytes(text)
-    started = time.monotonic()
+    started = time.thread_time()
     try:
         found = Manifest.load(scratch)
     except UserError as error:
@@ -101,7 +101,7 @@ def test_a_changed_manifest_means_the_same_or_is_refused(data, fields, original,
         assert again == json.loads(json.dumps(changed), parse_int=float)
         for split in ("train", "val", "test"):
             assert found.digest(split, found.num_rows(split))
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
 
 
 @settings(max_examples=150, **SIMPLE)
