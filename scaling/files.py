@@ -33,6 +33,7 @@ JSON_STARTS, PARQUET_STARTS = re.compile(rb"\s*[{\[]"), re.compile(rb"PAR1")
 MODEL_STARTS = re.compile(rb".{8}\{", re.DOTALL)
 """How outputs of each kind begin; the last is safetensors, whose JSON head follows its length."""
 START_BYTES = 16
+PASSWORD = re.compile(r"s3://[^/?@:]*:[^?]*@|[\w+.-]+://[^/?@]*:[^/?@]*@")
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -43,6 +44,20 @@ class FullError(UserError):
 def location(text: str) -> Location:
     """A place named on the command line: a URI as it is, else a local path."""
     return text if "://" in text else Path(text)
+
+
+def require_no_password(place: str, what: str) -> None:
+    """Refuse an address that holds a secret: addresses are shown in logs, on dashboards and in reports.
+
+    Raises:
+        UserError: It has the form scheme://name:password@…; the message does not repeat it.
+    """
+    if PASSWORD.match(place):
+        raise UserError(
+            f"{what} {place.partition('://')[0]}://…@…: an address is shown in logs, on dashboards and in reports, and this "
+            "one holds a password; give it without, and credentials to the nodes (a role, or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY in their environment)"
+        )
 
 
 def is_full(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from scaling.errors import UserError
-from scaling.files import FullError, Location, is_full, published
+from scaling.files import FullError, Location, is_full, published, require_no_password
 from scaling.retry import REFUSED, retrying
 
 Result = TypeVar("Result")
@@ -49,7 +49,8 @@ class Folder:
         return location if isinstance(location, cls) else cls(str(location))
 
     def __post_init__(self) -> None:
-        """Make a local path absolute, so that workers elsewhere resolve it alike."""
+        """Make a local path absolute, so that workers elsewhere resolve it alike; refuse a URI with a password."""
+        require_no_password(self.uri, "folder")
         if self.uri.startswith("file://"):
             object.__setattr__(self, "uri", self.uri.removeprefix("file://"))
         if "://" not in self.uri:

@@ -10,9 +10,11 @@ import time
 
 import pytest
 
+from scaling.__main__ import main
 from scaling.errors import UserError
 from scaling.files import FullError
 from scaling.folder import Folder
+from scaling.study.declaration import Sources
 from tests import s3
 
 LONGEST_SECONDS = 15
@@ -83,6 +85,30 @@ def test_a_server_that_is_not_there_is_one_line(free_port):
         Folder.at(s3.location(free_port)).check_writable()
     assert "\n" not in str(raised.value)
     assert time.monotonic() - started < LONGEST_SECONDS
+
+
+@pytest.mark.parametrize(
+    "place", ["s3://KEY:hush@bucket/x", "s3://KEY:hu/sh@bucket/x?region=a", "abfs://a:hush@b.net/x", "gs://:hush@b"]
+)
+def test_an_address_with_a_password_is_refused_and_not_repeated(place, capsys, tmp_path):
+    sources = {"train": (tmp_path / "a.h5",), "val": tmp_path / "b.h5", "test": tmp_path / "c.h5"}
+    for use in (Folder.at, lambda place: Sources(shards=place, **sources)):
+        with pytest.raises(UserError, match="holds a password") as raised:
+            use(place)
+        assert "hu" not in str(raised.value)
+        assert "\n" not in str(raised.value)
+    assert main(["run", "experiments.smoke", "--store", place]) == 2
+    assert main(["inspect", place]) == 2
+    said = capsys.readouterr()
+    assert "hush" not in said.out + said.err
+    assert "hu/sh" not in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    "place", ["s3://bucket/a:b", "abfs://container@account/x", "hdfs://host:8020/a@b", "s3://b/x@y"]
+)
+def test_other_addresses_with_such_signs_are_none(place):
+    assert Folder.at(place).uri == place
 
 
 def test_what_cannot_be_opened_is_one_line():

@@ -17,7 +17,7 @@ from scaling.data.batches import Access, DataRules
 from scaling.data.shards.records import Order
 from scaling.data.simulated.writer import Simulation
 from scaling.errors import UserError
-from scaling.files import Location
+from scaling.files import Location, require_no_password
 from scaling.model.ladder import Ladder, Whitening
 from scaling.model.specvit import ModelConfig
 from scaling.parse import Count, Fraction, Name, Natural, Positive, declared
@@ -60,11 +60,12 @@ class Sources:
     order_seed: Natural = 0
 
     def __post_init__(self) -> None:
-        """Tell a URI from a path that is no `Path`.
+        """Tell a URI from a path that is no `Path`, and refuse one with a password.
 
         Raises:
             UserError: naming the field, its value and the remedy.
         """
+        require_no_password(str(self.shards), "Sources.shards =")
         if isinstance(self.shards, str) and "://" not in self.shards:
             raise UserError(f"Sources.shards = {self.shards!r}: give a Path, or a URI as a string, as 's3://bucket/x'")
 
