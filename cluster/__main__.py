@@ -10,6 +10,7 @@ from pathlib import Path
 from cluster.jobs import Cluster
 from scaling.commands.common import say
 from scaling.errors import UserError
+from scaling.files import require_no_password
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _submit(options: argparse.Namespace, cluster: Cluster) -> int:
     store = options.store
+    require_no_password(store, "--store")
     if "://" not in store and not Path(store).is_absolute():
         store = str(Path(store).absolute())
         say(f"--store {options.store} is {store}, on the cluster's nodes too: it must be a folder that all of them see")

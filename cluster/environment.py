@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
+from scaling.files import require_no_password
 from scaling.sweep.code import COMMIT, code_commit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +40,7 @@ def runtime_env(settings: Sequence[str], *, pip: bool) -> dict[str, Any]:
         pip: Install the project's dependencies on the nodes, by constraints.txt; Ray itself must be there.
 
     Raises:
-        UserError: A variable is not set, or is a secret: everybody who sees the dashboard sees them.
+        UserError: A variable is not set, or is or holds a secret: everybody who sees the dashboard sees them.
     """
     found: dict[str, Any] = {
         "working_dir": str(ROOT),
@@ -69,4 +70,6 @@ def _setting(text: str) -> tuple[str, str]:
         )
     if not given and name not in os.environ:
         raise UserError(f"--env {name}: is not set in this shell; give {name}=VALUE")
-    return name, value if given else os.environ[name]
+    value = value if given else os.environ[name]
+    require_no_password(value, f"--env {name} =")
+    return name, value

@@ -34,6 +34,7 @@ MODEL_STARTS = re.compile(rb".{8}\{", re.DOTALL)
 """How outputs of each kind begin; the last is safetensors, whose JSON head follows its length."""
 START_BYTES = 16
 PASSWORD = re.compile(r"s3://[^/?@:]*:[^?]*@|[\w+.-]+://[^/?@]*:[^/?@]*@")
+"""In an address, before its host; the keys of S3 may have slashes."""
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -55,7 +56,7 @@ def require_no_password(place: str, what: str) -> None:
     if PASSWORD.match(place):
         raise UserError(
             f"{what} {place.partition('://')[0]}://…@…: an address is shown in logs, on dashboards and in reports, and this "
-            "one holds a password; give it without, and credentials to the nodes (a role, or AWS_ACCESS_KEY_ID and "
+            "one holds a password; give it without, and credentials to the nodes (a role, or for S3 AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY in their environment)"
         )
 

@@ -88,6 +88,7 @@ def test_what_goes_wrong_is_one_line(head, tmp_path):
             ("submit", "experiments.smoke", "--store", tmp_path, "--env", "AWS_SECRET_ACCESS_KEY=x"),
             "looks like a secret",
         ),
+        (("submit", "experiments.smoke", "--store", "s3://KEY:hush@bucket/x"), "holds a password"),
     ):
         done = ask(head, *arguments)
         assert done.returncode == 2, done.stdout + done.stderr
@@ -164,6 +165,6 @@ def test_the_environment_of_a_job(monkeypatch):
     assert packages[1:] == dependencies()
     assert any(each.startswith("torch") for each in packages)
     assert not any(each.startswith("ray") for each in packages)
-    for wrong in ("NOSUCH_VARIABLE", "a-b=c", "AWS_ACCESS_KEY_ID=x", "MY_TOKEN=x"):
+    for wrong in ("NOSUCH_VARIABLE", "a-b=c", "AWS_ACCESS_KEY_ID=x", "MY_TOKEN=x", "SHARDS=s3://KEY:hush@bucket/x"):
         with pytest.raises(UserError, match=wrong.partition("=")[0]):
             runtime_env([wrong], pip=False)

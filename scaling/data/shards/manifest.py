@@ -34,9 +34,6 @@ MAX_WAVE = 1e12
 REMEMBERED_SECONDS = 60.0
 """A manifest on an object store is read again after so long. A shard set never changes once its manifest is there."""
 
-_REMEMBERED: dict[str, tuple[float, Manifest]] = {}
-_STATISTICS: dict[str, bytes] = {}
-
 
 def _grid(values: Any) -> Float64[ndarray, " pixel"]:
     if not isinstance(values, ndarray):
@@ -168,14 +165,8 @@ class Manifest(Strict):
         Raises:
             UserError: ``statistics.parquet`` is missing, or is not the one that the manifest describes.
         """
-        if self._folder.local is None and self.statistics in _STATISTICS:  # by its checksum, so that it is the same
-            return _pixel_columns(_STATISTICS[self.statistics])
-        content = self._folder.read(STATISTICS)
-        if content is None or statistics_checksum(content) != self.statistics:
-            what = "is missing" if content is None else f"differs from the checksum in {MANIFEST}"
-            raise UserError(f"{self._folder.locate(STATISTICS)}: {what}: {CONVERT_AGAIN}")
-        _STATISTICS[self.statistics] = content
-        return _pixel_columns(content)
+        read = _statistics if self._folder.local else _remembered_statistics
+        return _pixel_columns(read(self._folder, self.statistics))
 
     def content(self) -> bytes:
         """The content of ``manifest.json``, with a digest of itself."""
@@ -189,14 +180,8 @@ class Manifest(Strict):
         Raises:
             UserError: As `read`.
         """
-        folder, now = Folder.at(location), time.monotonic()
-        if folder.local is not None:
-            return cls.read(folder)
-        read_at, manifest = _REMEMBERED.get(folder.uri, (-REMEMBERED_SECONDS, None))
-        if manifest is None or now - read_at >= REMEMBERED_SECONDS:
-            manifest = cls.read(folder)
-            _REMEMBERED[folder.uri] = now, manifest
-        return manifest
+        folder = Folder.at(location)
+        return cls.read(folder) if folder.local else _remembered(folder, time.monotonic() // REMEMBERED_SECONDS)
 
     @classmethod
     def read(cls, location: Location | Folder) -> Manifest:
@@ -220,6 +205,23 @@ class Manifest(Strict):
         manifest = _parse(content, place)
         manifest._folder = folder
         return manifest
+
+
+@functools.lru_cache(maxsize=16)
+def _remembered(folder: Folder, period: float) -> Manifest:
+    """The manifest as it was first read in a period."""
+    return Manifest.read(folder)
+
+
+def _statistics(folder: Folder, checksum: str) -> bytes:
+    content = folder.read(STATISTICS)
+    if content is None or statistics_checksum(content) != checksum:
+        what = "is missing" if content is None else f"differs from the checksum in {MANIFEST}"
+        raise UserError(f"{folder.locate(STATISTICS)}: {what}: {CONVERT_AGAIN}")
+    return content
+
+
+_remembered_statistics = functools.lru_cache(maxsize=16)(_statistics)
 
 
 @functools.lru_cache(maxsize=16)

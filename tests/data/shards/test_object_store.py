@@ -120,6 +120,7 @@ def test_a_process_asks_for_a_manifest_and_its_statistics_once(sources, s3_serve
     convert(uri, **sources, **SETTINGS)
     with counted(_port(uri)) as (proxy, requests):
         there = proxied(uri, proxy)
+        monkeypatch.setattr(manifest, "REMEMBERED_SECONDS", 1e9)
         first = Manifest.load(there).pixel_statistics()
         asked = len(requests)
         again = Manifest.load(there).pixel_statistics()
@@ -128,7 +129,7 @@ def test_a_process_asks_for_a_manifest_and_its_statistics_once(sources, s3_serve
         Folder.at(uri).delete(MANIFEST)
         with pytest.raises(UserError, match=r"no manifest\.json"):  # what converts or prepares a study sees it as it is
             Manifest.read(there)
-        monkeypatch.setattr(manifest, "REMEMBERED_SECONDS", 0.0)
+        monkeypatch.setattr(manifest, "REMEMBERED_SECONDS", 1e-3)
         with pytest.raises(UserError, match=r"no manifest\.json"):
             Manifest.load(there)
 
