@@ -15,7 +15,7 @@ CONFIG = Ladder(num_pixels=512, patch_size=16).rung(32)
 QUIET = dataclasses.replace(CONFIG, dropout=0.0, attention_dropout=0.0)
 
 
-def curves(config, precision, steps, seed=0):
+def curves(config, precision, steps, seed=0, lr=3e-3):
     """The losses of both ways from the same weights, on the same batch of spectra with a line each."""
     torch.manual_seed(100)
     labels = torch.randn(64, 1)
@@ -24,8 +24,8 @@ def curves(config, precision, steps, seed=0):
     recipe = Recipe(
         budget=Budget(epochs=steps), batch_size=64, weight_decay=WEIGHT_DECAY, schedule="constant", precision=precision
     )
-    stepper = Stepper(config, recipe, InMemory(flux, labels), lr=3e-3, seed=seed)
-    theirs = original_step(OriginalModel(config, stepper.model), lr=3e-3)
+    stepper = Stepper(config, recipe, InMemory(flux, labels), lr=lr, seed=seed)
+    theirs = original_step(OriginalModel(config, stepper.model), lr=lr)
     (run,), ours = recipe.runs(64), []
     for step in range(steps):
         stepper.step(step, run)
@@ -35,12 +35,13 @@ def curves(config, precision, steps, seed=0):
     return torch.tensor(ours), torch.tensor(original)
 
 
-# In fp16 rounding grows tenfold in the last steps, on processors that compute in it beyond any bound that says something.
+# The original computes in fp32. At a learning rate of 3e-3 rounding to bf16 or fp16 grows to a quarter of the loss within 30 steps,
+# and how fast depends on the processor and its threads.
 @pytest.mark.parametrize(
-    ("precision", "tolerance", "steps"), [("fp32", 1e-4, 30), ("bf16", 6e-2, 30), ("fp16", 5e-3, 24)]
+    ("precision", "tolerance", "lr"), [("fp32", 1e-4, 3e-3), ("bf16", 2e-2, 1e-3), ("fp16", 5e-3, 1e-3)]
 )
-def test_without_dropout_the_losses_are_the_originals(precision, tolerance, steps):
-    ours, original = curves(QUIET, precision, steps)
+def test_without_dropout_the_losses_are_the_originals(precision, tolerance, lr):
+    ours, original = curves(QUIET, precision, 30, lr=lr)
     assert original[-1] < 0.9 * original[0]
     assert torch.allclose(ours, original, rtol=tolerance)
 
