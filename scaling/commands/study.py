@@ -174,7 +174,8 @@ def _collect(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from scaling.sweep.run import write_study_report
+    from scaling.sweep.run import collect, write_study_report
 
-    print(write_study_report(*study_folder(options), say))
+    study, folder = study_folder(options)
+    print(write_study_report(study, folder, collect(study, folder), say))
     return 0

@@ -65,6 +65,13 @@ class Holder:
         return False
 
 
+def runs_here(folder: Folder, path: str) -> bool:
+    """Whether a lease is held by a living process of this machine."""
+    found, here = folder.read(path), Holder.this_process()
+    holder = Holder.parse(found or b"")
+    return bool(holder.machine) and holder.machine == here.machine and not holder.is_dead(here)
+
+
 def interrupt() -> None:
     """Interrupt the main thread, as Ctrl-C does."""
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -1,6 +1,6 @@
 """The store: the only module that spells paths. A folder, or any URI that pyarrow's filesystems open.
 
-STORE/<study>/study.json, optuna.journal, results.parquet, limit.json, anchors/<name>.json, report/, tune/, .running
+STORE/<study>/study.json, results.parquet, limit.json, anchors/<name>.json, report/, .running; optuna.journal, tune/ where it is local
 STORE/<study>/trials/<trial>/row.json, state.pt, model.safetensors, config.json, progress.csv,
                             events.out.tfevents.trial{,-final},
                             row-0.25.json and model-0.25.safetensors of a branch at a quarter of the budget
@@ -51,15 +51,20 @@ class StudyFolder:
     name: str
 
     @property
-    def journal(self) -> Path:
-        """Optuna's journal: in the store where it is local, else in this user's cache (it is rebuilt from the rows)."""
+    def views(self) -> Path:
+        """A local folder for Optuna's journal and Tune's own experiment, views of the rows: in the store, or else in this user's cache."""
         root = self.store.local
         if root is None:
             digest = hashlib.sha256(self.store.uri.encode()).hexdigest()[:12]
-            root = user_cache("journals") / digest
-        path = root / self.name / "optuna.journal"
-        path.parent.mkdir(parents=True, exist_ok=True)
+            root = user_cache("views") / digest
+        path = root / self.name
+        path.mkdir(parents=True, exist_ok=True)
         return path
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal; it is rebuilt from the rows."""
+        return self.views / "optuna.journal"
 
     @property
     def table_path(self) -> str:
@@ -75,11 +80,6 @@ class StudyFolder:
     def ray_train_storage(self) -> str:
         """Where Ray Train keeps its bookkeeping while a trial runs: nothing that a result depends on."""
         return self.store.locate(f"{self.name}/ray-train")
-
-    @property
-    def tune_storage(self) -> str:
-        """The folder in which Tune keeps its own experiment, named tune."""
-        return self.store.locate(self.name)
 
     @property
     def running_path(self) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 
 from scaling.errors import UserError
 from scaling.study.declaration import Study
+from scaling.study.lease import runs_here
 from scaling.study.store import StudyFolder
 from scaling.sweep.status import study_status
 
@@ -128,8 +129,8 @@ def _optuna(folder: StudyFolder, study: Study, port: int) -> Page:
     journal = folder.journal
     from scaling.sweep.journal import Journal, sweep_page
 
-    if not journal.exists():  # the run is on another machine, or none has been
-        Journal(study, journal, folder.rows())
+    if not journal.exists() or not (folder.store.local or runs_here(folder.store, folder.running_path)):
+        Journal(study, journal, folder.rows())  # the sweep's own journal is on another machine, or there is none
     return Page(
         name,
         port,

@@ -65,9 +65,9 @@ def run_study(
                 _run(sweep, say, callbacks, may_grow=joins(address) is not None)
         else:
             say(f"study {study.name}: all {len(sweep.rows())} trials have their rows")
-        page = write_study_report(study, folder, say)
-        say(f"report: {page}")
-        return sweep.rows()
+        rows = collect(study, folder)
+        say(f"report: {write_study_report(study, folder, rows, say)}")
+        return [row for row in rows if row.budget_share == 1.0]
 
 
 def _is_open(sweep: Sweep) -> bool:
@@ -111,10 +111,11 @@ def collect(study: Study, folder: StudyFolder) -> list[Row]:
     Raises:
         UserError: There are no rows.
     """
-    rates = Rates(study, folder.rows())
+    found = folder.rows_with_branches()
+    rates = Rates(study, [row for row in found if row.budget_share == 1.0])
     bracket = {cell: bracketed(rates.rows[rates.first(cell)]) for cell in rates.rows}
     baselines, rows = {cell.key for cell in study.baseline_cells()}, []
-    for row in folder.rows_with_branches():
+    for row in found:
         if cell := rates.cells.get(row.cell):
             rows.append(dataclasses.replace(row, held_out=study.held_out(cell), lr_bracketed=bracket[cell]))
         elif row.cell in baselines:
@@ -125,19 +126,15 @@ def collect(study: Study, folder: StudyFolder) -> list[Row]:
     return rows
 
 
-def write_study_report(study: Study, folder: StudyFolder, say: Callable[[str], None]) -> str:
-    """Collect the rows, fit the law and write the report into the store; returns where its page is.
+def write_study_report(study: Study, folder: StudyFolder, rows: list[Row], say: Callable[[str], None]) -> str:
+    """Fit the law to the collected rows and write the report into the store; returns where its page is.
 
-    What is not known of the test spectra's information limit is said.
-
-    Raises:
-        UserError: if there are no rows.
+    What is not known of the test spectra's information limit is said, and how to open a page that no browser can read.
     """
     from analysis.points.anchors import parse_anchor
     from analysis.points.limit import parse_limit
     from analysis.report.page import write_report
 
-    rows = collect(study, folder)
     if unknown := keep_limit(study, folder):
         say(f"the report is without an information limit: {unknown}")
     with tempfile.TemporaryDirectory(prefix="spectral-scaling-report-") as scratch:
@@ -148,7 +145,10 @@ def write_study_report(study: Study, folder: StudyFolder, say: Callable[[str], N
             limit=None if known is None else parse_limit(known, folder.store.locate(folder.limit_path)),
             anchors=[parse_anchor(content, place) for place, content in folder.read_anchors()],
         )
-        return folder.publish_report(Path(scratch) / "report")
+        page = folder.publish_report(Path(scratch) / "report")
+    if folder.store.local is None:
+        say("a browser cannot open this store: `scaling dashboard` with the same STUDY and --store serves the report")
+    return page
 
 
 def _forget_failed(folder: StudyFolder) -> None:

@@ -69,7 +69,7 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
         baselines = Baselines(tasks, progress.say)
         search = SweepSearch(study, sweep.trial, rates, nodes, journal, progress, ask_for, baselines)
         try:
-            _tuner(search, folder.tune_storage, callbacks).fit()
+            _tuner(search, str(folder.views), callbacks).fit()
         finally:
             ask_for([])
     if search.stopped:

@@ -27,7 +27,7 @@ def test_journals_of_remote_stores_lie_in_the_users_own_cache(tmp_path, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     journals = {StudyFolder(Store(f"s3://{bucket}/x"), "mine").journal for bucket in "ab"}
     assert len(journals) == 2
-    own = tmp_path / "cache" / "spectral-scaling" / "journals"
+    own = tmp_path / "cache" / "spectral-scaling" / "views"
     for journal in journals:
         assert own in journal.parents
     assert stat.S_IMODE(own.stat().st_mode) == 0o700

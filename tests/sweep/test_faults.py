@@ -29,13 +29,14 @@ from tests.study.example import example_row
 
 
 def write_study(path, shards, samples, workers=1, recipe="", search="trials=1"):
+    place = repr(shards) if "://" in str(shards) else f"Path({str(shards)!r})"
     text = f"""
         from pathlib import Path
         from scaling.study.declaration import *
         STUDY = Study(
             name="mine", question="?",
             data=Data(
-                source=Sources(shards=Path({str(shards)!r}), train=(Path("a.h5"),), val=Path("b.h5"), test=Path("c.h5")),
+                source=Sources(shards={place}, train=(Path("a.h5"),), val=Path("b.h5"), test=Path("c.h5")),
                 num_spectra=(256,), rules=DataRules(noise="fixed")),
             ladder=Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0), widths=(8,),
             recipe=Recipe(budget=Budget(samples={samples}), batch_size=32, precision="fp32", evaluations=20, {recipe}),
