@@ -17,12 +17,9 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scaling.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Location = str | Path
 """A folder: a local path, or a URI such as s3://bucket/path."""
@@ -223,19 +220,6 @@ def _why_not(path: Path, inputs: Iterable[Location], starts: re.Pattern[bytes] |
             if there.st_size and not starts.match(file.read(START_BYTES)):
                 return "holds something that this command did not write"
     return "" if os.access(path.parent, os.W_OK) else f"the folder {path.parent} cannot be written"
-
-
-def read_parquet(source: Path | bytes, columns: list[str] | None = None) -> pa.Table:
-    """A whole Parquet file, or its content, read by this thread alone.
-
-    `pyarrow.parquet.read_table` leaves the end of its work to threads of its own, which abort a process that ends meanwhile.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    file = pa.BufferReader(source) if isinstance(source, bytes) else source
-    with pq.ParquetFile(file) as opened:
-        return opened.read(columns=columns, use_threads=False)
 
 
 def write_json_output(path: Path | None, value: Any, inputs: Iterable[Location] = ()) -> None:

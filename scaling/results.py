@@ -15,7 +15,8 @@ import pyarrow as pa
 import xxhash
 
 from scaling.errors import UserError
-from scaling.files import json_bytes, plain, read_parquet
+from scaling.files import json_bytes, plain
+from scaling.parquet import read_parquet
 from scaling.parse import Amount, MaybeNaN, Natural, parse, parse_object
 
 Status = Literal["done", "diverged", "failed", "pruned"]

@@ -168,6 +168,11 @@ class Starts(TrialProgressCallback):
         """Called by Tune."""
         self.search.on_trial_start(trial.trial_id)
 
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Keep Tune from unpickling the errors of lost trials, which it would read back from the store for its results."""
+        for trial in trials:
+            trial.run_metadata.pickled_error_filename = None
+
     def on_trial_result(self, *args: Any, **info: Any) -> None:
         """Nothing: the searcher hears of it."""
 

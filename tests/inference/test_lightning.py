@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from scaling.errors import UserError
 from scaling.inference.lightning import read_lightning
 from scaling.model.ladder import count_parameters
 from scaling.model.specvit import ModelConfig
+from tests.bombs import Bomb
 
 WIDTH, DEPTH, HEADS, PATCH, MLP, PIXELS = 64, 3, 2, 16, 160, 256
 
@@ -191,21 +191,11 @@ def test_weights_saved_again_alone_are_enough(tmp_path, flux):
     assert about == {"source": "weights.ckpt"}
 
 
-class RunsCode:
-    """Unpickled by Python it would make a folder."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (os.mkdir, (str(self.path),))
-
-
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     trace = tmp_path / "trace"
-    save(tmp_path / "evil.ckpt", original_weights(), callbacks=RunsCode(trace))
+    save(tmp_path / "evil.ckpt", original_weights(), callbacks=Bomb(trace))
     with pytest.raises(
-        UserError, match=r"evil\.ckpt: not loaded, because it holds posix.mkdir.*save its weights alone"
+        UserError, match=r"evil\.ckpt: not loaded, because it holds os.makedirs.*save its weights alone"
     ):
         read_lightning(tmp_path / "evil.ckpt")
     assert not trace.exists()

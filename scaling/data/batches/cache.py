@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float32
 from numpy import ndarray
 
@@ -25,7 +24,8 @@ from scaling.data.batches.decode import channels
 from scaling.data.batches.noise import FixedNoise
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import NodeError, UserError
-from scaling.files import Location, private_folder, read_parquet, user_cache
+from scaling.files import Location, private_folder, user_cache
+from scaling.parquet import open_parquet, read_parquet
 
 CACHE_LIMIT = "SCALING_CACHE_LIMIT"
 MAP_NORESERVE = 0x4000
@@ -65,10 +65,13 @@ class MappedSplit:
             UserError: There is no such column.
         """
         contents = [read_file(part) for part in self._parts]
-        known = pq.read_schema(pa.BufferReader(contents[0])).names
-        if missing := [name for name in columns if name not in known]:
-            raise UserError(f"no parameter column {missing[0]!r}: the shards have {', '.join(sorted(known))}")
-        tables = [read_parquet(content, columns) for content in contents]
+        try:
+            known = open_parquet(contents[0]).schema_arrow.names
+            if missing := [name for name in columns if name not in known]:
+                raise UserError(f"no parameter column {missing[0]!r}: the shards have {', '.join(sorted(known))}")
+            tables = [read_parquet(content, columns) for content in contents]
+        except pa.ArrowException as error:
+            raise UserError(f"{self._parts[0].parent}: cannot be read ({error}): remove this folder") from error
         return pa.concat_tables(tables).slice(0, len(self.spectra)).to_pandas()
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from scaling.data.shards.statistics import TrainingStatistics
 from scaling.data.spectra import ERROR, FLUX, ROW_ID
 from scaling.errors import UserError
 from scaling.folder import Folder
+from scaling.parquet import open_parquet
 
 FILLED = "filled_edges"
 """A column of rows on their way into a shard: edge pixels whose NaN error was filled. The footer keeps their sum."""
@@ -182,7 +183,7 @@ def read_summary(planned: PlannedShard, folder: Folder, schema: pa.Schema) -> Sh
     try:
         if folder.size(planned.file) is None:
             return None
-        footer = pq.ParquetFile(folder.open(planned.file))
+        footer = open_parquet(folder.open(planned.file))
         if footer.metadata.num_rows != planned.rows or not footer.schema_arrow.equals(schema):
             return None
         for table in row_groups(folder, planned.file):

@@ -20,8 +20,9 @@ from pydantic import BeforeValidator, Field, PlainSerializer, PrivateAttr, model
 
 from scaling.data.shards.records import Checksum128, LabelStatistics, Rows, Shard, Source, StudyOrder
 from scaling.errors import UserError
-from scaling.files import Location, json_bytes, read_parquet
+from scaling.files import Location, json_bytes
 from scaling.folder import Folder
+from scaling.parquet import read_parquet
 from scaling.parse import Strict, parse, parse_object
 
 FORMAT_VERSION = 3
@@ -166,7 +167,12 @@ class Manifest(Strict):
             UserError: ``statistics.parquet`` is missing, or is not the one that the manifest describes.
         """
         read = _statistics if self._folder.local else _remembered_statistics
-        return _pixel_columns(read(self._folder, self.statistics))
+        content = read(self._folder, self.statistics)
+        try:
+            table = read_parquet(content)
+            return {name: table[name].to_numpy() for name in PIXEL_COLUMNS}
+        except (pa.ArrowException, KeyError) as error:
+            raise UserError(f"{self._folder.locate(STATISTICS)}: cannot be read ({error}): {CONVERT_AGAIN}") from error
 
     def content(self) -> bytes:
         """The content of ``manifest.json``, with a digest of itself."""
@@ -258,8 +264,3 @@ def pixel_statistics_bytes(columns: dict[str, Float64[ndarray, " pixel"]]) -> by
     sink = io.BytesIO()
     pq.write_table(pa.table({name: columns[name] for name in PIXEL_COLUMNS}), sink)
     return sink.getvalue()
-
-
-def _pixel_columns(content: bytes) -> dict[str, Float64[ndarray, " pixel"]]:
-    table = read_parquet(content)
-    return {name: table[name].to_numpy() for name in PIXEL_COLUMNS}

@@ -15,6 +15,7 @@ from scaling.data.shards.manifest import CONVERT_AGAIN, Manifest, Shard
 from scaling.data.spectra import ERROR, FLUX, ROW_ID
 from scaling.errors import UserError
 from scaling.folder import Folder
+from scaling.parquet import open_parquet
 from scaling.retry import retrying
 
 ROW_GROUP_ROWS = 512
@@ -103,7 +104,7 @@ def leading_rows(manifest: Manifest, split: str, count: int, columns: list[str] 
 
 
 def _parquet(source: pa.NativeFile, pre_buffer: bool = False) -> pq.ParquetFile:
-    return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=pre_buffer)
+    return open_parquet(source, page_checksum_verification=True, pre_buffer=pre_buffer)
 
 
 def _remote_groups(

@@ -1,13 +1,13 @@
 """Edits that make a file of spectra one that nobody should trust; each must end in one line, not in a traceback."""
 
 import os
-import pickle
 
 import h5py
 import numpy as np
 import pandas as pd
 
 from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY, PARAMS, WAVE
+from tests import bombs
 
 ROWS, PIXELS = 8, 16
 
@@ -122,19 +122,8 @@ def two_of_a_name(path):
         raw[f"{PARAMS}/axis0"][:] = raw[f"{PARAMS}/block0_items"][:] = b"a"
 
 
-class Touch:
-    """A pickle that writes a file when it is loaded."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return open, (self.path, "w")
-
-
 def code_in_names(path):
-    pickled = pickle.dumps(Touch(path.with_name("executed")), 0)
-    attribute(PARAMS, "non_index_axes", np.bytes_(pickled))(path)
+    attribute(PARAMS, "non_index_axes", np.bytes_(bombs.pickled(path.with_name("executed"), 0)))(path)
 
 
 def code_in_fixed_text(path):
@@ -238,7 +227,7 @@ SOUND = {
         put(FLUX_ARRAY, h5py.SoftLink("/elsewhere"))(path),
     ),
     "code that nobody asks for": lambda path: attribute(
-        PARAMS, "note", np.bytes_(pickle.dumps(Touch(path.with_name("executed")), 0))
+        PARAMS, "note", np.bytes_(bombs.pickled(path.with_name("executed"), 0))
     )(path),
     "text in the fixed format": table(params(), format="fixed"),
     "categories": table(params(kind=pd.Categorical(["a", "b"] * (ROWS // 2)))),
