@@ -9,11 +9,13 @@ import os
 import secrets
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
+from scaling.files import private_folder
 from scaling.sweep.code import PACKAGE
 
 ENVIRONMENT = {
@@ -87,7 +89,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     A process that is already connected keeps its connection.
 
     Raises:
-        UserError: if nothing answers at the address, or it is one of Ray Client.
+        UserError: if nothing answers at the address, or it is one of Ray Client; or another user could replace Ray's folder.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -97,6 +99,9 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in os.environ:
             private_token(Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"))
+        # Ray opens its own folder, with the sockets by which work reaches the workers, to every user of the machine.
+        if "RAY_TMPDIR" not in os.environ:
+            os.environ["RAY_TMPDIR"] = str(private_folder(Path(tempfile.gettempdir()) / f"ray-{os.getuid()}"))
     if address or "RAY_ADDRESS" in os.environ:
         _require_listener(address or os.environ["RAY_ADDRESS"], "--address" if address else "$RAY_ADDRESS")
     import ray

@@ -47,6 +47,19 @@ def test_the_token_is_its_owners_alone(tmp_path):
         os.umask(mask)
 
 
+@pytest.mark.ray
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user")
+def test_other_users_reach_nothing_of_rays_folder(ray_cluster):
+    """Ray opens it to all of them, the sockets of its daemons too."""
+    import ray
+
+    session = ray._private.worker._global_node.get_session_dir_path()
+    assert os.stat(session).st_mode & 0o777 == 0o777
+    assert session.startswith(os.environ["RAY_TMPDIR"])
+    for user, status in ((0, 0), (65534, 2)):
+        assert subprocess.run(["ls", session], capture_output=True, user=user).returncode == status
+
+
 def test_what_the_job_has_set_stays(monkeypatch, tmp_path):
     from ray.runtime_env.runtime_env import _merge_runtime_env
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from scaling.__main__ import main
 from scaling.data.batches.cache import cache_limit, default_cache_root, map_split
 from scaling.data.batches.cachefolder import take
 from scaling.data.shards.convert import convert
@@ -107,6 +108,32 @@ def test_the_default_root_is_the_users_or_the_environments(monkeypatch, tmp_path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_root() == tmp_path / "spectral-scaling" / "maps"
     assert default_cache_root().stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("below", ["", "maps"])
+@pytest.mark.parametrize("plant", ["a link", "open to all", "another user's"])
+def test_a_default_root_that_another_user_made_first_is_refused_in_one_line(
+    monkeypatch, tmp_path, capsys, plant, below
+):
+    monkeypatch.delenv("SCALING_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root, elsewhere = tmp_path / "cache" / "spectral-scaling" / below, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    root.parent.mkdir(parents=True)
+    if plant == "a link":
+        root.symlink_to(elsewhere)
+    else:
+        root.mkdir()
+        root.chmod(0o777 if plant == "open to all" else 0o700)
+    if plant == "another user's":
+        if os.getuid() != 0:
+            pytest.skip("needs root")
+        os.chown(root, 65534, 65534)
+    assert main(["cache"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"scaling: {root}: must be a real folder of yours that nobody else can write to: ")
+    assert error.count("\n") == 1
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_split_is_in_use_until_closed_or_forgotten(shards, tmp_path):
