@@ -27,7 +27,7 @@ EXCLUDED = [
     "*.parquet",
 ]
 """What no job needs, in gitignore's patterns; Ray leaves out what the tree's own .gitignore names as well."""
-SECRET = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|(^|_)KEY(_|$)")
+SECRET = re.compile(r"SECRET|TOKEN|PASSW|PASSPHRASE|CREDENTIAL|APIKEY|(^|_)KEY(_|$)|CONNECTION_STRING")
 WORKING_DIR = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
 """Ray's name for the working tree on a node."""
 
@@ -62,7 +62,7 @@ def dependencies() -> list[str]:
 def _setting(text: str) -> tuple[str, str]:
     name, given, value = text.partition("=")
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise UserError(f"--env {text}: give NAME=VALUE, or NAME for its value in this shell")
+        raise UserError(f"--env {name}: is no name; give NAME=VALUE, or NAME for its value in this shell")
     if SECRET.search(name.upper()):
         raise UserError(
             f"--env {name}: looks like a secret, and everybody who sees the cluster's dashboard sees a job's environment: "

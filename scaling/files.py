@@ -30,8 +30,11 @@ JSON_STARTS, PARQUET_STARTS = re.compile(rb"\s*[{\[]"), re.compile(rb"PAR1")
 MODEL_STARTS = re.compile(rb".{8}\{", re.DOTALL)
 """How outputs of each kind begin; the last is safetensors, whose JSON head follows its length."""
 START_BYTES = 16
-PASSWORD = re.compile(r"s3://[^/?@:]*:[^?]*@|[\w+.-]+://[^/?@]*:[^/?@]*@")
-"""In an address, before its host; the keys of S3 may have slashes."""
+PASSWORD = re.compile(
+    r"s3://[^/?@:]*:[^?]*@|[\w+.-]+://([^/?@]*:[^/?@]*@|[^?]*\?(.*&)?(sig|[^=&]*(secret|passw|token|signature|_key))=)",
+    re.IGNORECASE,
+)
+"""In an address, before its host or as an option at its end; the keys of S3 may have slashes."""
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -48,13 +51,13 @@ def require_no_password(place: str, what: str) -> None:
     """Refuse an address that holds a secret: addresses are shown in logs, on dashboards and in reports.
 
     Raises:
-        UserError: It has the form scheme://name:password@…; the message does not repeat it.
+        UserError: It has the form scheme://name:password@…, or an option such as client_secret; the message repeats neither.
     """
     if PASSWORD.match(place):
         raise UserError(
-            f"{what} {place.partition('://')[0]}://…@…: an address is shown in logs, on dashboards and in reports, and this "
-            "one holds a password; give it without, and credentials to the nodes (a role, or for S3 AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY in their environment)"
+            f"{what} {place.partition('://')[0]}://…: an address is shown in logs, on dashboards and in reports, and this one "
+            "holds a password or a key; give it without, and the credentials to the machines that open it (a role, or variables "
+            "of their environment such as AWS_SECRET_ACCESS_KEY, AZURE_CLIENT_SECRET or MLFLOW_TRACKING_PASSWORD)"
         )
 
 

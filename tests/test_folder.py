@@ -88,7 +88,16 @@ def test_a_server_that_is_not_there_is_one_line(free_port):
 
 
 @pytest.mark.parametrize(
-    "place", ["s3://KEY:hush@bucket/x", "s3://KEY:hu/sh@bucket/x?region=a", "abfs://a:hush@b.net/x", "gs://:hush@b"]
+    "place",
+    [
+        "s3://KEY:hush@bucket/x",
+        "s3://KEY:hu/sh@bucket/x?region=a",
+        "abfs://a:hush@b.net/x",
+        "gs://:hush@b",
+        "s3://bucket/x?region=a&secret_key=hush",
+        "abfs://c@a.net/x?tenant_id=t&Client_Secret=hush",
+        "abfs://c@a.net/x?sv=2024&sig=hush",
+    ],
 )
 def test_an_address_with_a_password_is_refused_and_not_repeated(place, capsys, tmp_path):
     sources = {"train": (tmp_path / "a.h5",), "val": tmp_path / "b.h5", "test": tmp_path / "c.h5"}
@@ -105,10 +114,26 @@ def test_an_address_with_a_password_is_refused_and_not_repeated(place, capsys, t
 
 
 @pytest.mark.parametrize(
-    "place", ["s3://bucket/a:b", "abfs://container@account/x", "hdfs://host:8020/a@b", "s3://b/x@y"]
+    "place",
+    [
+        "s3://bucket/a:b",
+        "abfs://container@account/x?credential_kind=environment&client_id=c",
+        "hdfs://host:8020/a@b",
+        "s3://b/x@y",
+        "s3://b/secret_key=1?scheme=http&endpoint_override=127.0.0.1:9000",
+    ],
 )
 def test_other_addresses_with_such_signs_are_none(place):
     assert Folder.at(place).uri == place
+
+
+def test_a_key_that_is_refused_is_not_repeated(s3_server):
+    command = [sys.executable, "-m", "scaling", "inspect", s3_server("of-another")]
+    settings = os.environ | {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "hush-hush"}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "ACCESS_DENIED" in done.stderr or "SIGNATURE" in done.stderr.upper()
+    assert "hush" not in done.stdout + done.stderr
 
 
 def test_what_cannot_be_opened_is_one_line():

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from scaling.errors import UserError
+from scaling.files import require_no_password
 from scaling.study.declaration import Study
 from scaling.study.lease import runs_here
 from scaling.study.store import StudyFolder
@@ -217,8 +218,9 @@ def check_trackers(wandb: str | None, mlflow: str | None) -> None:
     """Refuse an option whose package is not there, or a URI that MLflow cannot open, before anything runs.
 
     Raises:
-        UserError: saying how to install it, or what MLflow says.
+        UserError: saying how to install it, or what MLflow says; or the URI holds a password, which Tune would keep in the store.
     """
+    require_no_password(mlflow or "", "--mlflow")
     for name, value in (("wandb", wandb), ("mlflow", mlflow)):
         if value is not None and importlib.util.find_spec(name) is None:
             raise UserError(f"--{name} {value}: {name} is not installed; pip install 'spectral-scaling[tracking]'")

@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import tune
 from ray.autoscaler.sdk import request_resources
+from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.progress_reporter import TrialProgressCallback
@@ -68,6 +69,7 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
     ):
         baselines = Baselines(tasks, progress.say)
         search = SweepSearch(study, sweep.trial, rates, nodes, journal, progress, ask_for, baselines)
+        _forward_no_keys()
         try:
             _tuner(search, str(folder.views), callbacks).fit()
         finally:
@@ -76,6 +78,11 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
         raise UserError(search.stopped)
     folder.clear_ray_train_storage()
     return rates
+
+
+def _forward_no_keys() -> None:
+    """Keep Tune from handing AWS keys to its trials in their runtime environment, which Ray logs and shows; nodes have their own."""
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
 
 def _tuner(search: SweepSearch, storage: str, callbacks: list[Any]) -> tune.Tuner:

@@ -165,6 +165,8 @@ def test_the_environment_of_a_job(monkeypatch):
     assert packages[1:] == dependencies()
     assert any(each.startswith("torch") for each in packages)
     assert not any(each.startswith("ray") for each in packages)
-    for wrong in ("NOSUCH_VARIABLE", "a-b=c", "AWS_ACCESS_KEY_ID=x", "MY_TOKEN=x", "SHARDS=s3://KEY:hush@bucket/x"):
-        with pytest.raises(UserError, match=wrong.partition("=")[0]):
+    secrets = ("AWS_ACCESS_KEY_ID", "MY_TOKEN", "OPENAI_APIKEY", "AZURE_STORAGE_CONNECTION_STRING", "my-token", "KEY ")
+    for wrong in ("NOSUCH_VARIABLE", "SHARDS=s3://KEY:hush@bucket/x", *(f"{name}=hush" for name in secrets)):
+        with pytest.raises(UserError, match=wrong.partition("=")[0]) as raised:
             runtime_env([wrong], pip=False)
+        assert "hush" not in str(raised.value)

@@ -148,6 +148,11 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_runs(monkeyp
     monkeypatch.setattr(dashboards.importlib.util, "find_spec", lambda name: None)
     dashboards.check_trackers(None, None)
     assert dashboards.logger_callbacks("example", None, None) == []
+    with pytest.raises(
+        UserError, match=r"--mlflow postgresql://…: .*holds a password"
+    ) as raised:  # Tune would pickle it
+        dashboards.check_trackers(None, "postgresql://me:hush@host/mlflow")
+    assert "hush" not in str(raised.value)
     for options, name in (((("mine"), None), "wandb"), ((None, "file:///x"), "mlflow")):
         with pytest.raises(UserError, match=rf"--{name} .*pip install 'spectral-scaling\[tracking\]'"):
             dashboards.check_trackers(*options)

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,7 +14,12 @@ from ray import tune
 
 from experiments.smoke import STUDY
 from scaling.study.store import Store, StudyFolder
+from tests import bombs
 
+SECRETS = {
+    name: f"hush-{name.lower()}-hush"
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_CLIENT_SECRET", "HF_TOKEN", "WANDB_API_KEY")
+}
 RESULTS = [
     "trial",
     "lr",
@@ -37,13 +44,26 @@ def results(store):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def rays_folder():
+    """Where Ray keeps its own logs; the names of its sockets are short."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, rays_folder):
     """The smoke study's store after one run from beginning to end, with the seconds it took and what it printed."""
     root = tmp_path_factory.mktemp("undisturbed")
     started = time.monotonic()
-    done = subprocess.run(command(root / "store", root / "cache"), capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        command(root / "store", root / "cache"),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | SECRETS | {"RAY_TMPDIR": rays_folder},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    return root / "store", root / "cache", time.monotonic() - started, done.stdout
+    return root / "store", root / "cache", time.monotonic() - started, done.stdout + done.stderr
 
 
 @pytest.mark.ray
@@ -72,6 +92,21 @@ def test_the_chain_runs_from_spectra_to_report(undisturbed):
     trial = StudyFolder(Store(str(store)), "smoke").trial(table["trial"].iloc[0])
     assert trial.read_state() is None  # nothing to resume once the row is there
     assert not (store / "smoke" / "ray-train").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_no_secret_of_the_environment_is_in_the_store_the_output_or_rays_logs(undisturbed, rays_folder):
+    """Ray's token neither. Tune writes what it pickles in hexadecimal digits."""
+    store, _, _, printed = undisturbed
+    values = [value.encode() for value in (*SECRETS.values(), os.environ["RAY_AUTH_TOKEN"])]
+    files = [path for place in (store, Path(rays_folder)) for path in place.rglob("*") if path.is_file()]
+    expected = {"study.json", "row.json", "ray.log", "tuner.pkl", "params.json", "runtime_env_agent.log"}
+    assert expected <= {path.name for path in files}
+    for name, content in [("output", printed.encode()), *((path, path.read_bytes()) for path in files)]:
+        for value in values:
+            assert value not in content, name
+            assert value.hex().encode() not in content.lower(), name
 
 
 @pytest.mark.ray
@@ -116,7 +151,7 @@ def test_running_again_redoes_nothing(undisturbed):
     ],
 )
 def test_killed_and_continued_gives_the_undisturbed_rows(undisturbed, tmp_path, kills):
-    """kill -9 of the driver once a trial trains, a trial has its row, or both at once."""
+    """kill -9 of the driver once a trial trains, a trial has its row, or both at once; nothing that Tune left is loaded."""
     expected = results(undisturbed[0])
     store, arguments = tmp_path / "store", command(tmp_path / "store", tmp_path / "cache")
     for wanted in kills:
@@ -129,7 +164,12 @@ def test_killed_and_continued_gives_the_undisturbed_rows(undisturbed, tmp_path, 
             time.sleep(0.01)
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
+    left = [path for name in ("*.pkl", "experiment_state*.json") for path in (store / "smoke" / "tune").rglob(name)]
+    assert {"tuner.pkl", "params.pkl"} <= {path.name for path in left}
+    for path in left:
+        path.write_bytes(bombs.pickled(tmp_path / "mark"))
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=280)
+    assert not (tmp_path / "mark").exists()
     assert done.returncode == 0, done.stdout + done.stderr
     found = results(store)
     assert found["trial"].is_unique
