@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray.util.metrics import Gauge
 
@@ -19,8 +19,9 @@ STATES = ("running", "waiting", "done", "pruned", "diverged", "failed")
 class Gauges:
     """The state of a study as Ray exports it: names begin with "scaling_" (Ray puts "ray_" before them), and all have the study.
 
-    Trials by state, cells done and all, devices busy and there, the smallest validation error, and of each size the speed
-    (samples/s of the trial, and its MFU) of the trial that ended last.
+    Trials by state, cells done and all, devices busy and there, the smallest validation error, of each size the speed
+    (samples/s of the trial, and its MFU) of the trial that ended last, and of each node what its memory maps took at the last
+    report of a trial there.
     """
 
     def __init__(self, study: str) -> None:
@@ -33,6 +34,7 @@ class Gauges:
         self._mfu = self._gauge(
             "mfu", "Model FLOPs over the device's peak, of the trial of a size that ended last.", "rung"
         )
+        self._cache = self._gauge("node_cache_bytes", "What the memory maps of a node take on its disk.", "node")
 
     def update(self, progress: Progress, left: int) -> None:
         """Publish the state of the sweep; `left` trials are expected yet, those that run included."""
@@ -47,6 +49,11 @@ class Gauges:
             self._set(self._devices, there, kind=kind, state="there")
         if progress.best is not None:
             self._set(self._error, progress.best.val_error)
+
+    def measured(self, metrics: dict[str, Any]) -> None:
+        """Publish what a running trial reports of its node."""
+        if "cache_bytes" in metrics:
+            self._set(self._cache, metrics["cache_bytes"], node=metrics["host"])
 
     def ended(self, row: Row) -> None:
         """Publish the speed of a trial that has its row."""

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -37,7 +37,7 @@ class Running:
     cell: Cell
     place: str
     started: float = field(default_factory=time.monotonic)
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 class Progress:
@@ -85,10 +85,12 @@ class Progress:
         self.running[trial] = Running(cell, place)
         self._update()
 
-    def measured(self, trial: str, metrics: dict[str, float]) -> None:
-        """A running trial has evaluated its model: its columns of the curve."""
+    def measured(self, trial: str, metrics: dict[str, Any]) -> None:
+        """A running trial has evaluated its model: its columns of the curve, and what it says of its node."""
         if trial in self.running:
             self.running[trial].metrics = metrics
+        if self.gauges is not None:
+            self.gauges.measured(metrics)
         now = time.monotonic()
         if now - self._updated > TICK_SECONDS:
             self._update()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from scaling.data.batches.cache import mapped_bytes
 from scaling.errors import NodeError, UserError
 from scaling.training.device import Device, be_deterministic, cuda_device, measure, take_share
 from scaling.training.events import HParams
@@ -58,7 +60,7 @@ class Job:
     shown: HParams = field(default_factory=dict)
 
 
-def run_in_process(job: Job, forward: Callable[[Metrics], None]) -> None:
+def run_in_process(job: Job, forward: Callable[[dict[str, Any]], None]) -> None:
     """Train in this process, on a device that other trials may share.
 
     Raises:
@@ -67,7 +69,7 @@ def run_in_process(job: Job, forward: Callable[[Metrics], None]) -> None:
     device = cuda_device() if job.gpus > 0 else torch.device("cpu")
     if device.type == "cuda":
         take_share(device, job.gpus)
-    _run(job, _seldom(forward, 0, device), rank=0, world=1, device=device)
+    _run(job, _seldom(_from_here(forward, job), 0, device), rank=0, world=1, device=device)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the process is reused; the device is shared
 
@@ -131,10 +133,11 @@ def _ray_train_worker(config: dict[str, Any]) -> None:
 
     context = ray_train.get_context()
     ray_train.report({"began": 1.0})  # the workers have their devices; the first evaluation may be far away
+    job: Job = config["job"]
     try:
         _run(
-            config["job"],
-            _seldom(ray_train.report, context.get_world_rank(), get_device()),
+            job,
+            _seldom(_from_here(ray_train.report, job), context.get_world_rank(), get_device()),
             rank=context.get_world_rank(),
             world=context.get_world_size(),
             device=get_device(),
@@ -142,6 +145,12 @@ def _ray_train_worker(config: dict[str, Any]) -> None:
     except NodeError as error:
         error.node = ray.get_runtime_context().get_node_id()
         raise
+
+
+def _from_here(report: Callable[[dict[str, Any]], None], job: Job) -> Callable[[Metrics], None]:
+    """Reports with the name of this host, and what its memory maps take."""
+    root = job.task.cache_root
+    return lambda metrics: report({**metrics, "host": socket.gethostname(), "cache_bytes": mapped_bytes(root)})
 
 
 def _seldom(report: Callable[[Metrics], None], rank: int, device: torch.device) -> Callable[[Metrics], None]:

@@ -49,12 +49,14 @@ def test_gauges_say_what_the_progress_line_says(monkeypatch):
         gauges=Gauges("example"),
     )
     progress.started("t9", study.cells()[1])
+    progress.measured("t9", {"step": 4, "val_mae_dex": 0.3, "host": "n1", "cache_bytes": 4096})
     trials = {state: kept["scaling_trials", state] for state in STATES}
     assert trials == {"running": 1, "waiting": 2, "done": 2, "pruned": 1, "diverged": 0, "failed": 0}
     assert (kept["scaling_cells", "done"], kept["scaling_cells", "all"]) == (3, 4)
     assert (kept["scaling_devices", "CPU", "busy"], kept["scaling_devices", "CPU", "there"]) == (1, 4)
     assert kept["scaling_best_error",] == rows[0].val_error
     assert kept["scaling_samples_per_second", "w4"] == rows[0].samples_per_second
+    assert kept["scaling_node_cache_bytes", "n1"] == 4096
     progress.add(rows[0])  # a row that is there counts once
     assert kept["scaling_trials", "done"] == 2
 

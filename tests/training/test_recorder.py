@@ -1,6 +1,7 @@
 """States and curves are written while the training continues."""
 
 import contextlib
+import socket
 import threading
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from scaling.training.recorder import Recorder
-from scaling.training.trainer import _seldom
+from scaling.training.trainer import _from_here, _seldom
 
 
 class SlowFolder:
@@ -94,3 +95,11 @@ def test_a_worker_waits_for_no_dashboard_between_its_reports(monkeypatch):
     rank_1 = _seldom(forwarded.append, 1, torch.device("cpu"))
     rank_1({"step": 5})
     assert len(forwarded) == 3, "rank 0 decides for all"
+
+
+def test_a_report_names_its_host_and_what_the_maps_there_take(tmp_path):
+    (tmp_path / "train-0").mkdir()
+    (tmp_path / "train-0" / "spectra.f32").write_bytes(b"1" * 8192)
+    forwarded, job = [], SimpleNamespace(task=SimpleNamespace(cache_root=tmp_path))
+    _from_here(forwarded.append, job)({"step": 1.0})
+    assert forwarded == [{"step": 1.0, "host": socket.gethostname(), "cache_bytes": 8192}]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import mmap
 import os
@@ -19,7 +20,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from scaling.data.batches.cachebuild import CacheBuild
-from scaling.data.batches.cachefolder import LOCK, hold, open_file, read_file, split_folder, written_to
+from scaling.data.batches.cachefolder import LOCK, allocated, hold, open_file, read_file, split_folder, written_to
 from scaling.data.batches.decode import channels
 from scaling.data.batches.noise import FixedNoise
 from scaling.data.shards.manifest import Manifest
@@ -101,6 +102,12 @@ def cache_limit(given: str | None = None, name: str = CACHE_LIMIT) -> int | None
     if not 0 < limit < math.inf:
         raise UserError(f"{name} is {text!r}: give a number of GB above 0, such as 200, or leave it out")
     return int(limit * 1e9)
+
+
+def mapped_bytes(root: Path) -> int:
+    """What the spectra in a node's cache take on its disk. Only the maps are looked at, so it costs the same at any size."""
+    # Unlike Path.glob it skips a folder that is evicted meanwhile.
+    return sum(allocated(root / name) for name in glob.glob("*/*.f32", root_dir=root))
 
 
 def map_split(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scaling.__main__ import main
-from scaling.data.batches.cache import map_split
+from scaling.data.batches.cache import map_split, mapped_bytes
 from scaling.data.batches.cachefolder import cached_splits, evict
 from scaling.data.batches.noise import FixedNoise
 from scaling.errors import UserError
@@ -51,7 +51,9 @@ def test_a_listing_says_what_is_there(cache, shards):
 def test_eviction_takes_all_that_nobody_uses(cache, shards):
     used = map_split(shards, "val", 64, cache)
     before = used.flux.copy()
+    assert 0 <= mapped_bytes(cache) - sum(ROWS.values()) * 8192 < 3 * 4096  # files are allocated by blocks
     assert names(evict(cache)) == ["train", "test"]
+    assert 0 <= mapped_bytes(cache) - ROWS["val"] * 8192 < 4096
     assert names(cached_splits(cache)) == ["val"]
     assert np.array_equal(used.flux, before)
     used.close()
