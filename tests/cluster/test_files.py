@@ -1,16 +1,20 @@
 """The files that start a cluster, checked without one: by Ray's own validator, by the shell, and against this project."""
 
+import json
 import re
 import shlex
 import shutil
 import subprocess
+from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
 from cluster.environment import ROOT
 from scaling.__main__ import _parser
 from scaling.commands.common import load_study
+from tests.cluster.crd import JOB, SCHEMA
 
 FOLDER = ROOT / "cluster"
 
@@ -46,7 +50,7 @@ def test_the_slurm_script_is_a_script():
 
 
 def test_a_rayjob_runs_this_project_as_nobody_behind_a_token():
-    job = load("kuberay.yaml")
+    job = yaml.safe_load(JOB.read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     cluster = job["spec"]["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token", "secretName": "ray-token"}
@@ -69,14 +73,114 @@ def test_a_rayjob_runs_this_project_as_nobody_behind_a_token():
     assert options.store.startswith("/shared")
 
 
-def test_the_image_has_what_it_copies_and_runs_as_nobody():
-    lines = (FOLDER / "Dockerfile").read_text().splitlines()
-    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+def schema_faults(job):
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    return [error.message for error in validator.iter_errors(job)]
+
+
+def test_a_rayjob_has_only_fields_that_kuberay_publishes():
+    assert schema_faults(yaml.safe_load(JOB.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "fault"),
+    [
+        ("shutdownAfterJobFinishes: true", "shutdownAfterJob: true", "'shutdownAfterJob' was unexpected"),
+        ("secretName: ray-token", "secret: ray-token", "'secret' was unexpected"),
+        ("mode: token", "mode: tokens", "'tokens' is not one of ['disabled', 'token']"),
+        ('num-cpus: "0"', "num-cpus: 0", "0 is not of type 'string'"),
+        ("maxReplicas: 8", 'maxReplicas: "8"', "'8' is not of type 'integer'"),
+        ("runAsNonRoot: true", "nonRoot: true", "'nonRoot' was unexpected"),
+        ("image: *image", "imageName: *image", "'imageName' was unexpected"),
+        ("name: ray-worker", "args: []", "'name' is a required property"),
+        ("sizeLimit: 200Gi", "size: 200Gi", "'size' was unexpected"),
+        ("sizeLimit: 200Gi", "sizeLimit: 200 GB", "'200 GB' does not match"),
+    ],
+)
+def test_a_field_that_kuberay_does_not_have_is_found(right, wrong, fault):
+    content = JOB.read_text()
+    assert right in content
+    assert any(fault in found for found in schema_faults(yaml.safe_load(content.replace(right, wrong))))
+
+
+@pytest.mark.skipif(shutil.which("yq") is None, reason="needs yq")
+def test_the_same_file_gives_a_cluster_that_stays():
+    (command,) = re.findall(r"^#  +(yq .+?) *\| kubectl apply", JOB.read_text(), re.MULTILINE)
+    made = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = yaml.safe_load(made.stdout)
+    job = yaml.safe_load(JOB.read_text())
+    assert found == {
+        "apiVersion": job["apiVersion"],
+        "kind": "RayCluster",
+        "metadata": job["metadata"],
+        "spec": job["spec"]["rayClusterSpec"],  # what its CRD wants, to the letter (KubeRay 1.7.0)
+    }
+
+
+def instructions(dockerfile) -> list[tuple[str, str]]:
+    lines = [line for line in dockerfile.splitlines() if line.strip() and not line.startswith("#")]
+    found = [line.split(maxsplit=1) for line in "\n".join(lines).replace("\\\n", " ").splitlines()]
+    return [(name, rest) for name, rest in found]
+
+
+def image_faults(dockerfile):
+    """What hadolint and a careful reader would say of an image, of the rules that this project holds."""
+    said = instructions(dockerfile)
+    of: dict[str, list[str]] = {name: [rest for each, rest in said if each == name] for name, _ in said}
+    apt, pip = ([run for run in of.get("RUN", []) if word in run] for word in ("apt-get install", "pip install"))
+    rules = {
+        "base": all(re.search(r":[^:]*[0-9]", base) for base in of["FROM"]),
+        "ADD": "ADD" not in of,
+        "apt recommends": all("--no-install-recommends" in run for run in apt),
+        "apt lists": all("apt-get update" in run and "rm -rf /var/lib/apt/lists/*" in run for run in apt),
+        "pip cache": all("--no-cache-dir" in run for run in pip),
+        "pip constraints": all("--constraint constraints.txt" in run for run in pip),
+        "sudo": not any("sudo " in run for run in of.get("RUN", [])),
+        "folder": all(folder.startswith("/") for folder in of.get("WORKDIR", [])),
+        "user": of.get("USER", ["0"])[-1].isdigit() and int(of.get("USER", ["0"])[-1]) > 0,
+        "command": all(is_json(command) for name in ("CMD", "ENTRYPOINT") for command in of.get(name, [])),
+        "health": all(is_json(command.partition("CMD ")[2]) for command in of.get("HEALTHCHECK", [""])),
+        "labels": "org.opencontainers.image.licenses=" in " ".join(of.get("LABEL", [])),
+    }
+    return [name for name, kept in rules.items() if not kept]
+
+
+def is_json(text: str) -> Any:
+    try:
+        return isinstance(json.loads(text), list)
+    except ValueError:
+        return False
+
+
+def test_the_image_keeps_to_the_rules():
+    file = FOLDER / "Dockerfile"
+    assert image_faults(file.read_text()) == []
+    copied = [word for name, rest in instructions(file.read_text()) if name == "COPY" for word in rest.split()[:-1]]
     assert copied
     assert all((ROOT / name).exists() for name in copied)
-    (base,) = [line.split()[1] for line in lines if line.startswith("FROM ")]
-    assert ":" in base
-    assert not base.endswith(":latest")
-    users = [line for line in lines if line.startswith("USER ")]
-    assert users == ["USER ray"]
-    assert any(line.startswith("HEALTHCHECK ") for line in lines)
+    if shutil.which("hadolint"):
+        subprocess.run(["hadolint", "--no-color", file], check=True)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "rule"),
+    [
+        ("python:3.12-slim-bookworm", "python:latest", "base"),
+        ("python:3.12-slim-bookworm", "python", "base"),
+        ("COPY scaling", "ADD scaling", "ADD"),
+        (" --no-install-recommends", "", "apt recommends"),
+        ("rm -rf /var/lib/apt/lists/*", "true", "apt lists"),
+        (" --no-cache-dir", "", "pip cache"),
+        ("pip install", "sudo pip install", "sudo"),
+        ("WORKDIR /", "WORKDIR ", "folder"),
+        ("USER 1000", "USER 0", "user"),
+        ("USER 1000\n", "", "user"),
+        ('CMD ["ray", "start", "--head"', 'CMD ray "start", "--head"', "command"),
+        ("HEALTHCHECK", "# HEALTHCHECK", "health"),
+        ("LABEL", "ENV", "labels"),
+    ],
+)
+def test_an_image_that_breaks_a_rule_is_found(right, wrong, rule):
+    content = (FOLDER / "Dockerfile").read_text()
+    assert right in content
+    assert image_faults(content.replace(right, wrong)) == [rule]
