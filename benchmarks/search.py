@@ -134,7 +134,7 @@ def _record(task: tuple[str, Cell, int]) -> dict[str, object]:
     sweep = Sweep.prepare(study, folder, shards_path(DEMO, Store(store)), Path(store) / "cache")
     sweep = dataclasses.replace(sweep, access=dict.fromkeys(study.data.num_spectra, "mapped"))
     trial = sweep.trial(cell, i, study.search.centre(cell.width) * float(FACTORS[i]))
-    row = trial.run(lambda metrics: None, None)
+    row = trial.run(lambda metrics: None)
     curve = pd.read_csv(io.StringIO(trial.output.read_progress()))
     return {name: getattr(row, name) for name in ("cell", "lr", "val_mae_dex", "test_mae_dex", "device_seconds")} | {
         "steps": curve["step"].tolist(),

@@ -43,7 +43,7 @@ def train_again(task: tuple[Study, str, str, Cell, int, float, str]) -> float:
     )
     sweep = dataclasses.replace(sweep, access=dict.fromkeys(study.data.num_spectra, "mapped"))
     trial = dataclasses.replace(sweep.trial(cell, number, lr), rival=rival)
-    return trial.run(lambda metrics: None, None).val_error
+    return trial.run(lambda metrics: None).val_error
 
 
 def main() -> None:

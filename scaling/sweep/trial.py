@@ -107,7 +107,7 @@ class Trial:
             whitening=self.study.ladder.whitening,
         )
 
-    def run(self, forward: Callable[[dict[str, Any]], None], ray_train_callback: Callable[[], Any] | None) -> Row:
+    def run(self, forward: Callable[[dict[str, Any]], None]) -> Row:
         """Train on the host its placement names, write the row and return it. A trial that has its row does nothing.
 
         Raises:
@@ -135,7 +135,7 @@ class Trial:
         )
         if placement.host == "ray_train":
             storage, nodes = self.folder.ray_train_storage, None if placement.min_workers else self.nodes
-            run_under_ray_train(job, storage, ray_train_callback, max_failures=WORKER_FAILURES, nodes=nodes)
+            run_under_ray_train(job, storage, forward, max_failures=WORKER_FAILURES, nodes=nodes)
         else:
             run_in_process(job, forward)
         row = self.output.await_row(SETTLE_SECONDS)

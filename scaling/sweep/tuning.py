@@ -10,7 +10,6 @@ from typing import Any
 from ray import tune
 from ray.autoscaler.sdk import request_resources
 from ray.tune.execution import class_cache
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
@@ -123,7 +122,7 @@ def _trainable(config: dict[str, Any]) -> dict[str, Any]:
     try:
         if isinstance(trial, BaselineTask):
             return {"rows": [row.to_json() for row in trial.run()], "trial": trial.key}
-        row = trial.run(tune.report, TuneReportCallback)
+        row = trial.run(tune.report)
     except FullError as error:
         return {"full": str(error)}
     except NodeError as error:

@@ -22,6 +22,7 @@ from scaling.training.metrics import all_reduce
 from scaling.training.pruning import Hopeless
 from scaling.training.recipe import Compiled
 from scaling.training.recorder import Folder, Metrics, Recorder
+from scaling.training.reports import bring_reports
 from scaling.training.task import Context, Outcome, Task
 
 REPORT_SECONDS = 3.0
@@ -77,7 +78,7 @@ def run_in_process(job: Job, forward: Callable[[dict[str, Any]], None]) -> None:
 def run_under_ray_train(
     job: Job,
     storage: str,
-    forward: Callable[[], Any] | None = None,
+    forward: Callable[[Metrics], None] = lambda metrics: None,
     *,
     max_failures: int,
     nodes: tuple[str, ...] | None = None,
@@ -87,7 +88,7 @@ def run_under_ray_train(
     Args:
         job: the trial.
         storage: a folder or URI that all nodes reach, for Ray Train's own bookkeeping.
-        forward: makes a Ray Train callback that forwards the metrics, e.g. to Tune.
+        forward: is called with what rank 0 reports, in another thread of this process.
         max_failures: how often workers that failed or were lost are started again.
         nodes: Ray's ids of the nodes that workers may be on; any if not given.
 
@@ -102,28 +103,29 @@ def run_under_ray_train(
     resources = {"CPU": job.cpus} | ({"GPU": job.gpus} if job.gpus else {})
     selector: dict[str, Any] = {"label_selector": {"ray.io/node-id": f"in({','.join(nodes)})"}} if nodes else {}
     workers: Any = (job.min_workers, job.workers) if job.min_workers else job.workers
-    trainer = TorchTrainer(
-        _ray_train_worker,
-        train_loop_config={"job": job},
-        scaling_config=ray_train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=job.gpus > 0,
-            resources_per_worker=resources,
-            **selector,
-        ),
-        run_config=ray_train.RunConfig(
-            name=job.name,
-            storage_path=storage,
-            failure_config=ray_train.FailureConfig(max_failures=max_failures),
-            callbacks=[stop_at_mistakes(), free_failed_starts(max_failures), *([forward()] if forward else [])],
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray_train.ControllerError as error:
-        if isinstance(error.controller_failure, UserError):
-            raise error.controller_failure from None
-        raise
+    with bring_reports(forward) as reports:
+        trainer = TorchTrainer(
+            _ray_train_worker,
+            train_loop_config={"job": job},
+            scaling_config=ray_train.ScalingConfig(
+                num_workers=workers,
+                use_gpu=job.gpus > 0,
+                resources_per_worker=resources,
+                **selector,
+            ),
+            run_config=ray_train.RunConfig(
+                name=job.name,
+                storage_path=storage,
+                failure_config=ray_train.FailureConfig(max_failures=max_failures),
+                callbacks=[stop_at_mistakes(), free_failed_starts(max_failures), reports],
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray_train.ControllerError as error:
+            if isinstance(error.controller_failure, UserError):
+                raise error.controller_failure from None
+            raise
 
 
 def _ray_train_worker(config: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """A study through the job API of a cluster, as a newcomer sends it there."""
 
 import http.client
+import json
 import os
 import subprocess
 import textwrap
@@ -53,10 +54,20 @@ def test_a_study_is_submitted_followed_listed_and_fetched(head, tmp_path, shards
         assert fetched.returncode == 0, fetched.stdout + fetched.stderr
         for path in ("results.parquet", "report/index.html", "report/fit.json"):
             assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "store" / "mine" / path).read_bytes()
+        assert failed_tasks(head) == {}
         again = ask(head, "fetch", job, tmp_path / "out")
         assert (again.returncode, "is not empty" in again.stderr) == (2, True)
     finally:
         module.unlink()
+
+
+def failed_tasks(head):
+    """What the dashboard's page of a job counts as failed, of all jobs: how many tasks of each name."""
+    question = urllib.request.Request(f"{head}/api/v0/tasks/summarize", headers={"Authorization": f"Bearer {TOKEN}"})
+    found = json.load(urllib.request.urlopen(question))["data"]["result"]["result"]["node_id_to_summary"]["cluster"]
+    counts = {name: each["state_counts"] for name, each in found["summary"].items()}
+    assert counts["_trainable.train"]["FINISHED"] >= 1
+    return {name: each["FAILED"] for name, each in counts.items() if "FAILED" in each}
 
 
 def study_text(shards):
@@ -72,7 +83,7 @@ def study_text(shards):
                 num_spectra=(64,), rules=DataRules(noise="fixed")),
             ladder=Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0), widths=(4,),
             recipe=Recipe(budget=Budget(samples=256), batch_size=32, precision="fp32", evaluations=2),
-            search=Search(trials=1))
+            search=Search(trials=1), placements=(Placement(workers=2),))
     """
     return textwrap.dedent(text)
 

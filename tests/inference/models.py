@@ -46,7 +46,7 @@ def trained(shards, cache_root, store, rules, precision="fp32"):
         eval_pin=evaluation_pin(shards, rules),
         code_commit="unknown",
     )
-    trial.run(lambda _: None, None)
+    trial.run(lambda _: None)
     return study, store / "example" / "trials" / trial.key / "model.safetensors", trial.output.read_row()
 
 

@@ -48,7 +48,7 @@ def prepare(shards, cache_root, tmp_path):
 def run(sweep, number=0):
     """A trial in this process; its row and the metrics of its last evaluation."""
     trial, metrics = sweep.trial(CELL, number, 1e-2), []
-    trial.run(metrics.append, None)
+    trial.run(metrics.append)
     return trial, trial.output.read_row(), metrics[-1]
 
 
@@ -151,7 +151,7 @@ def test_steps_that_fp16_skipped_and_a_divergence_stand_in_the_row(prepare, monk
     assert 0 < row.mfu < 1.2
     assert row.peak_flops > 1e8
     trial = sweep.trial(CELL, 1, 1e30)
-    trial.run(lambda metrics: None, None)
+    trial.run(lambda metrics: None)
     row = trial.output.read_row()
     assert (row.status, row.budget_share) == ("diverged", 1.0)
     assert row.error == f"loss or validation error not finite by step {row.steps} of 64 at lr 1e+30"

@@ -106,11 +106,13 @@ def make_job(shards, cache_root, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_both_hosts_give_the_same_losses(make_job, ray_cluster, tmp_path):
     alone, hosted = make_job("process"), make_job("ray-train-1")
-    forwarded = []
+    forwarded, brought = [], []
     run_in_process(alone, forwarded.append)
-    run_under_ray_train(hosted, str(tmp_path / "storage"), max_failures=0)
+    run_under_ray_train(hosted, str(tmp_path / "storage"), brought.append, max_failures=0)
     expected = alone.folder.curve()[COLUMNS]
     assert [metrics["val_mae_dex"] for metrics in forwarded] == list(expected["val_mae_dex"])
+    assert brought[0] == {"began": 1.0}
+    assert brought[1]["val_mae_dex"] == expected["val_mae_dex"][0]
     pd.testing.assert_frame_equal(hosted.folder.curve()[COLUMNS], expected, check_exact=True)
     assert hosted.folder.outcome()["test"] == alone.folder.outcome()["test"]
 
