@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+NO_PROGRESS = ("execution failed", "does not have any available CPUs")
+"""The second: of few CPUs Ray Data (2.60) says that it will hang when a write has just ended and they are not counted as free yet."""
 OPERATOR_PROGRESS = re.compile(r"(?!Total ).+: [\d,]+/[\d,?]+")
 BLOCK_BYTES = 2**24
 """A row group of 4096 pixels: blocks go through the pipeline as they are read, and are not joined."""
@@ -97,7 +99,7 @@ def ray_data() -> Iterator[None]:
 def _is_progress(record: logging.LogRecord) -> bool:
     """Whether a line says when a pipeline ends or, where no terminal shows bars, how far each of its operators is."""
     message = record.getMessage()
-    if record.levelno >= logging.ERROR or "execution failed" in message:
+    if record.levelno >= logging.ERROR or any(words in message for words in NO_PROGRESS):
         return False
     return record.module != "logging_progress" or OPERATOR_PROGRESS.fullmatch(message) is not None
 
