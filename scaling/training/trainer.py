@@ -27,7 +27,7 @@ from scaling.training.task import Context, Outcome, Task
 
 REPORT_SECONDS = 3.0
 """Between the evaluations that dashboards are shown; the curve in the trial's folder has all. Ray Train's controller takes a report
-every 2 s and Tune's answers each one, and meanwhile the worker waits."""
+every 2 s, and Tune's answers each one in a trial's own process; meanwhile the worker waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
