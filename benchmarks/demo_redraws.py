@@ -20,7 +20,7 @@ from experiments.demo import STUDY as DEMO
 from scaling.data.batches.cache import default_cache_root
 from scaling.results import Row
 from scaling.study.declaration import Simulation
-from scaling.study.store import Store, StudyFolder
+from scaling.study.store import Store
 from scaling.sweep.run import run_study
 
 COLUMNS = (
@@ -80,9 +80,9 @@ def redraw(seed: int, root: Path) -> Redraw:
     began = time.monotonic()
     rows = run_study(study, store.uri, address=None, cache=default_cache_root(), retry=False, say=print)
     minutes = (time.monotonic() - began) / 60
-    fit = json.loads(store.read(f"{StudyFolder(store, study.name).name}/report/fit.json") or b"")
+    fit = json.loads(store.read(f"{study.name}/report/fit.json") or b"")
     errors = best_errors(rows)
-    steps = list(neighbours(errors))
+    steps = neighbours(errors)
     return Redraw(
         seed=seed,
         trials=len(rows),
@@ -111,15 +111,15 @@ def best_errors(rows: list[Row]) -> dict[tuple[int, int], float]:
     return found
 
 
-def neighbours(errors: dict[tuple[int, int], float]) -> itertools.chain[tuple[float, float]]:
+def neighbours(errors: dict[tuple[int, int], float]) -> list[tuple[float, float]]:
     """The errors of each cell and of the next larger one, along N and along D."""
-    pairs = []
+    pairs = list[tuple[float, float]]()
     for axis in (0, 1):
         key = lambda cell, axis=axis: (cell[1 - axis], cell[axis])  # noqa: E731
         for a, b in itertools.pairwise(sorted(errors, key=key)):
             if a[1 - axis] == b[1 - axis]:
                 pairs.append((errors[a], errors[b]))
-    return itertools.chain(pairs)
+    return pairs
 
 
 def table(redraws: list[Redraw]) -> str:
@@ -147,7 +147,8 @@ def main() -> None:
         text = table(found)
         print(text, flush=True)
         if options.out is not None:
-            options.out.write_text(f"# The demo on other spectra\n\n`python -m benchmarks.demo_redraws --redraws {options.redraws}`\n\n{text}")
+            command = f"python -m benchmarks.demo_redraws --redraws {options.redraws}"
+            options.out.write_text(f"# The demo on other spectra\n\n`{command}`\n\n{text}")
 
 
 if __name__ == "__main__":
