@@ -50,7 +50,7 @@ def test_a_command_ends_where_its_quotes_do():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # nine plans, five seconds each on an idle core
+@pytest.mark.timeout(900)  # eight plans, 7 s of a core each
 def test_the_capacity_guide_quotes_what_its_commands_print(tmp_path):
     commands = transcript(GUIDE.read_text())
     assert sum("scaling plan" in command for command, _ in commands) == 4
