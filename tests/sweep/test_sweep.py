@@ -165,7 +165,7 @@ def test_killed_and_continued_gives_the_undisturbed_rows(undisturbed, tmp_path, 
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
     left = [path for name in ("*.pkl", "experiment_state*.json") for path in (store / "smoke" / "tune").rglob(name)]
-    assert {"tuner.pkl", "params.pkl"} <= {path.name for path in left}
+    assert "tuner.pkl" in {path.name for path in left}
     for path in left:
         path.write_bytes(bombs.pickled(tmp_path / "mark"))
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=280)
