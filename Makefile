@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STORE ?= results
 .DEFAULT_GOAL := help
-.PHONY: help demo test rehearsal quick lint format bench clean
+.PHONY: help demo test rehearsal quick lint format bench docs clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -29,12 +29,15 @@ rehearsal: .venv/installed  ## The tests on clusters of several nodes, all on th
 quick: .venv/installed  ## The tests that start no Ray cluster
 	$(BIN)/pytest -m "not gpu and not ray and not slow"
 
-bench: .venv/installed  ## Ratios against the limits (about 11 minutes on 2 cores; more rows by hand, see README)
+bench: .venv/installed  ## Ratios against the limits (about 11 minutes on 2 cores; more rows by hand, see docs/benchmarks.md)
 	for name in encodings conversion cache_memory object_store batches hosts training; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.fits --starts 450 --refits 400
 
 lint: .venv/installed  ## What pre-commit runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: .venv/installed  ## The pages, in build/docs/index.html; fails at a link that leads nowhere
+	$(BIN)/mkdocs build --strict --quiet
 
 format: .venv/installed  ## Format and sort imports
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
