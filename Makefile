@@ -11,6 +11,7 @@ help:  ## What can be made
 # The stamp is touched last: an interrupted installation starts again.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with make PYTHON=python3.11")'
+	@echo "Installing the environment into .venv (PyTorch, Ray, Optuna and what they need, by constraints.txt): about two minutes, once"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --quiet --constraint constraints.txt --editable '.[dev,dashboards]'
 	touch $@
