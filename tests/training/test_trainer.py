@@ -111,8 +111,7 @@ def test_both_hosts_give_the_same_losses(make_job, ray_cluster, tmp_path):
     run_under_ray_train(hosted, str(tmp_path / "storage"), brought.append, max_failures=0)
     expected = alone.folder.curve()[COLUMNS]
     assert [metrics["val_mae_dex"] for metrics in forwarded] == list(expected["val_mae_dex"])
-    assert brought[0] == {"began": 1.0}
-    assert brought[1]["val_mae_dex"] == expected["val_mae_dex"][0]
+    assert (brought[0], brought[1]["val_mae_dex"]) == ({"began": 1.0}, expected["val_mae_dex"][0])
     pd.testing.assert_frame_equal(hosted.folder.curve()[COLUMNS], expected, check_exact=True)
     assert hosted.folder.outcome()["test"] == alone.folder.outcome()["test"]
 
