@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scaling.console import Count, uncounted
 from scaling.errors import UserError
 from scaling.files import Location, human, location
 from scaling.folder import Folder
@@ -24,10 +25,11 @@ class Finding:
     problems: list[str]
 
 
-def inspect(paths: list[str]) -> Finding:
+def inspect(paths: list[str], progress: Count = uncounted) -> Finding:
     """Describe HDF5 files, folders of such files, shard sets, model files, stores, or single studies of a store.
 
     Files, from several folders too, are described together: what differs between them, and spectra that are in two splits.
+    ``progress`` is called with (shards read, shards in all) of a set.
 
     Raises:
         UserError: if there is nothing, or nothing known.
@@ -38,7 +40,7 @@ def inspect(paths: list[str]) -> Finding:
         if local is not None:
             _check_kind(local)
         if _is_shard_set(path):
-            findings.append(_inspect_shards(location(path)))
+            findings.append(_inspect_shards(location(path), progress))
         elif local is not None and local.suffix == ".safetensors":
             findings.append(_inspect_model(local))
         elif local is not None and (below := [local] if local.is_file() else _spectra_below(local)):
@@ -93,14 +95,14 @@ def _inspect_model(path: Path) -> Finding:
     return Finding(text=model.describe(), data=data | {"about": model.about}, problems=[])
 
 
-def _inspect_shards(folder: Location) -> Finding:
+def _inspect_shards(folder: Location, progress: Count) -> Finding:
     from scaling.data.shards.manifest import MANIFEST
     from scaling.data.shards.verify import describe_shards, verify
 
     text = describe_shards(folder)
     data = json.loads(Folder.at(folder).read(MANIFEST) or "{}") | {"path": str(folder)}
     del data["wave"]
-    known, damage = data["problems"], verify(folder)
+    known, damage = data["problems"], verify(folder, progress=progress)
     lines = [f"  PROBLEM: {problem}" for problem in damage]  # the text has those that are known
     problems = known + damage
     if not problems:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from scaling.commands.common import AddCommand, say, write_json
+from scaling.console import counting
 from scaling.errors import UserError
 from scaling.files import location
 
@@ -70,7 +71,6 @@ def add_commands(command: AddCommand) -> None:
 
 def _simulate(options: argparse.Namespace) -> int:
     from scaling.data.simulated.writer import Simulation, pending_files, write_simulation
-    from scaling.study.prepare import milestones
     from scaling.sweep.cluster import ray_cluster
 
     simulation = Simulation(
@@ -85,8 +85,8 @@ def _simulate(options: argparse.Namespace) -> int:
     pending = pending_files(options.dest, simulation)
     rows = sorted(file.rows for file in pending)
     parallel = len(pending) > 1 and (bool(options.address) or sum(rows[:-1]) >= SPECTRA_WORTH_A_CLUSTER)
-    with ray_cluster(options.address) if parallel else contextlib.nullcontext():
-        written = write_simulation(options.dest, simulation, milestones("spectra", say), parallel)
+    with ray_cluster(options.address) if parallel else contextlib.nullcontext(), counting("spectra", say) as progress:
+        written = write_simulation(options.dest, simulation, progress, parallel)
     for split, paths in written.items():
         print(f"{split}: {simulation.rows(split):,} spectra in {', '.join(map(str, paths))}")
     return 0
@@ -95,7 +95,8 @@ def _simulate(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from scaling.inspect import inspect
 
-    found = inspect(options.paths)
+    with counting("shards", say) as progress:
+        found = inspect(options.paths, progress)
     print(found.text)
     write_json(options, found.data)
     return 1 if found.problems else 0
@@ -122,7 +123,9 @@ def _shard(options: argparse.Namespace) -> int:
     print(f"order of train: {describe_order(manifest)}")
     for problem in manifest.problems:
         print(f"scaling: warning: {options.dest}: {problem}", file=sys.stderr)
-    if options.verify and (problems := verify(options.dest, sources=True)):
+    with counting("verified shards", say) as progress:
+        problems = verify(options.dest, True, progress) if options.verify else []
+    if problems:
         raise UserError(f"{options.dest}: {'; '.join(problems)}")
     return 0
 
@@ -130,9 +133,15 @@ def _shard(options: argparse.Namespace) -> int:
 def _limit(options: argparse.Namespace) -> int:
     from scaling.data.information import information_limit
 
-    limit = information_limit(
-        options.path, label=options.label, rows=options.rows, noise_level=options.noise_level, free=options.free
-    )
+    with counting("spectra", say) as progress:
+        limit = information_limit(
+            options.path,
+            label=options.label,
+            rows=options.rows,
+            noise_level=options.noise_level,
+            free=options.free,
+            progress=progress,
+        )
     print(limit.to_text())
     write_json(options, limit.to_json())
     return 0

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling.commands.common import AddCommand, inputs, load_study, write_json
+from scaling.commands.common import AddCommand, inputs, load_study, say, write_json
+from scaling.console import counting
 from scaling.errors import UserError
 from scaling.files import MODEL_STARTS, PARQUET_STARTS, check_output, location, output
 
@@ -159,7 +160,8 @@ def _predict(options: argparse.Namespace) -> int:
         print(
             f"predicting {', '.join(model.rules.labels)} of {file.num_rows:,} spectra from the array {chosen.array}{noise}"
         )
-        done = predict_file(model, file, chosen, options.out, _device(), inputs(options))
+        with counting("spectra", say) as progress:
+            done = predict_file(model, file, chosen, options.out, _device(), inputs(options), progress)
     if done.unusable:
         print(
             f"scaling: warning: {options.spectra}: {done.unusable} spectra cannot be used, first in row {done.first_unusable}: "

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
+from scaling.console import Count, uncounted
 from scaling.data.batches import add_noise_
 from scaling.data.hdf5.reader import BLOCK_ROWS, TABLE_ROWS, SpectraFile
 from scaling.data.spectra import bad_rows
@@ -79,6 +80,7 @@ def predict_file(
     out: Path,
     device: torch.device,
     read: Iterable[Location] = (),
+    progress: Count = uncounted,
 ) -> Prediction:
     """Write the model's answers as Parquet, in the order of the file.
 
@@ -93,6 +95,7 @@ def predict_file(
         out: The file to write; it gets its name when it is complete.
         device: Where to predict.
         read: Files and folders that `out` must not be, beside the model's file and the spectra.
+        progress: Called with how many spectra are done, and of how many.
 
     Raises:
         UserError: The file's wavelengths are not the model's, it cannot be read, an answer is not finite, or `out` is refused.
@@ -136,6 +139,7 @@ def predict_file(
                 if bad.any():
                     first = begin + int(bad.argmax()) if first is None else first
                     unusable += int(bad.sum())
+                progress(begin + len(flux), file.num_rows)
             params = file.read_params(start, stop)
             columns = [np.arange(start, stop), *answers.T, *(params[name].to_numpy(np.float64) for name in known)]
             writer.write_table(pa.table([pa.array(column) for column in columns], schema=schema))

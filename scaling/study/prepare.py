@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from scaling.console import lines
 from scaling.data.batches.evaluation import evaluation_pin
 from scaling.data.information import InformationLimit, information_limit
 from scaling.data.shards.convert import convert
@@ -45,7 +46,9 @@ def prepare_data(study: Study, store: Store, progress: Callable[[str], None]) ->
     order: dict[str, Any] = {}
     if isinstance(source, Simulation):
         progress(f"simulating {source.train:,} + {source.val:,} + {source.test:,} spectra of {source.pixels} pixels")
-        files = write_simulation(store.simulated(_digest(source)) / "hdf5", source, parallel=True)
+        files = write_simulation(
+            store.simulated(_digest(source)) / "hdf5", source, lines("spectra", progress), parallel=True
+        )
     else:
         files = {"train": list(source.train), "val": [source.val], "test": [source.test]}
         missing = [path for paths in files.values() for path in paths if not path.is_file()]
@@ -119,19 +122,6 @@ def check_sources(study: Study, manifest: Manifest) -> None:
         raise UserError(
             f"Sources.order = {source.order!r}: {manifest.dest} is in the order {manifest.order.kind!r}: name another Sources.shards"
         )
-
-
-def milestones(what: str, progress: Callable[[str], None]) -> Callable[[int, int], None]:
-    """A counter that speaks once in each tenth of the way, in steps of any size."""
-    said = 0
-
-    def count(done: int, total: int) -> None:
-        nonlocal said
-        if done * 10 // total > said:
-            said = done * 10 // total
-            progress(f"{what} {done:,}/{total:,}")
-
-    return count
 
 
 def _digest(simulation: Simulation) -> str:

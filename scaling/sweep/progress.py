@@ -14,9 +14,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from scaling.console import duration
 from scaling.results import ERROR_RATE, MAE, Row
 from scaling.study.declaration import Cell, Study
-from scaling.sweep.timeleft import TimeLeft, duration, needs
+from scaling.sweep.timeleft import TimeLeft, needs
 
 if TYPE_CHECKING:
     from scaling.sweep.gauges import Gauges

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from scaling.console import duration
 from scaling.study.declaration import Study
 from scaling.study.store import StudyFolder
 from scaling.sweep.progress import Progress
 from scaling.sweep.rates import Rates
-from scaling.sweep.timeleft import duration
 
 
 def study_status(folder: StudyFolder, study: Study) -> tuple[str, dict[str, Any]]:

@@ -88,10 +88,3 @@ class TimeLeft:
 def needs(placement: Placement) -> dict[str, float]:
     """What a trial occupies while it runs."""
     return {"CPU": placement.cpus * placement.workers, "GPU": placement.gpus * placement.workers}
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -6,12 +6,12 @@ from collections import Counter
 import pytest
 from rich.console import Console
 
+from scaling.console import duration
 from scaling.study.declaration import Placement, Search
 from scaling.study.store import Store, StudyFolder
 from scaling.sweep import progress as module
 from scaling.sweep.progress import Progress
 from scaling.sweep.status import study_status
-from scaling.sweep.timeleft import duration
 from tests.study.example import example_row, example_study
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float64
 from numpy import ndarray
 
+from scaling.console import Count, uncounted
 from scaling.data.batches.bins import bin_numbers, snr_edges
 from scaling.data.hdf5.reader import open_spectra
 from scaling.data.information.fisher import cramer_rao, fisher_information
@@ -80,7 +81,13 @@ class InformationLimit:
 
 
 def information_limit(
-    place: Location, *, label: str = "log_g", rows: int = 4096, noise_level: float = 1.0, free: Sequence[str] = ()
+    place: Location,
+    *,
+    label: str = "log_g",
+    rows: int = 4096,
+    noise_level: float = 1.0,
+    free: Sequence[str] = (),
+    progress: Count = uncounted,
 ) -> InformationLimit:
     """The limit of the first ``rows`` test spectra of a shard set, or of the first spectra of an HDF5 file.
 
@@ -95,6 +102,7 @@ def information_limit(
         rows: Spectra.
         noise_level: Multiplies the spectra's errors, as `DataRules.noise_level` does.
         free: Labels that the flux depends on, all unknown; by default those of `AXES` that vary. Simulated spectra have their own.
+        progress: Called with how many spectra are done, and of how many at most.
 
     Raises:
         UserError: An argument is out of range, or no emulator is good enough.
@@ -112,6 +120,7 @@ def information_limit(
         plain, bounded = (span[which] * cramer_rao(fisher, prior)[:, which] for prior in (np.inf, 1 / 12))
         part = {"label": labels[:, which], "plain": plain, "bounded": bounded, "snr": spectrum_snr(flux, error)}
         parts.append(pd.DataFrame(part).astype(np.float64))
+        progress(sum(map(len, parts)), rows)
     sigma = pd.concat(parts, ignore_index=True)
     snr = sigma["snr"].to_numpy()
     percentiles, num_rows = _about(place, snr)

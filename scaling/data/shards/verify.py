@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from scaling.console import Count, uncounted
 from scaling.data.hdf5.describe import format_percentiles
 from scaling.data.shards.convert import Conversion
 from scaling.data.shards.encode import PlannedShard, plan_shards
@@ -22,12 +23,13 @@ from scaling.errors import UserError
 from scaling.files import Location, size_text
 
 
-def verify(dest: Location, sources: bool = False) -> list[str]:
+def verify(dest: Location, sources: bool = False, progress: Count = uncounted) -> list[str]:
     """Read every shard and compare it with the manifest, and if asked with the files it was made from.
 
     Args:
         dest: The shard set.
         sources: Whether to read the source files again as well and compare every value of every spectrum.
+        progress: Called after each shard with how many are done, and of how many.
 
     Returns:
         What is wrong, one sentence each; empty where nothing is.
@@ -40,7 +42,10 @@ def verify(dest: Location, sources: bool = False) -> list[str]:
     splits = {split: manifest.num_rows(split) for split in SPLITS}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         planned = plan_shards(splits, manifest.rows_per_shard)
-        problems = list(pool.map(lambda shard: _shard_problem(manifest, conversion, shard), planned))
+        problems = []
+        for found in pool.map(lambda shard: _shard_problem(manifest, conversion, shard), planned):
+            problems.append(found)
+            progress(len(problems), len(planned))
     listed = {shard.file for split in SPLITS for shard in manifest.shards(split)}
     there = {f"{split}/{file}" for split in SPLITS for file in manifest.folder.files(split)}
     extra = sorted(file for file in there - listed if file.endswith(".parquet"))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from scaling.console import Count, uncounted
 from scaling.data.hdf5.guard import shown
 from scaling.data.hdf5.reader import open_spectra
 from scaling.data.hdf5.writer import file_bytes, write_spectra
@@ -65,7 +66,7 @@ def pending_files(dest: Path, simulation: Simulation) -> list[SimulatedFile]:
 
 
 def write_simulation(
-    dest: Path, simulation: Simulation, progress: Callable[[int, int], None] | None = None, parallel: bool = False
+    dest: Path, simulation: Simulation, progress: Count = uncounted, parallel: bool = False
 ) -> dict[str, list[Path]]:
     """Write a simulation in the layout of real files: ``DEST/{train_0,…,val,test}/dataset.h5``.
 
@@ -93,8 +94,7 @@ def write_simulation(
         counts = (rows for file in pending for rows in _write_file(simulation, file))
     for rows in counts:
         done += rows
-        if progress:
-            progress(done, total)
+        progress(done, total)
     return {split: [file.path for file in files if file.split == split] for split in SPLITS}
 
 

@@ -1,0 +1,68 @@
+"""What a person sees of work that takes long: a bar on a terminal, else lines with the rate and the time left."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+Count = Callable[[int, int], None]
+"""Called with how much is done, and of how much."""
+QUIET_SECONDS = 2.0
+"""Work that ends sooner has no lines."""
+
+
+def uncounted(done: int, total: int) -> None:
+    """A `Count` that shows nothing."""
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@contextlib.contextmanager
+def counting(what: str, say: Callable[[str], None]) -> Iterator[Count]:
+    """Show how far a piece of work is, for the length of the block.
+
+    Args:
+        what: is counted, in the plural.
+        say: takes a line, where no terminal shows a bar.
+    """
+    from rich.console import Console  # not for the sake of a command that counts nothing
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console, started = Console(stderr=True), time.monotonic()
+    if not console.is_terminal:
+        yield lines(what, say)
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None, pace="")
+
+        def count(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, pace=_pace(done, total, time.monotonic() - started))
+
+        yield count
+
+
+def lines(what: str, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Count:
+    """A line in each tenth of the way, in steps of any size."""
+    started, said = clock(), 0
+
+    def count(done: int, total: int) -> None:
+        nonlocal said
+        tenth, seconds = done * 10 // max(total, 1), clock() - started
+        if tenth > said and seconds >= QUIET_SECONDS:
+            said = tenth
+            say(f"{what} {done:,}/{total:,}, {_pace(done, total, seconds)}")
+
+    return count
+
+
+def _pace(done: int, total: int, seconds: float) -> str:
+    rate = done / max(seconds, 1e-9)
+    left = f", about {duration((total - done) / rate)} left" if 0 < done < total else ""
+    return f"{rate:,.3g} a second{left}" if rate < 10 else f"{rate:,.0f} a second{left}"
