@@ -24,6 +24,7 @@ from analysis.points.table import Points, column_names, points_from_columns, req
 from analysis.points.trials import best_trials, is_row_table, law_cells, points_from_cells
 from analysis.report.document import failure_document, fit_document
 from analysis.report.page import check_report, write_report
+from analysis.report.pictures import TRIAL_CURVES
 from analysis.report.tell import tell
 from scaling.errors import UserError
 from scaling.files import FINAL, check_output, write_json_output
@@ -137,7 +138,15 @@ def _report(options: argparse.Namespace) -> int:
     _check_bootstrap(options)
     check_report(options.out, [options.table, *([] if options.limit is None else [options.limit])])
     limit = None if options.limit is None else read_limit(options.limit)
-    page = write_report(_read(options.table), options.out, bootstrap=options.bootstrap, seed=options.seed, limit=limit)
+    in_store = (options.out.absolute().parent / "trials").is_dir()
+    page = write_report(
+        _read(options.table),
+        options.out,
+        bootstrap=options.bootstrap,
+        seed=options.seed,
+        limit=limit,
+        curves=TRIAL_CURVES if in_store else "",
+    )
     print(page)
     return 0
 

@@ -26,7 +26,7 @@ class HeldOut:
     """The score of a forecast.
 
     Attributes:
-        table: one row a held-out run: N, D, observed, predicted, low, high, inside, flags.
+        table: one row a held-out run: N, D, observed, predicted, low, high, inside, flags; of held-out cells also trial.
         inside: how many lie within their interval.
         mean_abs_log_error: mean |log(observed/predicted)|.
         words: the verdict in a sentence or two.

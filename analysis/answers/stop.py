@@ -54,9 +54,10 @@ def why_it_stops(
     cause: Cause = first
     if other["share_high"] >= top["share_low"]:
         cause = "undecided"
+        names = _NAMES | {"irreducible": "the floor"}
         words = (
-            f"What stops the curve is not decided: {_NAMES[first]} ({_percent(top)} of the error) and {_NAMES[second]} ({_percent(other)}) "
-            "overlap; more cells or seeds would separate them."
+            f"Not decided: {names[first]} ({_percent(top)} of the error) and {names[second]} ({_percent(other)}) overlap. "
+            "More cells or seeds would separate them."
         )
     else:
         words = f"The curve stops at {_NAMES[first]}: {_percent(top)} of the error at the largest cell."

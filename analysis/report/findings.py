@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -122,7 +122,9 @@ def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0, limit: Lim
         final = (
             compare(points_from_cells(cells, limit=limit), replicates=bootstrap, seed=seed) if held.any() else fitted
         )
-        score = held_out_score(fitted, _observed(cells[held])) if held.any() else None
+        if held.any():
+            score = held_out_score(fitted, _observed(cells[held]))
+            score = replace(score, table=score.table.assign(trial=cells["trial"][held].to_numpy()))
     except UserError as error:
         fitted = final = score = None
         problem = str(error).removeprefix("table: ")

@@ -54,12 +54,7 @@ def answer(findings: Findings) -> list[str]:
     cells, answers, final = findings.cells, findings.answers, findings.final
     if not len(cells):
         return [f"There is no answer: {findings.problem}."]
-    measure = measure_of(cells)
-    best = cells.loc[cells[measure.test].idxmin()]
-    first = (
-        f"The lowest test {measure.noun} is {measure.value(best[measure.test])}, reached by the model of "
-        f"{short(best['num_params'])} parameters on {short(best['num_spectra'])} spectra"
-    )
+    first = lowest(cells)
     if answers is None or final is None:
         return [f"{first}.", f"There is no law of error over N and D here: {findings.problem}."]
     sentences = [f"{first}; {gains(answers, final)}."]
@@ -76,6 +71,26 @@ def answer(findings: Findings) -> list[str]:
     return sentences
 
 
+def lowest(cells: pd.DataFrame) -> str:
+    """The lowest error that was measured, as a clause."""
+    measure = measure_of(cells)
+    best = cells.loc[cells[measure.test].idxmin()]
+    return (
+        f"The lowest test {measure.noun} is {measure.value(best[measure.test])}, reached by the model of "
+        f"{short(best['num_params'])} parameters on {short(best['num_spectra'])} spectra"
+    )
+
+
+def trial(row: pd.Series) -> str:
+    """A trial's numbers in a few lines, for a point in a figure."""
+    measure = measure_of(row.to_frame().T)
+    return (
+        f"N = {row['num_params']:,}, D = {row['num_spectra']:,}\n"
+        f"test {measure.tell(row[measure.test])}, validation {measure.value(row[measure.val])}\n"
+        f"learning rate {row['lr']:.3g}, seed {row['seed']}, {row['epochs']:.3g} epochs"
+    )
+
+
 def gains(answers: Answers, final: Comparison) -> str:
     """What more data and a larger model would buy, as a clause."""
     told = [_gain(row) for _, row in answers.gains.iterrows() if row["scenario"].endswith(("data", "model"))]
@@ -87,7 +102,7 @@ def _gain(row: pd.Series) -> str:
     factor, what = row["scenario"].split("× ")
     more = f"{factor} times the data" if what == "data" else f"a model {factor} times as large"
     if row["refused"]:
-        return f"what {more} would do cannot be told ({'; '.join(row['flags'])})"
+        return f"what {more} would do is not known ({'; '.join(row['flags'])})"
     low, best, high = (f"{100 * row[name]:.0f}".replace("-", "−") for name in ("gain_low", "gain", "gain_high"))
     return f"{more} would lower the error by {low} to {high} % (best {best} %)"
 

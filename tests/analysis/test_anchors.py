@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 
 from analysis.points.anchors import Anchor, parse_anchor, require_same_evaluation
 from analysis.report import figures
@@ -42,7 +43,7 @@ def test_an_anchor_stands_where_it_belongs_with_its_error(draw, at, name):
     star = next(line for line in axes.lines if line.get_marker() == "*")
     assert np.allclose(star.get_xydata(), [[at, 0.11]])
     assert star.get_color() == ALARM
-    bar = axes.collections[0].get_segments()[0]
+    bar = next(each for each in axes.collections if isinstance(each, LineCollection)).get_segments()[0]
     assert np.allclose(bar, [[at, 0.106], [at, 0.114]])
     assert axes.get_xlim()[1] > at
     legend = figure.legends[-1]

@@ -85,7 +85,7 @@ def test_the_law_of_a_study_is_that_of_whole_budgets(branched, whole, tmp_path, 
     assert with_branches.fitted.law.parameters == without.fitted.law.parameters
     same = [column for column in without.cells if column != "device_seconds"]
     pd.testing.assert_frame_equal(with_branches.cells[same], without.cells[same])
-    monkeypatch.setattr("analysis.report.page._figures", lambda *_: {})
+    monkeypatch.setattr("analysis.report.pictures._figures", lambda *_: {})
     for rows, told in ((branched, True), (frame(whole), False)):
         write_report(rows, tmp_path, bootstrap=20)
         page = (tmp_path / "index.html").read_text()

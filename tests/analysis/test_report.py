@@ -14,7 +14,9 @@ from analysis.points.example import example_rows
 from analysis.points.limit import Limit
 from analysis.report.checklist import NOT_RECORDED, checklist
 from analysis.report.findings import find
+from analysis.report.headline import headlines
 from analysis.report.page import write_report
+from analysis.report.pictures import save_pictures
 from analysis.report.words import axis_meaning, bounds, greek, significant
 from tests.analysis.conftest import FIXED_NOISE_FIXED_SAMPLES, STUDY_FIGURES, frame, study_rows
 
@@ -44,7 +46,10 @@ def example():
 
 
 def page_of(out):
-    return re.sub(r"base64,[^\"]*", "", (out / "index.html").read_text())
+    """The page's words: without what is attached to it, its figures and its style."""
+    return re.sub(
+        r"base64,[^\"]*|<svg.*?</svg>|<style>.*?</style>", "", (out / "index.html").read_text(), flags=re.DOTALL
+    )
 
 
 def test_the_page_tells_the_whole_story(report):
@@ -68,8 +73,54 @@ def test_the_page_tells_the_whole_story(report):
 
 def test_the_page_needs_nothing_else(report):
     page = (report / "index.html").read_text()
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
-    assert page.count("<img") == len(STUDY_FIGURES)
+    assert not re.search(r"\ssrc=\"(?!data:)|url\((?!#)|@import|<link", page)
+    links = set(re.findall(r"\shref=\"(?!data:)([^\"]*)\"", page))
+    assert links == {f"figures/{name}.{kind}" for name in STUDY_FIGURES for kind in ("svg", "pdf", "png")}
+    assert page.count("<svg") == len(STUDY_FIGURES)
+    assert len(page) < 3_000_000
+
+
+def test_points_carry_their_trials_numbers_and_link_to_its_curve(example, tmp_path):
+    curves = "../trials/{trial}/progress.csv"
+    hero = save_pictures(example, None, (), tmp_path, curves)["error_against_data"]["svg"]
+    points = re.findall(r'<a class="point" data-trial="([^"]*)" tabindex="-1" href="([^"]*)"><title>([^<]*)<', hero)
+    chosen = example.cells.set_index("trial")
+    assert sorted(trial for trial, _, _ in points) == sorted(chosen.index)
+    for trial, link, numbers in points:
+        row = chosen.loc[trial]
+        assert link == f"../trials/{trial}/progress.csv"
+        assert f"N = {row['num_params']:,}, D = {row['num_spectra']:,}" in numbers
+        assert f"test MAE {row['test_mae_dex']:.3f} dex" in numbers
+        assert f"learning rate {row['lr']:.3g}, seed {row['seed']}, 4 epochs" in numbers
+
+
+def test_figures_on_one_page_have_ids_of_their_own_and_colours_for_both_themes(report):
+    page = (report / "index.html").read_text()
+    ids = re.findall(r'\sid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(|xlink:href=")#([^")]*)', page)) <= set(ids)
+    assert "stroke: #000000; stroke: light-dark(#000000, #ebebeb)" in page
+
+
+def test_the_answer_comes_in_four_lines(example):
+    law, score, stop, following = headlines(example)
+    assert law.words.startswith("MAE = E + A/N^α")
+    assert "90 % intervals: E 0.0" in law.detail
+    assert score.words == "20 of 20 held-out runs lie inside their 90 % intervals; the mean miss is 2 %."
+    assert stop.words in example.answers.stop.words
+    gains = example.answers.gains.set_index("scenario")["gain"]
+    assert following.words.startswith("4 times the data" if gains["4× data"] > gains["4× model"] else "A model 4 times")
+    assert "device-hours" in following.detail
+
+
+def test_a_running_study_says_so_on_a_page_that_loads_itself_again(make_rows, tmp_path):
+    rows = make_rows({"trial": f"{d}", "num_spectra": d} for d in (512, 1024))
+    write_report(rows, tmp_path, progress=["2 of <5> trials done"])
+    page = (tmp_path / "index.html").read_text()
+    assert '<meta http-equiv="refresh"' in page
+    assert "<li>2 of &lt;5&gt; trials done</li>" in page
+    write_report(rows, tmp_path)
+    assert "refresh" not in page_of(tmp_path)
 
 
 def test_everything_lies_beside_the_page(report):

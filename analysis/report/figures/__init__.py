@@ -1,6 +1,6 @@
 """Figures a journal accepts: each function returns a Matplotlib `Figure` of its own and touches no global state.
 
-Widths are those of a journal's one or two columns (8.5 and 17 cm), colours can be told apart by the colour-blind, every
+Each is one column of a journal wide (8.5 cm), which a telephone shows at full size; colours can be told apart by the colour-blind, every
 axis has its unit, intervals are bands, and errors that took no part in the fit are drawn open.
 """
 
@@ -9,12 +9,11 @@ from analysis.report.figures.curves import error_against_compute, error_against_
 from analysis.report.figures.diagnostics import held_out, profiles, residuals
 from analysis.report.figures.observed import Observed
 from analysis.report.figures.search import learning_rates
-from analysis.report.figures.style import COLUMN, PAGE, error_label, label_name, save, short
+from analysis.report.figures.style import COLUMN, error_label, label_name, save, short
 from analysis.report.figures.surface import error_surface
 
 __all__ = [
     "COLUMN",
-    "PAGE",
     "Observed",
     "error_against_compute",
     "error_against_data",

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from analysis.answers.budget import ErrorBudget
 from analysis.report.figures.observed import Observed
-from analysis.report.figures.style import PAGE, TERMS, new_figure, short, styled
+from analysis.report.figures.style import COLUMN, TERMS, name_trials, new_figure, panels_legend, short, styled
 
 _PANELS = 6
 _WIDTH = 0.72
@@ -31,9 +31,9 @@ def error_budgets(budgets: Sequence[ErrorBudget], observed: Observed, level: flo
     sizes = np.unique([budget.N for budget in budgets])
     if len(sizes) > _PANELS:
         sizes = sizes[np.linspace(0, len(sizes) - 1, _PANELS).round().astype(int)]
-    across = 2 if len(sizes) == 4 else min(len(sizes), 3)
+    across = len(sizes) if len(sizes) < 3 else 2 if len(sizes) <= 4 else 3
     down = -(-len(sizes) // across)
-    figure = new_figure(PAGE, 0.33 * PAGE * down + 0.3)
+    figure = new_figure(COLUMN, (0.8, 0.5, 0.45)[across - 1] * COLUMN * down + 0.5)
     panels = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
     data = np.unique([budget.D for budget in budgets])
     present: list[str] = []
@@ -53,10 +53,10 @@ def error_budgets(budgets: Sequence[ErrorBudget], observed: Observed, level: flo
             here = some & (observed.held == held)
             places = np.searchsorted(data, observed.D[here])
             axes.plot(places, observed.loss[here], "o", color="black", mfc=face, ms=3, mew=0.7, zorder=4)
-        axes.set_xticks(range(len(data)), [short(D) for D in data])
+        places, names = np.searchsorted(data, observed.D[some]), observed.trials
+        name_trials(axes, places, observed.loss[some], None if names is None else names[some])
+        axes.set_xticks(range(len(data)), [short(D) if k % across == 0 else "" for k, D in enumerate(data)])
         axes.set_title(f"N = {short(size)}")
-    for axes in panels[len(sizes) :]:
-        axes.set_visible(False)
     panels[0].set_ylim(0, 1.25 * max(observed.loss.max(), max(budget.table["value"].sum() for budget in budgets)))
     figure.supxlabel(observed.data, fontsize=8)
     figure.supylabel(observed.error, fontsize=8)
@@ -64,6 +64,6 @@ def error_budgets(budgets: Sequence[ErrorBudget], observed: Observed, level: flo
     marks.append(Line2D([], [], ls="", marker="o", ms=3, color="black", label="measured"))
     if observed.held.any():
         marks.append(Line2D([], [], ls="", marker="o", ms=3, mfc="white", color="black", label="held out"))
-    marks.append(Line2D([], [], color="black", lw=0.8, label=f"{100 * level:g} % interval of each part"))
-    figure.legend(handles=marks, loc="outside upper center", ncols=len(marks))
+    marks.append(Line2D([], [], color="black", lw=0.8, label=f"{100 * level:g} % interval"))
+    panels_legend(figure, marks, panels[len(sizes) :])
     return figure

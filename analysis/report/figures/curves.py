@@ -25,6 +25,7 @@ from analysis.report.figures.style import (
     colour,
     error_axis,
     marker,
+    name_trials,
     new_figure,
     series_handles,
     short,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 _ANCHORS = "*ph8"
 _BASELINES = "Xd>"
 _NAME = 40  # characters of an anchor's name that a column has room for
+_REACH = 4.0  # how far beyond the largest D the law is drawn, as a factor
+_DEPTH = 4.0  # how far below the lowest error a floor is drawn, as a factor
 _STEPS = 60
 _NODES = 6  # places at which a band is computed; between them its width is smooth
 
@@ -51,22 +54,24 @@ def error_against_data(
     comparison: Comparison | None,
     anchors: Sequence[Anchor] = (),
     baselines: Sequence[Baseline] = (),
+    limit: float | None = None,
 ) -> Figure:
-    """Error against D, one curve a model size, with the law and the band of its curve.
+    """Error against D, one curve a model size, with the law and its band, the forecast beyond the data, and the floor.
 
     Args:
         observed: the errors; held-out ones are drawn open.
         comparison: the fitted law over N and D, or None where there is none.
         anchors: scores of models from elsewhere, drawn with their standard error and named below the axis.
         baselines: families of another kind, in grey, with their own laws.
+        limit: the information limit of the test spectra, where it is known.
     """
-    return _curves(observed, comparison, "D", anchors, baselines)
+    return _curves(observed, comparison, "D", anchors, baselines, limit)
 
 
 @styled
 def error_against_size(observed: Observed, comparison: Comparison | None, anchors: Sequence[Anchor] = ()) -> Figure:
     """Error against N, one curve a number of spectra; as `error_against_data`."""
-    return _curves(observed, comparison, "N", anchors, ())
+    return _curves(observed, comparison, "N", anchors)
 
 
 @styled
@@ -156,39 +161,56 @@ def _curves(
     comparison: Comparison | None,
     along: Literal["N", "D"],
     anchors: Sequence[Anchor],
-    baselines: Sequence[Baseline],
+    baselines: Sequence[Baseline] = (),
+    limit: float | None = None,
 ) -> Figure:
     figure = new_figure(COLUMN, 0.95 * COLUMN)
     axes = figure.subplots()
     x, by, symbol = (observed.D, observed.N, "N") if along == "D" else (observed.N, observed.D, "D")
-    values = np.unique(by)
+    values, reach = np.unique(by), 1.1 if comparison is None else _REACH
     for place, value in enumerate(values):
         shade = colour(place, len(values))
         some = by == value
-        span = np.geomspace(x[some].min() / 1.1, x[some].max() * 1.1, _STEPS)
+        span = np.geomspace(x[some].min() / 1.1, x.max() * reach if along == "D" else x[some].max() * 1.1, _STEPS)
+        beyond = span > 1.1 * x[some].max()
         held = np.full(_STEPS, value)
         at = (held, span) if along == "D" else (span, held)
         drawn = None if comparison is None else _law_and_band(comparison, *at)
         if drawn is not None:
             law, low, high = drawn
             axes.fill_between(span, low, high, color=shade, alpha=0.18, lw=0)
-            axes.plot(span, law, color=shade)
+            axes.plot(span[~beyond], law[~beyond], color=shade)
+            axes.plot(span[beyond], law[beyond], color=shade, ls=(0, (3, 2)))
         _draw_points(axes, x, observed, some, place, len(values))
     named = [_draw_baseline(axes, each, place) for place, each in enumerate(baselines)]
     named += [_draw_anchor(axes, anchor, along, place) for place, anchor in enumerate(anchors)]
     axes.set(xscale="log", yscale="log", xlabel=observed.data if along == "D" else observed.size, ylabel=observed.error)
-    size_ticks(
-        axes.xaxis, np.append(x, [anchor.num_spectra if along == "D" else anchor.num_params for anchor in anchors])
-    )
-    error_axis(axes, "y")
-    axes.grid()
     handles = series_handles(values, symbol)
     if comparison is not None:
         handles.append(Line2D([], [], color="0.3", label=f"law, {100 * comparison.level:g} % band"))
+    if along == "D":
+        handles += _draw_floor(axes, comparison, limit, float(observed.loss.min()))
+    ticks = [*x, *(anchor.num_spectra if along == "D" else anchor.num_params for anchor in anchors)]
+    size_ticks(axes.xaxis, [*ticks, x.max() * reach] if along == "D" and comparison is not None else ticks, most=8)
+    error_axis(axes, "y")
+    axes.grid()
     _legend(figure, handles, observed)
     if named:
         figure.legend(handles=named, loc="outside lower center", ncols=1 if anchors else 3)
     return figure
+
+
+def _draw_floor(axes: Axes, comparison: Comparison | None, limit: float | None, lowest: float) -> list[Line2D]:
+    """The law's floor with its interval, and the information limit, where they are not far below all that was measured."""
+    bottom, handles = lowest / _DEPTH, list[Line2D]()
+    floor = None if comparison is None else comparison.law.parameters.get("E")
+    if comparison is not None and floor is not None and floor > bottom:
+        low, high = comparison.intervals[comparison.best]["E"]
+        axes.axhspan(max(low, bottom), min(high, lowest), color="0.5", alpha=0.2, lw=0, zorder=0)
+        handles.append(axes.axhline(floor, color="0.35", lw=1, ls=":", zorder=1, label="floor E of the law"))
+    if limit is not None and limit > bottom:
+        handles.append(axes.axhline(limit, color="black", lw=1.4, zorder=1, label="information limit"))
+    return handles
 
 
 def _draw_baseline(axes: Axes, baseline: Baseline, place: int) -> Line2D:
@@ -247,6 +269,7 @@ def _draw_points(axes: Axes, x: Array, observed: Observed, some: NDArray[np.bool
     for held, face in ((False, shade), (True, "white")):
         here = some & (observed.held == held)
         axes.plot(x[here], observed.loss[here], ls="", marker=marker(place), color=shade, mfc=face, mew=0.9, zorder=3)
+    name_trials(axes, x[some], observed.loss[some], None if observed.trials is None else observed.trials[some])
 
 
 def _legend(figure: Figure, handles: list[Line2D], observed: Observed) -> None:

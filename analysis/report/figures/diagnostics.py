@@ -18,11 +18,11 @@ from analysis.report.figures.style import (
     DATA,
     GREEK,
     MARKERS,
-    PAGE,
     SIZE,
     colour,
     error_axis,
     marker,
+    name_trials,
     new_figure,
     short,
     size_ticks,
@@ -62,6 +62,7 @@ def held_out(score: HeldOut, level: float, error: str) -> Figure:
             capsize=2,
             label=f"N = {short(size)}",
         )
+    name_trials(axes, table["observed"], table["predicted"], table.get("trial"))
     missed = table[~table["inside"]]
     if len(missed):
         axes.plot(missed["observed"], missed["predicted"], "x", color=ALARM, ms=6, mew=1.2, label="outside", zorder=4)
@@ -88,8 +89,8 @@ def residuals(comparison: Comparison, *, size: str = SIZE, data: str = DATA) -> 
     percent = 100 * np.expm1(comparison.law.residuals)
     axis = {"N": (points.N, size), "D": (points.D, data)}
     drawn = points.axis
-    figure = new_figure(PAGE if len(drawn) == 2 else COLUMN, 0.38 * PAGE)
-    panels = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+    figure = new_figure(COLUMN, 0.75 * COLUMN * len(drawn))
+    panels = figure.subplots(len(drawn), 1, sharey=True, squeeze=False)[:, 0]
     for axes, name in zip(panels, drawn, strict=True):
         x, label = axis[name]
         other = "D" if name == "N" else "N"
@@ -107,7 +108,7 @@ def residuals(comparison: Comparison, *, size: str = SIZE, data: str = DATA) -> 
         size_ticks(axes.xaxis, x)
         if tell:
             axes.legend(fontsize=6, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0)
-    panels[0].set_ylabel(f"observed − law ({comparison.best}) [%]")
+        axes.set_ylabel("observed − law [%]")
     return figure
 
 
@@ -127,9 +128,9 @@ def profiles(comparison: Comparison, *, form: str | None = None, unit: str = "")
     form = form or comparison.best
     fitted = comparison.fits[form]
     names = [name for name in fitted.law.parameters if np.isfinite(fitted.parameters[name])]
-    across = 2 if len(names) in (2, 4) else 3
+    across = min(len(names), 2)
     down = -(-len(names) // across)
-    figure = new_figure(PAGE if across == 3 else 0.72 * PAGE, 0.26 * PAGE * down)
+    figure = new_figure(COLUMN, 0.5 * COLUMN * down)
     panels = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
     likely = comparison.likelihoods.get(form)
     inner = parameter_intervals(likely, comparison.level) if likely is not None else {}

@@ -24,6 +24,7 @@ class Observed:
         loss: measured errors (n,).
         held: which of them took no part in the fit (n,).
         flops: training compute of each (n,), or None where it is not known.
+        trials: the name of each one's trial (n,), or None where they have none.
         error: the error's name and unit.
         size: the name and unit of N.
         data: the name and unit of D.
@@ -34,6 +35,7 @@ class Observed:
     loss: Array
     held: NDArray[np.bool_]
     flops: Array | None = None
+    trials: NDArray[np.str_] | None = None
     error: str = "loss"
     size: str = SIZE
     data: str = DATA
@@ -48,6 +50,7 @@ class Observed:
             loss=cells[measure_of(cells).test].to_numpy(float),
             held=cells["held_out"].to_numpy(bool),
             flops=flops if np.all(np.isfinite(flops) & (flops > 0)) else None,
+            trials=cells["trial"].to_numpy(str),
             error=error_label(cells),
         )
 

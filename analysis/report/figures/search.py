@@ -11,12 +11,14 @@ from matplotlib.lines import Line2D
 from analysis.answers.parabola import bracketed_optimum
 from analysis.report.figures.style import (
     ALARM,
-    PAGE,
+    COLUMN,
     colour,
     error_axis,
     error_label,
     marker,
+    name_trials,
     new_figure,
+    panels_legend,
     series_handles,
     short,
     size_ticks,
@@ -43,28 +45,27 @@ def learning_rates(rows: pd.DataFrame) -> Figure | None:
         return None
     error = measure_of(rows).val
     sizes, data = np.unique(tried["num_params"]), np.unique(tried["num_spectra"])
-    across = len(sizes) if len(sizes) <= 3 else min(-(-len(sizes) // 2), 4)
+    across = len(sizes) if len(sizes) < 3 else 2 if len(sizes) <= 4 else 3
     down = -(-len(sizes) // across)
-    figure = new_figure(PAGE, (0.3 if across > 2 else 0.36) * PAGE * down + 0.5)
+    figure = new_figure(COLUMN, (0.8, 0.5, 0.45)[across - 1] * COLUMN * down + 0.7)
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, size in zip(panels, sizes, strict=False):
         here = tried[tried["num_params"] == size]
         done = here[(here["status"] == "done") & (here[error] > 0)]
         for (_, spectra, _), trials in done.groupby(_CELL):
             _draw_cell(axes, trials, error, int(np.searchsorted(data, spectra)), len(data))
+        name_trials(axes, done["lr"], done[error], done["trial"])
         lost = here[here["status"] != "done"]
         axes.plot(lost["lr"], np.full(len(lost), 0.97), "x", color=ALARM, transform=axes.get_xaxis_transform())
         axes.set(xscale="log", yscale="log")
         axes.set_title(f"N = {short(size)}")
-    size_ticks(panels[0].xaxis, tried["lr"], text="{:.2g}".format, most=4)
+    size_ticks(panels[0].xaxis, tried["lr"], text="{:.2g}".format, most=5 - across)
     error_axis(panels[0], "y")
-    for axes in panels[len(sizes) :]:
-        axes.set_visible(False)
     for axes in panels[max(len(sizes) - across, 0) : len(sizes)]:
         axes.tick_params(labelbottom=True)
     figure.supxlabel("learning rate", fontsize=8)
     figure.supylabel(error_label(rows, "validation"), fontsize=8)
-    figure.legend(handles=[*series_handles(data, "D"), *_marks()], loc="outside upper center", ncols=6)
+    panels_legend(figure, [*series_handles(data, "D"), *_marks()], panels[len(sizes) :])
     return figure
 
 
@@ -96,5 +97,5 @@ def _marks() -> list[Line2D]:
     return [
         Line2D([], [], ls="", marker="*", color="black", label="optimum"),
         Line2D([], [], ls="", marker=">", color=ALARM, label="not bracketed"),
-        Line2D([], [], ls="", marker="x", color=ALARM, label="pruned, diverged or failed"),
+        Line2D([], [], ls="", marker="x", color=ALARM, label="pruned or failed"),
     ]

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
+from urllib.parse import quote
 
 import matplotlib as mpl
 import numpy as np
@@ -16,16 +17,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from scaling.files import output
 from scaling.results import measure_of
 
 COLUMN = 8.5 / 2.54
 """Width of one column of a journal, in inches."""
-
-PAGE = 17.0 / 2.54
-"""Width of two columns, in inches."""
 
 SIZE = "N, model parameters"
 DATA = "D, training spectra"
@@ -106,9 +104,16 @@ def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
         for kind, metadata in zip(FORMATS, ({"Date": None}, {"CreationDate": None}, None), strict=True):
             path = folder / f"{name}.{kind}"
             with output(path, starts=None) as temporary:
-                figure.savefig(temporary, format=kind, dpi=_DPI, metadata=metadata)
+                figure.savefig(temporary, format=kind, dpi=_DPI, metadata=metadata, transparent=kind == "svg")
             paths[kind] = path
     return paths
+
+
+def name_trials(axes: Axes, x: ArrayLike, y: ArrayLike, trials: Iterable[str] | None) -> None:
+    """Lay an unseen link over each point, which names its trial: `#trial`. In an SVG it answers to the pointer; None names none."""
+    if trials is not None:
+        spots = axes.scatter(x, y, s=90, alpha=0, linewidths=0, zorder=9)
+        spots.set_urls([f"#{quote(trial)}" for trial in trials])
 
 
 def short(value: float) -> str:
@@ -136,7 +141,7 @@ def label_name(cells: pd.DataFrame) -> str:
 
 def colour(place: int, count: int) -> tuple[float, float, float, float]:
     """Viridis without its palest end: ordered, even in lightness and readable by the colour-blind."""
-    return mpl.colormaps["viridis"](0.88 * place / max(count - 1, 1))
+    return mpl.colormaps["viridis"](0.8 * place / max(count - 1, 1))
 
 
 def marker(place: int) -> str:
@@ -151,6 +156,18 @@ def series_handles(values: Iterable[float], symbol: str) -> list[Line2D]:
         Line2D([], [], ls="", marker=marker(k), color=colour(k, len(values)), label=f"{symbol} = {short(v)}")
         for k, v in enumerate(values)
     ]
+
+
+def panels_legend(figure: Figure, handles: list[Any], spare: NDArray[Any]) -> None:
+    """The legend of a figure of panels: in the place of a panel that is not needed, else above them all."""
+    for axes in spare:
+        axes.set_visible(False)
+    if len(spare):
+        spare[0].set_visible(True)
+        spare[0].axis("off")
+        spare[0].legend(handles=handles, loc="center")
+    else:
+        figure.legend(handles=handles, loc="outside upper center", ncols=3)
 
 
 def size_ticks(axis: Axis, values: ArrayLike, *, text: Callable[[float], str] = short, most: int = 6) -> None:

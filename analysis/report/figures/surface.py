@@ -14,7 +14,7 @@ from analysis.answers.forecast import places
 from analysis.intervals.compare import Comparison
 from analysis.laws import Array
 from analysis.report.figures.observed import Observed
-from analysis.report.figures.style import PAGE, new_figure, size_ticks, styled
+from analysis.report.figures.style import COLUMN, name_trials, new_figure, size_ticks, styled
 
 if TYPE_CHECKING:
     from analysis.answers.allocation import Path
@@ -35,7 +35,7 @@ def error_surface(observed: Observed, comparison: Comparison, path: Path | None 
     Raises:
         UserError: if the law needs the samples seen, which differ between runs.
     """
-    figure = new_figure(0.72 * PAGE, 0.5 * PAGE)
+    figure = new_figure(COLUMN, 1.05 * COLUMN)
     axes = figure.subplots()
     axes.set(xscale="log", yscale="log", xlabel=observed.data, ylabel=observed.size)
     N = np.geomspace(observed.N.min() / _MARGIN, observed.N.max() * _MARGIN, _GRID)
@@ -58,15 +58,18 @@ def error_surface(observed: Observed, comparison: Comparison, path: Path | None 
         shade = colours(norm(value))
         face, edge = ("white", "black") if held else (shade, "white")
         axes.plot(x, y, "o", ms=6, mfc=face, mec=edge, mew=0.8, zorder=4)
+    name_trials(axes, observed.D, observed.N, observed.trials)
     if path is not None:
         axes.plot(path.table["D"], path.table["N"], color="black", lw=1.4)
     size_ticks(axes.xaxis, observed.D)
     size_ticks(axes.yaxis, observed.N)
-    bar = figure.colorbar(mpl.cm.ScalarMappable(norm, colours), ax=axes, label=observed.error)
-    bar.ax.yaxis.set_major_locator(FixedLocator(levels))
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    bar.ax.yaxis.set_minor_locator(NullLocator())
-    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    bar = figure.colorbar(mpl.cm.ScalarMappable(norm, colours), ax=axes, label=observed.error, location="top")
+    assert bar.solids is not None
+    bar.solids.set_rasterized(True)
+    bar.ax.xaxis.set_major_locator(FixedLocator(levels))
+    bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    bar.ax.xaxis.set_minor_locator(NullLocator())
+    bar.ax.xaxis.set_minor_formatter(NullFormatter())
     return figure
 
 

@@ -1,0 +1,152 @@
+"""The answer in four lines, and what each section of the page comes to, for a reader who asks nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.answers.next_runs import run_hours
+from analysis.report import sections, words
+from analysis.report.checklist import checklist
+from analysis.report.figures.style import GREEK, short
+from analysis.report.findings import Findings
+from scaling.results import measure_of
+
+UNLIKELY_TREND = 0.01
+"""Below this p value, residuals are said to depend on an axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """One line of the answer: what it is about, the line, and what to know beside it."""
+
+    title: str
+    words: str
+    detail: str = ""
+
+
+def headlines(findings: Findings) -> list[Headline]:
+    """The law, its score on held-out cells, why the curve stops, and what to run next: a line each."""
+    if findings.final is None or findings.answers is None:
+        return [Headline("The law", f"There is no law of error over N and D here: {findings.problem}.")]
+    return [_law(findings), _score(findings), _stop(findings), _next(findings)]
+
+
+def _law(findings: Findings) -> Headline:
+    final = findings.final
+    assert final is not None
+    formula = words.greek(final.law.law.formula).replace("L = ", f"{measure_of(findings.rows).name} = ", 1)
+    intervals = final.intervals[final.best]
+    listed = ", ".join(f"{GREEK.get(name, name)} {words.bounds(intervals.get(name))}" for name in final.law.parameters)
+    beware = "".join(f" Beware: {flag}." for flag in sections.beware(findings.answers))
+    return Headline("The law", formula, f"{100 * final.level:g} % intervals: {listed}.{beware}")
+
+
+def _score(findings: Findings) -> Headline:
+    title = "Was its forecast right?"
+    if findings.score is not None:
+        score, level = findings.score, 100 * (findings.fitted.level if findings.fitted else 0.9)
+        line = f"{score.inside} of {len(score.table)} held-out runs lie inside their {level:g} % intervals"
+        miss = f"the mean miss is {100 * score.mean_abs_log_error:.0f} %"
+        return Headline(title, f"{line}; {miss}.", _split(score.words)[1])
+    if findings.backtests:
+        return Headline(title, *_split(f"No cells were held out. {findings.backtests[0].words}"))
+    return Headline(title, "Not tested: no cells were held out, so treat every forecast with caution.")
+
+
+def _stop(findings: Findings) -> Headline:
+    title, answers = "Why does the curve stop?", findings.answers
+    assert answers is not None
+    if answers.stop is None:
+        return Headline(title, "The selected law cannot be split into parts here.")
+    return Headline(title, *_split(answers.stop.words))
+
+
+def _next(findings: Findings) -> Headline:
+    """More data or a larger model, whichever lowers the error more, with what it costs."""
+    title, answers = "What to run next?", findings.answers
+    assert answers is not None
+    gains = answers.gains[answers.gains["scenario"].str.endswith(("data", "model"))]
+    known = gains[~gains["refused"].astype(bool)].sort_values("gain", ascending=False)
+    if not len(known):
+        reasons = "; ".join(dict.fromkeys(flag for flags in gains["flags"] for flag in flags))
+        return Headline(title, f"More cells: the law cannot be trusted beyond these ({reasons}).")
+    first = known.iloc[0]
+    place = f"N = {short(first['N'])}, D = {short(first['D'])}"
+    line = f"{_what(first)}: {_fall(first)}."
+    hours, detail = run_hours(findings.cells), []
+    if hours is not None:
+        cost = float(hours(np.array([first["N"]]), np.array([first["D"]]))[0])
+        detail.append(f"A run of {place} takes about {words.significant(cost)} device-hours.")
+    detail += [f"{_what(row)}: {_fall(row)}." for _, row in known.iloc[1:].iterrows()]
+    return Headline(title, line, " ".join(detail))
+
+
+def _what(row: pd.Series) -> str:
+    factor, what = row["scenario"].split("× ")
+    return f"{factor} times the data" if what == "data" else f"A model {factor} times as large"
+
+
+def _fall(row: pd.Series) -> str:
+    low, best, high = (f"{100 * row[name]:.0f}".replace("-", "−") for name in ("gain_low", "gain", "gain_high"))
+    return f"{low} to {high} % less error (best {best} %)"
+
+
+def _split(text: str) -> tuple[str, str]:
+    """The first sentence and the rest."""
+    first, _, rest = text.partition(". ")
+    return (f"{first}.", rest) if rest else (text, "")
+
+
+def meanings(findings: Findings) -> dict[str, str]:
+    """Section to a sentence that says what its statistics mean for the reader."""
+    found = {
+        "rates": _rates(findings),
+        "exclusions": f"{len(findings.table.exclusions)} trials were left out, each with its reason."
+        if len(findings.table.exclusions)
+        else "Nothing was left out.",
+        "checklist": _checklist(findings),
+    }
+    fitted = findings.fitted
+    if fitted is None:
+        return found
+    open_ends = [
+        GREEK.get(name, name) for name, ends in fitted.intervals[fitted.best].items() if not np.all(np.isfinite(ends))
+    ]
+    found["profiles"] = (
+        f"The cells do not determine {' and '.join(open_ends)}: do not quote it."
+        if open_ends
+        else "Every parameter of the law is determined: each interval has two ends."
+    )
+    others = sum(weight > 0.05 for weight in fitted.extrapolation.weights.values())
+    found["forms"] = (
+        f"{fitted.best} fits best for its size; "
+        + (f"forecasts mix {others} forms, " if others > 1 else "forecasts rest on one form, ")
+        + "weighed by how well they forecast the larger cells from the smaller."
+    )
+    trends = [] if findings.trends is None else list(findings.trends.query("p < @UNLIKELY_TREND")["axis"])
+    found["residuals"] = (
+        f"The errors still depend on {' and '.join(trends)} in a way the law misses: do not extrapolate along it."
+        if trends
+        else "What the law misses looks like chance: nothing here speaks against extrapolating."
+    )
+    return found
+
+
+def _rates(findings: Findings) -> str:
+    cells = findings.table.cells
+    searched, edges = int((cells["learning_rates"] >= 3).sum()), int((cells["edge_of_search"] != "").sum())
+    if not searched:
+        return "No cell tried three learning rates, so errors may be higher than they need to be."
+    if edges:
+        return f"In {edges} of {searched} searched cells a better learning rate may lie outside: their errors may be too high."
+    return f"In all {searched} searched cells the best learning rate lies inside what was tried."
+
+
+def _checklist(findings: Findings) -> str:
+    lines = checklist(findings)
+    missing = [line.question.lower() for line in lines if not line.told]
+    stated = f"{len(lines) - len(missing)} of {len(lines)} points are stated"
+    return f"{stated}; missing: {', '.join(missing)}." if missing else f"{stated}."
