@@ -63,7 +63,8 @@ def write_report(
     require_same_evaluation(rows, anchors)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     pictures = save_pictures(findings, limit, anchors, out / "figures", curves)
-    fit = _fit_json(findings) | {"anchors": [asdict(anchor) for anchor in anchors]}
+    lines = {"headlines": [asdict(line) for line in headlines(findings)]}
+    fit = _fit_json(findings) | lines | {"anchors": [asdict(anchor) for anchor in anchors]}
     _write(out / "fit.json", json_bytes(fit))
     _write(out / "cells.csv", findings.table.cells.to_csv(index=False).encode())
     page = _render(findings, pictures, limit, anchors, fit.get("beside_chinchilla", ""), progress)

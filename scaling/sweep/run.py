@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,7 +67,7 @@ def run_study(
         else:
             say(f"study {study.name}: all {len(sweep.rows())} trials have their rows")
         rows = collect(study, folder)
-        say(f"report: {write_study_report(study, folder, rows, say)}")
+        write_study_report(study, folder, rows, say)
         return [row for row in rows if row.budget_share == 1.0]
 
 
@@ -129,7 +130,7 @@ def collect(study: Study, folder: StudyFolder) -> list[Row]:
 def write_study_report(study: Study, folder: StudyFolder, rows: list[Row], say: Callable[[str], None]) -> str:
     """Fit the law to the collected rows and write the report into the store; returns where its page is.
 
-    What is not known of the test spectra's information limit is said, and how to open a page that no browser can read.
+    The answer is said in a few lines, and where the page is and how to open it.
     """
     from analysis.points.anchors import parse_anchor
     from analysis.points.limit import parse_limit
@@ -146,8 +147,12 @@ def write_study_report(study: Study, folder: StudyFolder, rows: list[Row], say: 
             anchors=[parse_anchor(content, place) for place, content in folder.read_anchors()],
         )
         page = folder.publish_report(Path(scratch) / "report")
-    if folder.store.local is None:
-        say("a browser cannot open this store: `scaling dashboard` with the same STUDY and --store serves the report")
+        law, *others = json.loads((Path(scratch) / "report" / "fit.json").read_bytes())["headlines"]
+        say("; ".join(filter(None, (f"{law['title']}: {law['words']}", law['detail']))))
+        for line in others:
+            say(f"{line['title']} {line['words']}")
+    how = "open it in a browser" if folder.store.local else "`scaling dashboard` with this STUDY and --store serves it"
+    say(f"report: {page} ({how})")
     return page
 
 

@@ -66,7 +66,7 @@ def test_a_server_restart_and_a_killed_driver_change_no_row(tmp_path, shards, mo
         output = finish(start(study_file, store, tmp_path / "cache-s3"))
         assert results(folder) == undisturbed
         assert len(curve()) == 1 + 20
-        assert "`scaling dashboard` with the same STUDY and --store serves the report" in output
+        assert "(`scaling dashboard` with this STUDY and --store serves it)" in output
         assert folder.store.read("mine/report/index.html")
 
 

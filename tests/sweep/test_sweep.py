@@ -88,6 +88,8 @@ def test_the_chain_runs_from_spectra_to_report(undisturbed):
     assert (done["test_mae_dex"] < 1.0).all()  # always answering the mean gives about 1.04 dex
     assert "cells 6/6" in printed
     assert "left" in printed
+    assert "] The law: " in printed
+    assert f"report: {store}/smoke/report/index.html (open it in a browser)" in printed
     assert (store / "smoke" / "report" / "index.html").stat().st_size > 10_000
     trial = StudyFolder(Store(str(store)), "smoke").trial(table["trial"].iloc[0])
     assert trial.read_state() is None  # nothing to resume once the row is there
