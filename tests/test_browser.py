@@ -5,15 +5,14 @@ Needs Chromium and its driver (Debian: ``apt-get install chromium chromium-drive
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from tests.browser import chromium, keep
 from tests.sweep.test_dashboards import free_ports
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -30,26 +29,8 @@ STUDY = dataclasses.replace(  # long enough to be looked at while it runs
 
 @pytest.fixture(scope="module")
 def browser():
-    selenium = pytest.importorskip("selenium")
-    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-
-    assert selenium
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium and chromedriver")
-    options = ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1500,1100",
-    ):
-        options.add_argument(flag)
-    chrome = Chrome(options=options, service=ChromeService(driver))
-    yield chrome
-    chrome.quit()
+    with chromium("--window-size=1500,1100") as chrome:
+        yield chrome
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +98,6 @@ def texts_with(browser, part, seconds=90):
     )
 
 
-def keep(browser, name, wait=1):
-    if "SCREENSHOTS" in os.environ:
-        time.sleep(wait)  # until plots are drawn
-        folder = Path(os.environ["SCREENSHOTS"])
-        folder.mkdir(parents=True, exist_ok=True)
-        browser.save_screenshot(str(folder / f"{name}.png"))
-
-
 def test_hparams_has_a_row_for_each_trial(browser, watched):
     browser.get(watched["TensorBoard"])
     assert texts_with(browser, "final/test_mae_dex")
@@ -152,7 +125,9 @@ def test_optuna_dashboard_shows_the_whole_sweep(browser, watched):
     keep(browser, "optuna-analytics", wait=8)
 
 
-def test_the_report_page_says_how_far_the_study_is(browser, watched):
+def test_the_report_page_says_how_far_the_study_is_and_draws_its_rows(browser, watched):
     browser.get(watched["report"])
     assert texts_with(browser, "best cell w")
+    assert texts_with(browser, "The study is running.", 150)  # figures of the rows so far
+    assert browser.find_elements("css selector", ".picture svg")
     keep(browser, "report")
