@@ -128,6 +128,6 @@ def test_optuna_dashboard_shows_the_whole_sweep(browser, watched):
 def test_the_report_page_says_how_far_the_study_is_and_draws_its_rows(browser, watched):
     browser.get(watched["report"])
     assert texts_with(browser, "best cell w")
-    assert texts_with(browser, "The study is running.", 150)  # figures of the rows so far
+    assert texts_with(browser, "The study is not finished.", 150)  # figures of the rows so far
     assert browser.find_elements("css selector", ".picture svg")
     keep(browser, "report")

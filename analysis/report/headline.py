@@ -30,7 +30,8 @@ class Headline:
 def headlines(findings: Findings) -> list[Headline]:
     """The law, its score on held-out cells, why the curve stops, and what to run next: a line each."""
     if findings.final is None or findings.answers is None:
-        return [Headline("The law", f"There is no law of error over N and D here: {findings.problem}.")]
+        best = [Headline("The best so far", f"{words.lowest(findings.cells)}.")] if len(findings.cells) else []
+        return [*best, Headline("The law", f"There is no law of error over N and D here: {findings.problem}.")]
     return [_law(findings), _score(findings), _stop(findings), _next(findings)]
 
 

@@ -62,7 +62,9 @@ def write_report(
     findings = find(rows, bootstrap=bootstrap, seed=seed, limit=limit)
     require_same_evaluation(rows, anchors)
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    pictures = save_pictures(findings, limit, anchors, out / "figures", curves)
+    pictures = save_pictures(
+        findings, limit, anchors, out / "figures", curves, ("svg",) if progress else figures.FORMATS
+    )
     lines = {"headlines": [asdict(line) for line in headlines(findings)]}
     fit = _fit_json(findings) | lines | {"anchors": [asdict(anchor) for anchor in anchors]}
     _write(out / "fit.json", json_bytes(fit))

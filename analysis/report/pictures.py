@@ -38,7 +38,12 @@ _POINT = re.compile(r'<a xlink:href="#([^"]+)" target="_blank">')
 
 
 def save_pictures(
-    findings: Findings, limit: Limit | None, anchors: Sequence[Anchor], folder: Path, curves: str = ""
+    findings: Findings,
+    limit: Limit | None,
+    anchors: Sequence[Anchor],
+    folder: Path,
+    curves: str = "",
+    formats: Sequence[str] = figures.FORMATS,
 ) -> dict[str, Picture]:
     """Draw the figures that the table supports and save them for papers; returns name to picture.
 
@@ -46,13 +51,14 @@ def save_pictures(
         findings: of the table.
         limit: the information limit of the test spectra, where it is known.
         anchors: scores of models from elsewhere.
-        folder: of the SVG, PDF and PNG files.
+        folder: of the files.
         curves: address of a trial's curve as the page sees it, with "{trial}" for the name; "" links none.
+        formats: of the files, "svg" among them.
     """
     trials = findings.rows.drop_duplicates("trial").set_index("trial")
     found = {}
     for name, (figure, caption) in _figures(findings, limit, anchors).items():
-        svg = figures.save(figure, folder, name)["svg"].read_text()
+        svg = figures.save(figure, folder, name, formats)["svg"].read_text()
         found[name] = {"caption": caption, "svg": as_element(svg, name, trials, curves)}
     return found
 

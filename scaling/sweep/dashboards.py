@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import http.client
 import importlib.util
-import mimetypes
 import os
 import shutil
 import signal
@@ -14,12 +12,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
@@ -27,16 +23,12 @@ from scaling.files import require_no_password
 from scaling.study.declaration import Study
 from scaling.study.lease import runs_here
 from scaling.study.store import StudyFolder
-from scaling.sweep.status import study_status
+from scaling.sweep.live import report_server
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
 END_SECONDS = 10.0
 PORTS = 3
-STATUS_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5">
-<title>{name}</title><style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}
-li{{overflow-wrap:anywhere}}</style></head><body><h1>{name}</h1><p>{question}</p><p>The report is written when the sweep is done.
-Until then, from the store:</p><ul>{lines}</ul></body></html>"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +60,7 @@ def serve(folder: StudyFolder, study: Study, port_base: int, say: Callable[[str]
     report = Page("report", port_base + 2)
     with contextlib.ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
-        stack.enter_context(_report_server(folder, study, report.port))
+        stack.enter_context(report_server(folder, study, HOST, report.port))
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spectral-scaling-dashboards-")))
         started = {page: stack.enter_context(_process(page, logs)) for page in pages if page.command}
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
@@ -177,41 +169,6 @@ def _await(page: Page, process: subprocess.Popen[bytes] | None, logs: Path) -> s
 def _last_line(page: Page, logs: Path) -> str:
     lines = (logs / page.name).read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it said nothing"
-
-
-@contextlib.contextmanager
-def _report_server(folder: StudyFolder, study: Study, port: int) -> Iterator[None]:
-    """Serve the report from the store, wherever that is, and the study's status until there is one."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = PurePosixPath(self.path.partition("?")[0].strip("/") or "index.html")
-            content = None if ".." in path.parts else folder.store.read(f"{folder.name}/report/{path}")
-            if content is None and str(path) == "index.html":
-                content = _status_page(folder, study)
-            self.send_response(404 if content is None else 200)
-            self.send_header("Content-Type", mimetypes.guess_type(path.name)[0] or "application/octet-stream")
-            self.send_header("Cache-Control", "no-store")
-            self.end_headers()
-            self.wfile.write(content or b"")
-
-        def log_message(self, format: str, *arguments: Any) -> None:
-            """Nothing: requests are not news."""
-
-    server = ThreadingHTTPServer((HOST, port), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def _status_page(folder: StudyFolder, study: Study) -> bytes:
-    text, _ = study_status(folder, study)
-    parts = [part for line in text.removeprefix(f"{study.name}: ").splitlines() for part in line.split(" | ")]
-    lines = "".join(f"<li>{html.escape(part)}</li>" for part in parts)
-    return STATUS_PAGE.format(name=study.name, question=html.escape(study.question), lines=lines).encode()
 
 
 def check_trackers(wandb: str | None, mlflow: str | None) -> None:

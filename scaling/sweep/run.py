@@ -104,7 +104,14 @@ def _stoppable(folder: StudyFolder) -> Iterator[None]:
 
 
 def collect(study: Study, folder: StudyFolder) -> list[Row]:
-    """Gather the rows of the study's cells into `results.parquet`, and return them.
+    """Write the rows of the study's cells into `results.parquet`, and return them; see `gather`."""
+    rows = gather(study, folder)
+    folder.write_table(rows)
+    return rows
+
+
+def gather(study: Study, folder: StudyFolder) -> list[Row]:
+    """The rows of the study's cells, as they are now.
 
     Which cells are held out, and which have their best learning rate between worse ones, follows from the whole grid and all
     rows as they are now: a study that has grown since holds out its new edge and not its old one.
@@ -123,7 +130,6 @@ def collect(study: Study, folder: StudyFolder) -> list[Row]:
             rows.append(row)
     if not rows:  # a mistyped store is not made
         raise UserError(f"{folder.store.locate(folder.name)}: no rows yet; run the study first, or correct --store")
-    folder.write_table(rows)
     return rows
 
 
@@ -135,6 +141,7 @@ def write_study_report(study: Study, folder: StudyFolder, rows: list[Row], say: 
     from analysis.points.anchors import parse_anchor
     from analysis.points.limit import parse_limit
     from analysis.report.page import write_report
+    from analysis.report.pictures import TRIAL_CURVES
 
     if unknown := keep_limit(study, folder):
         say(f"the report is without an information limit: {unknown}")
@@ -145,6 +152,7 @@ def write_study_report(study: Study, folder: StudyFolder, rows: list[Row], say: 
             Path(scratch) / "report",
             limit=None if known is None else parse_limit(known, folder.store.locate(folder.limit_path)),
             anchors=[parse_anchor(content, place) for place, content in folder.read_anchors()],
+            curves=TRIAL_CURVES,
         )
         page = folder.publish_report(Path(scratch) / "report")
         law, *others = json.loads((Path(scratch) / "report" / "fit.json").read_bytes())["headlines"]

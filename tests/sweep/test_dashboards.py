@@ -14,6 +14,7 @@ from scaling.errors import UserError
 from scaling.study.store import Store, StudyFolder
 from scaling.sweep import dashboards
 from scaling.sweep.journal import Journal
+from scaling.sweep.live import LivePage
 from tests.study.example import example_row, example_study
 
 
@@ -59,6 +60,16 @@ sys.exit(main(["dashboard", sys.argv[1], "--store", sys.argv[2], "--port-base", 
 """
 
 
+def test_a_study_without_a_report_is_drawn_from_its_rows(folder):
+    live = LivePage(folder, example_study())
+    assert b"best cell w0004-d00000128-s1" in live.read()  # before anything is drawn
+    live._draw()
+    page = live.read().decode()
+    assert '<meta http-equiv="refresh" content="60">' in page
+    assert "<li>best cell w0004-d00000128-s1" in page
+    assert "1 trial, of which 1 finished" in page
+
+
 @pytest.fixture
 def module(tmp_path):
     path = tmp_path / "example_module.py"
@@ -86,6 +97,12 @@ def test_all_pages_answer_and_a_signal_ends_them(folder, module, ports):
             folder.store.write(f"{folder.name}/report/figures/a.svg", b"<svg/>")
             assert get(f"http://127.0.0.1:{ports + 2}/") == "the report"
             assert get(f"http://127.0.0.1:{ports + 2}/figures/a.svg") == "<svg/>"
+            folder.trial(example_row().trial).write_progress("step,val_mae_dex\n", b"")
+            assert (
+                get(f"http://127.0.0.1:{ports + 2}/trials/{example_row().trial}/progress.csv") == "step,val_mae_dex\n"
+            )
+            with pytest.raises(OSError, match="404"):
+                get(f"http://127.0.0.1:{ports + 2}/trials/{example_row().trial}/row.json")
             with pytest.raises(OSError, match="404"):
                 get(f"http://127.0.0.1:{ports + 2}/../study.json")
             served.send_signal(signal.SIGTERM)

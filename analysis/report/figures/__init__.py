@@ -9,11 +9,12 @@ from analysis.report.figures.curves import error_against_compute, error_against_
 from analysis.report.figures.diagnostics import held_out, profiles, residuals
 from analysis.report.figures.observed import Observed
 from analysis.report.figures.search import learning_rates
-from analysis.report.figures.style import COLUMN, error_label, label_name, save, short
+from analysis.report.figures.style import COLUMN, FORMATS, error_label, label_name, save, short
 from analysis.report.figures.surface import error_surface
 
 __all__ = [
     "COLUMN",
+    "FORMATS",
     "Observed",
     "error_against_compute",
     "error_against_data",

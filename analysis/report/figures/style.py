@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote
@@ -46,6 +46,7 @@ GREEK = {"alpha": "α", "beta": "β", "beta2": "β₂", "gamma": "γ", "rho": "�
 """Names of parameters as people write them."""
 
 FORMATS = ("svg", "pdf", "png")
+_UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 _DPI = 300
 _STYLE: Any = {
@@ -89,8 +90,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 @styled
-def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
-    """Write `name`.svg, .pdf and .png (300 dpi) into `folder`, each published by renaming.
+def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMATS) -> dict[str, Path]:
+    """Write `name`.svg, .pdf and .png (300 dpi), or some of them, into `folder`, each published by renaming.
 
     The files depend on the figure alone: no date is written.
 
@@ -101,10 +102,10 @@ def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
     with mpl.rc_context({"svg.hashsalt": name}):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the layout is found once, not for every format
-        for kind, metadata in zip(FORMATS, ({"Date": None}, {"CreationDate": None}, None), strict=True):
+        for kind in formats:
             path = folder / f"{name}.{kind}"
             with output(path, starts=None) as temporary:
-                figure.savefig(temporary, format=kind, dpi=_DPI, metadata=metadata, transparent=kind == "svg")
+                figure.savefig(temporary, format=kind, dpi=_DPI, metadata=_UNDATED.get(kind), transparent=kind == "svg")
             paths[kind] = path
     return paths
 
