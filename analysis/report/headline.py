@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.answers.checks import UNLIKELY, lack_of_fit
 from analysis.answers.next_runs import run_hours
 from analysis.report import sections, words
 from analysis.report.checklist import checklist
@@ -113,6 +114,14 @@ def meanings(findings: Findings) -> dict[str, str]:
     fitted = findings.fitted
     if fitted is None:
         return found
+    lack = lack_of_fit(fitted.law, fitted.points)
+    found["law"] = f"{fitted.best}. " + (
+        "Whether it fits cannot be tested: too few cells have two seeds."
+        if lack is None
+        else f"The cells deviate from it by more than seeds explain (p = {words.significant(lack.p)}): plan with care."
+        if lack.p < UNLIKELY
+        else f"It fits: the cells deviate from it by no more than seeds explain (p = {words.significant(lack.p)})."
+    )
     open_ends = [
         GREEK.get(name, name) for name, ends in fitted.intervals[fitted.best].items() if not np.all(np.isfinite(ends))
     ]
@@ -124,8 +133,8 @@ def meanings(findings: Findings) -> dict[str, str]:
     others = sum(weight > 0.05 for weight in fitted.extrapolation.weights.values())
     found["forms"] = (
         f"{fitted.best} fits best for its size; "
-        + (f"forecasts mix {others} forms, " if others > 1 else "forecasts rest on one form, ")
-        + "weighed by how well they forecast the larger cells from the smaller."
+        + (f"forecasts mix {others} forms" if others > 1 else "forecasts rest on one form")
+        + ", by how well each forecast the larger cells from the smaller."
     )
     trends = [] if findings.trends is None else list(findings.trends.query("p < @UNLIKELY_TREND")["axis"])
     found["residuals"] = (

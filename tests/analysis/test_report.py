@@ -14,7 +14,7 @@ from analysis.points.example import example_rows
 from analysis.points.limit import Limit
 from analysis.report.checklist import NOT_RECORDED, checklist
 from analysis.report.findings import find
-from analysis.report.headline import headlines
+from analysis.report.headline import headlines, meanings
 from analysis.report.page import write_report
 from analysis.report.pictures import save_pictures
 from analysis.report.words import axis_meaning, bounds, greek, significant
@@ -111,6 +111,18 @@ def test_the_answer_comes_in_four_lines(example):
     gains = example.answers.gains.set_index("scenario")["gain"]
     assert following.words.startswith("4 times the data" if gains["4× data"] > gains["4× model"] else "A model 4 times")
     assert "device-hours" in following.detail
+
+
+def test_every_folded_section_says_what_it_means(report, example):
+    page = page_of(report)
+    closed = re.findall(r"<details><summary><h2>(.*?)</h2>(.*?)</summary>", page)
+    assert "The law" in dict(closed)
+    assert all('<span class="meaning">' in meaning for _, meaning in closed)
+    found = meanings(example)
+    assert found["law"].startswith(f"{example.fitted.best}. It fits")
+    trends = example.trends.assign(p=[1e-3, *[0.5] * (len(example.trends) - 1)])
+    axis = trends["axis"].iloc[0]
+    assert f"depend on {axis}" in meanings(dataclasses.replace(example, trends=trends))["residuals"]
 
 
 def test_a_running_study_says_so_on_a_page_that_loads_itself_again(make_rows, tmp_path):
