@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.demo import STUDY
+from benchmarks.small_demo import STUDY
 from scaling.data.shards.convert import convert
 from scaling.data.simulated.writer import write_simulation
 from scaling.model.ladder import Ladder

@@ -30,7 +30,7 @@ import h5py
 import numpy as np
 import torch
 
-from experiments.demo import STUDY
+from benchmarks.small_demo import STUDY
 from scaling.data.batches import DataRules, Worker, training_batches
 from scaling.data.hdf5.reader import open_spectra
 from scaling.data.shards.convert import convert

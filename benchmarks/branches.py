@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experiments.demo import STUDY
+from benchmarks.small_demo import STUDY
 from scaling.study.declaration import Cell
 from scaling.study.prepare import is_prepared, prepare_data, shards_path
 from scaling.study.store import Store
@@ -92,7 +92,7 @@ def compare(shards: Path, cache: Path, seeds: int) -> Iterator[tuple[Cell, Resul
         for num_spectra in SPECTRA:
             for seed in range(1, seeds + 1):
                 cell = Cell(width=width, num_spectra=num_spectra, seed=seed)
-                rates = [STUDY.search.centre(width) * factor for factor in STUDY.search.factors]
+                rates = [STUDY.search.centre(width) * factor for factor in (1.0, 2.0)]
                 separate = [[run(shards, cache, cell, cosine(s), lr)[0] for s in SHARES] for lr in rates]
                 branched = [run(shards, cache, cell, WSD, lr) for lr in rates]
                 alone = sum(cosine(share).runs(num_spectra)[0].total for share in SHARES)

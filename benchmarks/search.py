@@ -1,4 +1,4 @@
-"""What the search for the learning rate finds and costs, beside a dense sweep of the demo (widths 8 to 32) that was recorded once.
+"""What the search for the learning rate finds and costs, beside a dense sweep of an earlier demo (widths 8 to 32) that was recorded once.
 
     python -m benchmarks.search                                     # replays the search on the recorded trials: seconds
     python -m benchmarks.search --record results/demo --workers 2   # trains the 234 trials anew; not timed on an idle machine
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.demo import STUDY as DEMO
+from benchmarks.small_demo import STUDY as DEMO
 from scaling.results import Row
 from scaling.study.declaration import Cell, Placement, Study
 from scaling.sweep.modelled import template_row

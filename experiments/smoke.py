@@ -20,7 +20,7 @@ STUDY = dataclasses.replace(
         rules=DEMO.data.rules,
     ),
     widths=(4, 8),
-    recipe=dataclasses.replace(DEMO.recipe, budget=Budget(samples=8_192), evaluations=4),
+    recipe=dataclasses.replace(DEMO.recipe, budget=Budget(samples=8_192), batch_size=64, evaluations=4),
     search=Search(trials=2),
     seeds=(42,),
     baselines=(Ridge(), LightGBM(trees=50)),

@@ -156,7 +156,7 @@ def write_study_report(study: Study, folder: StudyFolder, rows: list[Row], say: 
         )
         page = folder.publish_report(Path(scratch) / "report")
         law, *others = json.loads((Path(scratch) / "report" / "fit.json").read_bytes())["headlines"]
-        say("; ".join(filter(None, (f"{law['title']}: {law['words']}", law['detail']))))
+        say("; ".join(filter(None, (f"{law['title']}: {law['words']}", law["detail"]))))
         for line in others:
             say(f"{line['title']} {line['words']}")
     how = "open it in a browser" if folder.store.local else "`scaling dashboard` with this STUDY and --store serves it"

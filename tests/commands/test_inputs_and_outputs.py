@@ -74,7 +74,7 @@ def test_no_json_is_written_in_place_of_an_input(capsys, tmp_path, study_file, s
 
 
 def test_a_json_that_cannot_be_written_is_refused_before_anything_is_done(capsys, tmp_path, shards, monkeypatch):
-    monkeypatch.setattr("scaling.inspect.inspect", lambda paths: pytest.fail("too late"))
+    monkeypatch.setattr("scaling.inspect.inspect", lambda *_: pytest.fail("too late"))
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "table.csv").write_text("N,D,loss\n")
     for out, words in (
@@ -98,7 +98,7 @@ def test_inspect_waits_for_no_fifo_and_no_device(capsys, tmp_path):
     "error", [PermissionError(13, "Permission denied", "a.h5"), IsADirectoryError(21, "Is a directory", "a.h5")]
 )
 def test_an_error_of_the_system_is_one_line(capsys, monkeypatch, error):
-    def fail(paths):
+    def fail(*_):
         raise error
 
     monkeypatch.setattr("scaling.inspect.inspect", fail)
@@ -106,7 +106,7 @@ def test_an_error_of_the_system_is_one_line(capsys, monkeypatch, error):
 
 
 def test_a_failure_that_is_nobodys_mistake_is_one_line_too(capsys, monkeypatch):
-    def fail(paths):
+    def fail(*_):
         raise OSError("When reading: AWS Error NETWORK_CONNECTION\n twice")
 
     monkeypatch.setattr("scaling.inspect.inspect", fail)

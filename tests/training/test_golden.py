@@ -28,7 +28,11 @@ CASES = {
     "original": (ORIGINAL, LADDER, DataRules(input_norm="none")),
     "original in fp32": (dataclasses.replace(ORIGINAL, precision="fp32"), LADDER, DataRules(input_norm="none")),
     "bosz_1m": (BOSZ_1M.recipe, dataclasses.replace(LADDER, attention_dropout=0.0), BOSZ_1M.data.rules),
-    "demo": (DEMO.recipe, dataclasses.replace(LADDER, dropout=0.0, attention_dropout=0.0), DEMO.data.rules),
+    "demo": (
+        dataclasses.replace(DEMO.recipe, budget=Budget(samples=81_920)),
+        dataclasses.replace(LADDER, dropout=0.0, attention_dropout=0.0),
+        DEMO.data.rules,
+    ),
     "sliding window, rotary, wsd, huber": (
         BRANCHED,
         dataclasses.replace(LADDER, tokenizer="sliding", stride=48, positions="rope", dropout=0.0),
