@@ -3,8 +3,8 @@
     python -m benchmarks.remote_study [--rounds 2]
 
 The grid is that of the smoke study, two learning rates in each of six cells; the store is the S3-compatible server of the tests, on
-loopback, behind a proxy that counts requests. It shares the processor with the trials, so the ratio is an upper bound
-for a server elsewhere, without the delay of a network.
+loopback; a first round, which is not timed, goes through a proxy that counts requests. The server shares the processor with
+the trials, and there is no delay of a network.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ def main() -> None:
         with s3.server(root / "s3") as server, s3.Proxy(server.port) as proxy:
             copy(Folder.at(root / "shards"), Folder.at(s3.location(server.port, "shards")))
             seconds: dict[str, list[tuple[float, float]]] = {"local": [], "s3": []}
-            for turn in range(rounds):
+            for turn in range(rounds + 1):
+                port = server.port if turn else proxy.port
                 for kind, shards, store in (
                     ("local", root / "shards", str(root / f"store-{turn}")),
-                    ("s3", s3.location(proxy.port, "shards"), s3.location(proxy.port, f"store-{turn}")),
+                    ("s3", s3.location(port, "shards"), s3.location(port, f"store-{turn}")),
                 ):
                     source = Sources(
                         shards=shards, train=tuple(files["train"]), val=files["val"][0], test=files["test"][0]
@@ -68,8 +69,9 @@ def main() -> None:
                         study, store, address=None, cache=root / f"cache-{kind}-{turn}", retry=False, say=print
                     )
                     whole = time.perf_counter() - began
-                    seconds[kind].append((statistics.fmean(row.wall_seconds for row in rows), whole))
-                    if kind == "s3":
+                    if turn:
+                        seconds[kind].append((statistics.fmean(row.wall_seconds for row in rows), whole))
+                    elif kind == "s3":
                         _print_requests(proxy.requests, len(rows))
     for what, at in (("a trial's wall_seconds", 0), ("the whole run", 1)):
         print(f"{what}: " + "; ".join(f"{kind} {', '.join(f'{s[at]:.2f}' for s in seconds[kind])}" for kind in seconds))
