@@ -34,7 +34,7 @@ _FEWEST_REFITS, _MOST_REFITS = 20, 100_000
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, as every other mistake is told."""
+    """Reports a usage error in one line, as all other errors."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")

@@ -122,8 +122,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="branches-") as cache:
         for cell, separate, branched in compare(shards_path(STUDY, store), Path(cache), options.seeds):
             found.append((cell, separate, branched))
-            told = ", ".join(f"{a:.4f} / {b:.4f}" for a, b in zip(separate.mae, branched.mae, strict=True))
-            print(f"{cell.key}: test MAE, cosine / wsd, at {SHARES} of the budget: {told}", flush=True)
+            errors = ", ".join(f"{a:.4f} / {b:.4f}" for a, b in zip(separate.mae, branched.mae, strict=True))
+            print(f"{cell.key}: test MAE, cosine / wsd, at {SHARES} of the budget: {errors}", flush=True)
     steps, seconds = (
         1 - sum(getattr(b, name) for _, _, b in found) / sum(getattr(a, name) for _, a, _ in found)
         for name in ("steps", "seconds")

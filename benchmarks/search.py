@@ -1,7 +1,7 @@
 """What the search for the learning rate finds and costs, beside a dense sweep of an earlier demo (widths 8 to 32) that was recorded once.
 
     python -m benchmarks.search                                     # replays the search on the recorded trials: seconds
-    python -m benchmarks.search --record results/demo --workers 2   # trains the 234 trials anew; not timed on an idle machine
+    python -m benchmarks.search --record results/demo --workers 2   # trains the 234 trials again; not timed on an idle machine
 
 Thirteen rates a cell, a factor sqrt(2) apart, from an eighth to eight times the declared one. The replay takes errors and curves
 between recorded rates by interpolating their logarithms. Regret is the error at the rate that was found over the lowest of the

@@ -7,7 +7,7 @@ The recipe is the original study's but for bf16 in place of fp16, standardised i
 step after a warm-up. Noise is one fixed draw a spectrum and every trial sees 25.6 M samples (100 epochs of 256k), so
 that the D axis is distinct spectra; for the original's axis set noise="fresh" and Budget(epochs=200).
 
-Not yet run: neither its hours nor its results are known here. `scaling plan` reckons its FLOPs exactly, its hours from
+Not yet run: neither its hours nor its results are known here. `scaling plan` counts its FLOPs exactly, its hours from
 an assumed speed.
 """
 

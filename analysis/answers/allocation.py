@@ -92,7 +92,7 @@ def compute_optimal(comparison: Comparison, cost: Cost = SIX_N_D, C: ArrayLike |
 def no_path(comparison: Comparison, cost: Cost) -> str:
     """Why the selected law has no compute-optimal path, in words; empty if it has one."""
     if comparison.points.axis != "ND":
-        return "Only one of N and D varies, so that no compute-optimal path can be told."
+        return "Only one of N and D varies, so there is no compute-optimal path."
     if comparison.points.collinear:
         return "N and D move together in these runs, so that they show no best size for a given compute."
     if second_floor(comparison.law):

@@ -60,7 +60,7 @@ class Backtest:
     def words(self) -> str:
         """What happened, in a sentence or two."""
         return (
-            f"Fitted to the {self.fitted} smallest runs by N·D, the laws (foremost {self.form}) forecast the others, up to "
+            f"Fitted to the {self.fitted} smallest runs by N·D, the laws ({self.form} weighs most) forecast the others, up to "
             f"{self.reach:.3g} times as large: {self.score.words}"
         )
 

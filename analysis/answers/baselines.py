@@ -173,13 +173,13 @@ def _words(family: str, found: Crossing, smallest: int, level: float) -> str:
     ]
     where = {"above": "from about {} spectra on", "below": "up to about {} spectra"}[found.better]
     if (found.better, found.D) in (("above", 0.0), ("below", np.inf)):
-        told = f"the study's best model beats {family} at every number of spectra from {first} to {last}"
+        verdict = f"the study's best model beats {family} at every number of spectra from {first} to {last}"
     elif found.D in (0.0, np.inf):
-        told = f"{family} is not beaten at any number of spectra from {first} to {last}"
+        verdict = f"{family} is not beaten at any number of spectra from {first} to {last}"
     else:
-        told = f"the study's best model beats {family} {where.format(_rounded(found.D))}"
+        verdict = f"the study's best model beats {family} {where.format(_rounded(found.D))}"
     equal = "" if low == high else f"{100 * level:g} % interval {ends[0]} to {ends[1]}; "
-    return f"{told} ({equal}its error at {last} is {found.ratio:.2f} times that of {family})"
+    return f"{verdict} ({equal}its error at {last} is {found.ratio:.2f} times that of {family})"
 
 
 def _rounded(value: float) -> str:

@@ -23,7 +23,7 @@ would refuse too many forms that are right."""
 FEWEST_LEFT = 2
 """Degrees of freedom, cells − parameters, with fewer than which a form does not compete."""
 
-_EXACT = 1e-18  # smaller mean objectives are rounding, by which forms must not be told apart
+_EXACT = 1e-18  # smaller mean objectives are rounding, which must not decide between forms
 
 
 def aicc(fitted: Fit, points: Points, squares: bool | None = None) -> float:

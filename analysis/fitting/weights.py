@@ -14,7 +14,7 @@ SIGNIFICANT = 0.05
 """A slope of the variance is kept if chance alone gives one as large less often than this."""
 
 _LIKELIHOOD_RATIO = 3.841  # the 95 % point of χ² with one degree of freedom
-_FEWEST = 8  # degrees of freedom of variances from which a slope can be told
+_FEWEST = 8  # degrees of freedom of variances that determine a slope
 _LARGEST = np.log(100.0)  # change of the log variance along an axis, at most: scatter tenfold from end to end
 _REACH = np.log(4.0)  # beyond this distance outside the points the variance is taken as constant
 

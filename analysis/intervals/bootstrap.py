@@ -1,4 +1,4 @@
-"""Cluster bootstrap: every form refitted to resampled cells, and the form selected anew each time."""
+"""Cluster bootstrap: every form refitted to resampled cells, and the form selected again each time."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _resampled(points: Points, parameters: int, replicates: int, seed: int) -> A
     """How often each cell is drawn in each replicate, (K, m).
 
     Cells are drawn by their order in the table, so that the usual pairs bootstrap of its rows is had where no cell has
-    repeats. A replicate with too few distinct cells, or sizes, to determine the largest form is drawn anew.
+    repeats. A replicate with too few distinct cells, or sizes, to determine the largest form is drawn again.
     """
     groups = points.groups
     first = np.unique(groups, return_index=True)[1]

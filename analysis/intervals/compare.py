@@ -30,7 +30,7 @@ _CURVES = ("m1", "m2", "m3")
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Several forms fitted to the same points. What takes long is computed when it is first asked for.
+    """Several forms fitted to the same points. Expensive attributes are computed lazily and cached.
 
     Attributes:
         points: what was fitted.

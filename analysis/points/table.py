@@ -13,7 +13,7 @@ from analysis.laws import Array
 from scaling.errors import UserError
 
 MIN_DISTINCT = 3
-"""Fewest distinct values of N, and of D, from which a curve with a floor can be told."""
+"""Fewest distinct values of N, and of D, that determine a curve with a floor."""
 
 RISING = 0.5
 """A loss whose rank correlation with N·D is above this is none."""
@@ -164,7 +164,7 @@ def points_from_columns(
         )
     _check_sizes(points, {"N": n or "N", "D": d or "D"})
     if np.ptp(points.loss) == 0:
-        points.warnings.append(f"all values of {loss} are equal, so that no form can be told from another")
+        points.warnings.append(f"all values of {loss} are equal, so no form can be selected")
     return points
 
 

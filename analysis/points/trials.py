@@ -132,9 +132,9 @@ def _exclusions(unused: pd.DataFrame, finished: pd.DataFrame, measure: Measure) 
     reasons = []
     for row in unused[[*CELL, "status", "error"]].itertuples(index=False, name=None):
         *cell, status, error = row
-        told = f": {error}" if isinstance(error, str) and error else ""
+        because = f": {error}" if isinstance(error, str) and error else ""
         useless = f"finished without a usable validation and test {measure.name}"
-        reason = f"{status}{told}" if status != "done" else useless
+        reason = f"{status}{because}" if status != "done" else useless
         reasons.append(reason if tuple(cell) in done else f"{reason}; its cell has no finished trial")
     return unused.assign(reason=reasons).reset_index(drop=True)
 

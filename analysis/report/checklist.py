@@ -28,21 +28,21 @@ class Line:
     """One statement of the checklist.
 
     Attributes:
-        question: what a reader must be told.
+        question: what a reader must know.
         answer: what the study says, or why it cannot.
-        told: whether it says it.
+        stated: whether it says it.
     """
 
     question: str
     answer: str
-    told: bool = True
+    stated: bool = True
 
 
 def checklist(findings: Findings) -> list[Line]:
     """All lines, in the order of a paper: what was measured, how it was fitted, what was left out."""
     rows, cells = findings.rows, findings.cells
     if not len(cells):
-        return [Line("Any law at all", findings.problem, told=False)]
+        return [Line("Any law at all", findings.problem, stated=False)]
     return [
         _parameters(cells),
         _data(cells),
@@ -65,7 +65,7 @@ def _span(values: pd.Series, style: str = "{:,.0f}") -> str:
 
 
 def _missing(question: str, why: str = "") -> Line:
-    return Line(question, f"{NOT_RECORDED}{f': {why}' if why else ''}", told=False)
+    return Line(question, f"{NOT_RECORDED}{f': {why}' if why else ''}", stated=False)
 
 
 def _parameters(cells: pd.DataFrame) -> Line:
@@ -81,10 +81,10 @@ def _parameters(cells: pd.DataFrame) -> Line:
 
 def _data(cells: pd.DataFrame) -> Line:
     seen = cells["samples_seen"]
-    told = bool((seen > 0).all())
+    stated = bool((seen > 0).all())
     answer = f"D counts distinct training spectra: {_span(cells['num_spectra'])}; samples seen in training: "
-    answer += f"{_span(seen)} ({_span(seen / cells['num_spectra'], '{:.3g}')} epochs)" if told else NOT_RECORDED
-    return Line("Unique data against samples seen", f"{answer}. {words.axis_meaning(cells)}", told=told)
+    answer += f"{_span(seen)} ({_span(seen / cells['num_spectra'], '{:.3g}')} epochs)" if stated else NOT_RECORDED
+    return Line("Unique data against samples seen", f"{answer}. {words.axis_meaning(cells)}", stated=stated)
 
 
 def _flops(findings: Findings) -> Line:
@@ -106,7 +106,7 @@ def _tuning(findings: Findings) -> Line:
     by_size = cells.groupby("num_params")["learning_rates"]
     answer = f"{_span(by_size.min())} learning rates or more in every cell of a size, chosen by validation error; "
     if not searched:
-        return Line(question, f"{answer}no cell tried three, so no optimum is bracketed", told=False)
+        return Line(question, f"{answer}no cell tried three, so no optimum is bracketed", stated=False)
     return Line(
         question, f"{answer}in {edges} of {searched} searched cells the best one lies at the edge of the search"
     )
@@ -118,7 +118,7 @@ def _seeds(findings: Findings) -> Line:
     if findings.final is None:
         return Line(question, f"{_span(runs)} seeds a cell")
     if runs.max() == 1:
-        return Line(question, "one seed a cell: the scatter between seeds is not known", told=False)
+        return Line(question, "one seed a cell: the scatter between seeds is not known", stated=False)
     return Line(question, f"{_span(runs)} seeds a cell. {findings.final.scatter.words}")
 
 
@@ -186,10 +186,10 @@ def _forms(findings: Findings) -> Line:
     question, fitted = "Competing forms", findings.fitted
     if fitted is None:
         return _missing(question, "there is no law")
-    told = ", ".join(f"{form} {weight:.2f}" for form, weight in fitted.weights.items())
+    stated = ", ".join(f"{form} {weight:.2f}" for form, weight in fitted.weights.items())
     size = len(LAWS[fitted.best].parameters)
     return Line(
-        question, f"{len(fitted.fits)} forms, Akaike weights: {told}; selected: {fitted.best}, {size} parameters"
+        question, f"{len(fitted.fits)} forms, Akaike weights: {stated}; selected: {fitted.best}, {size} parameters"
     )
 
 

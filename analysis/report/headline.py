@@ -157,6 +157,6 @@ def _rates(findings: Findings) -> str:
 
 def _checklist(findings: Findings) -> str:
     lines = checklist(findings)
-    missing = [line.question.lower() for line in lines if not line.told]
+    missing = [line.question.lower() for line in lines if not line.stated]
     stated = f"{len(lines) - len(missing)} of {len(lines)} points are stated"
     return f"{stated}; missing: {', '.join(missing)}." if missing else f"{stated}."

@@ -93,9 +93,9 @@ def trial(row: pd.Series) -> str:
 
 def gains(answers: Answers, final: Comparison) -> str:
     """What more data and a larger model would buy, as a clause."""
-    told = [_gain(row) for _, row in answers.gains.iterrows() if row["scenario"].endswith(("data", "model"))]
+    parts = [_gain(row) for _, row in answers.gains.iterrows() if row["scenario"].endswith(("data", "model"))]
     where = f"from the largest cell (N = {short(answers.N)}, D = {short(answers.D)}), "
-    return f"{where}{' and '.join(told)} ({100 * final.level:g} % intervals of the law)"
+    return f"{where}{' and '.join(parts)} ({100 * final.level:g} % intervals of the law)"
 
 
 def _gain(row: pd.Series) -> str:
@@ -115,7 +115,7 @@ def shares(budget: ErrorBudget, final: Comparison) -> str:
         "data": "too little data",
         "repetition": "seeing the same spectra again",
     }
-    told = [
+    parts = [
         f"{100 * row['share_low']:.0f} to {100 * row['share_high']:.0f} % (best {100 * row['share']:.0f} %) to "
         f"{names[row['term']]}"
         for _, row in budget.table.iloc[::-1].iterrows()
@@ -123,7 +123,7 @@ def shares(budget: ErrorBudget, final: Comparison) -> str:
     spread = float((budget.table["share_high"] - budget.table["share_low"]).max())
     closing = "; the intervals are wide, so the cells do not yet tell the parts apart" if spread > 0.5 else ""
     return (
-        f"Of its error there, the law ({budget.form}) gives {', '.join(told[:-1])} and {told[-1]} "
+        f"Of its error there, the law ({budget.form}) gives {', '.join(parts[:-1])} and {parts[-1]} "
         f"({100 * final.level:g} % intervals){closing}."
     )
 
@@ -164,11 +164,11 @@ def beside_chinchilla(comparison: Comparison) -> str:
 def parameters(comparison: Comparison) -> str:
     """The parameters of the selected form with their intervals, in a line."""
     intervals = comparison.intervals[comparison.best]
-    told = ", ".join(
+    parts = ", ".join(
         f"{GREEK.get(name, name)} {bounds(intervals.get(name))} (best {significant(value)})"
         for name, value in comparison.law.parameters.items()
     )
-    return f"{comparison.best}: {told}"
+    return f"{comparison.best}: {parts}"
 
 
 def greek(formula: str) -> str:
@@ -205,10 +205,10 @@ def significant(value: float) -> str:
 
 def versions(column: pd.Series) -> str:
     """The software versions of the rows, from their JSON: "torch 2.13, ray 2.60"."""
-    told = []
+    parts = []
     for text in sorted(column.dropna().astype(str).unique()):
         try:
-            told.append(", ".join(f"{name} {version}" for name, version in json.loads(text).items()))
+            parts.append(", ".join(f"{name} {version}" for name, version in json.loads(text).items()))
         except (ValueError, AttributeError):
-            told.append(text)
-    return "; ".join(told)
+            parts.append(text)
+    return "; ".join(parts)

@@ -34,7 +34,7 @@ def check_cluster(study: Study | None, say: Callable[[str], None], seconds: floa
 
     Args:
         study: Whose rungs are checked; built-in ones if None.
-        say: Told what is being checked, and what is waited for.
+        say: Called with what is being checked, and what is waited for.
         seconds: For which a rung is timed in each precision.
 
     Raises:

@@ -127,7 +127,7 @@ def _error(row: Row | None) -> str:
 def _training(model: TrainedModel) -> str:
     rules, about = model.rules, model.about
     source = f"study {about['study']}, trial {about['trial']}" if "study" in about else f"imported from {model.name}"
-    noise = "drawn anew at every visit" if rules.noise == "fresh" else "drawn once for each spectrum"
+    noise = "drawn afresh in every epoch" if rules.noise == "fresh" else "drawn once for each spectrum"
     return (
         f"From {source}. Flux with Gaussian noise of {rules.noise_level:g} times the spectrum's 1σ errors, {noise}; "
         f"standardised by statistics of the training split (input norm {rules.input_norm})."

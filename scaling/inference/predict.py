@@ -152,7 +152,7 @@ def _spectra(
     """The model's input, not yet standardised, some rows at a time, and which of them cannot be used."""
     generator = None if inputs.noise_seed is None else torch.Generator().manual_seed(inputs.noise_seed)
     noisy = file.file[NOISY] if inputs.array == "noisy" else None
-    for start in range(0, file.num_rows, TABLE_ROWS):  # pieces begin anew where a group of rows is written
+    for start in range(0, file.num_rows, TABLE_ROWS):  # blocks start again where a group of rows is written
         for first, flux, error in file.blocks(start, min(start + TABLE_ROWS, file.num_rows)):
             if noisy is not None:
                 flux = noisy[first : first + len(flux)].astype(np.float32)

@@ -19,7 +19,7 @@ class Whitening:
 
     "pca" gives the largest `components` (0: all) principal components, each with variance 1; "zca" turns them back to
     pixels. The map is frozen for the first `frozen_epochs` passes, then trained with the rest: 0 never freezes it, None
-    freezes it for ever; only where it is trained do its parameters count in N.
+    freezes it; only where it is trained do its parameters count in N.
     """
 
     kind: Literal["pca", "zca"]

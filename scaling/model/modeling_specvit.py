@@ -111,7 +111,7 @@ class SpecViTForRegression(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # SpecViT initialises itself; what a file of weights does not hold is made anew when a model is loaded.
+        # SpecViT initialises itself; weights that a file does not hold are initialised again when a model is loaded.
         if isinstance(module, SpecViT) and module.config.positions == "rope":
             initialization.copy_(module.get_buffer("rotation"), rotation(module.config))
         elif isinstance(module, InputStatistics):

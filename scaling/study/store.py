@@ -274,7 +274,7 @@ def _last_point(curve: str) -> str:
         measure = ERROR_RATE if ERROR_RATE.val in last else MAE
         return f"step {float(last['step']):.0f}, val {measure.tell(float(last[measure.val]))}"
     except (ValueError, KeyError, TypeError):
-        return "its progress.csv cannot be read; it is written anew when the trial resumes"
+        return "its progress.csv cannot be read; it is rewritten when the trial resumes"
 
 
 def _of_share(name: str, share: float) -> str:

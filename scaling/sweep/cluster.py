@@ -153,7 +153,7 @@ def _own_code() -> list[str]:
 def _name_cluster() -> None:
     """Tell a worker process which cluster is its own.
 
-    Ray Train (2.60) frees the devices of a controller that was killed by looking up the cluster of its host anew. Where
+    Ray Train (2.60) frees the devices of a controller that was killed by looking up the cluster of its host again. Where
     a host has several it gives up without this, and the trial's next attempt would wait for its devices without end.
     """
     import ray

@@ -42,13 +42,13 @@ class Journal:
     """Shows every trial as it is: WAITING to be handed out again, RUNNING, COMPLETE, PRUNED or FAIL.
 
     No call looks through the trials that are finished: each costs the same after 10 and after 2,000. One that fails ends
-    the view with a warning, not the sweep: the next run builds it anew.
+    the view with a warning, not the sweep: the next run rebuilds it.
     """
 
     def __init__(self, study: Study, path: Path, rows: list[Row]) -> None:
         """Open the journal and bring it up to date with the rows.
 
-        One that cannot be read, torn by a full disk or with other content, is set aside as "*.damaged" and built anew.
+        One that cannot be read, torn by a full disk or with other content, is set aside as "*.damaged" and rebuilt.
         """
         self.study, self.path, self.broken = study, path, False
         self.sizes = {width: count_parameters(study.model(width)).reach_loss for width in study.widths}
@@ -146,7 +146,7 @@ def sweep_page(path: Path, study: str) -> str:
     try:
         storage = JournalStorage(JournalFileBackend(str(path)))
         return f"studies/{storage.get_study_id_from_name(study)}"
-    except Exception:  # damaged: the next run builds it anew
+    except Exception:  # damaged: the next run rebuilds it
         return ""
 
 

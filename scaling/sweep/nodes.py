@@ -47,7 +47,7 @@ class Node:
 class Nodes:
     """The cluster's nodes: each is checked by tasks there before its first trial, and set aside if it cannot take part.
 
-    A node that joins later is checked when it is seen; one that is lost is forgotten, and checked anew if it returns.
+    A node that joins later is checked when it is seen; one that is lost is forgotten, and checked again if it returns.
 
     Attributes:
         problem: Why the sweep has to stop: its trials fail on one node after the other. Empty otherwise.

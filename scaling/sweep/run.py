@@ -44,7 +44,7 @@ def run_study(
         address: a Ray cluster; None starts one on this machine.
         cache: folder for the nodes' memory maps.
         retry: forget the rows of failed trials first, so that they are tried again.
-        say: told what happens, a line at a time.
+        say: called with each line of progress.
         callbacks: makes Tune callbacks, once Ray may be imported.
 
     Raises:

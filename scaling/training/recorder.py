@@ -74,7 +74,7 @@ class Recorder:
     def load(self) -> State | None:
         """The state to resume from, the same on all workers; None to begin.
 
-        A file that is not what was written is set aside, and the trial begins anew: that gives the same result, later.
+        A file that is not what was written is set aside, and the trial restarts from step 0: the same result, later.
 
         Raises:
             UserError: the state is of another declaration or other data. One worker raises it while others wait.
@@ -92,10 +92,10 @@ class Recorder:
             return None
 
     def refuse(self) -> None:
-        """Set the state aside that cannot be resumed from, for the trial to begin anew. Called on all workers."""
+        """Set aside a state that cannot be resumed from, so that the trial restarts. Called on all workers."""
         self.curve = []
         if self.keeps:
-            LOG.warning("%s: damaged; it is set aside and the trial begins anew", self.folder.state_place)
+            LOG.warning("%s: damaged; it is set aside and the trial restarts from step 0", self.folder.state_place)
             self.folder.set_state_aside()
 
     def _read(self) -> bytes | None:
@@ -162,7 +162,7 @@ def other_configuration(place: str) -> str:
     """What is wrong with a state of another identity, and what to do."""
     return (
         f"{place}: this unfinished trial was begun under another declaration or with other data; give the changed study "
-        "another name, use another store, or remove the trial's folder to begin it anew"
+        "another name, use another store, or remove the trial's folder to restart it"
     )
 
 

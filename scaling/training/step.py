@@ -25,7 +25,7 @@ LEAST_SCALE = 2.0**-4
 
 
 class Stepper:
-    """What changes while a trial trains, but for its place in the schedule.
+    """One worker's mutable state: model, optimiser, gradient scaler.
 
     With `micro_batch`, a worker's share of a batch goes through the model so many rows at a time and the gradients are
     added up: the same step to rounding (dropout draws other masks), in less memory. `compiled` uses `torch.compile`; with

@@ -19,7 +19,7 @@ def test_a_backtest_is_the_score_of_a_fit_to_the_smaller_runs():
     assert more.fitted > half.fitted
     assert 1 < more.reach < half.reach
     assert half.words.startswith(
-        f"Fitted to the {half.fitted} smallest runs by N·D, the laws (foremost chinchilla) forecast the others"
+        f"Fitted to the {half.fitted} smallest runs by N·D, the laws (chinchilla weighs most) forecast the others"
     )
 
 

@@ -93,9 +93,9 @@ def test_the_document_holds_what_it_promises(table, run, capsys):
     largest = [term["value"] for term in found["budget"]["terms"]]
     assert (found["budget"]["N"], found["budget"]["D"]) == (N.max(), D.max())
     assert math.fsum(largest) == pytest.approx(float(CHINCHILLA.predict(TRUTH, N.max(), D.max())), rel=0.02)
-    told = capsys.readouterr().out
-    assert "90 % intervals (profile likelihood)" in told
-    assert "at N = 1e+06, D = 1e+06: [" in told
+    printed = capsys.readouterr().out
+    assert "90 % intervals (profile likelihood)" in printed
+    assert "at N = 1e+06, D = 1e+06: [" in printed
 
 
 def test_parquet_and_other_names_give_the_same(table, run):

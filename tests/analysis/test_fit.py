@@ -1,4 +1,4 @@
-"""Fits: the global minimum of every objective, answers known from public data, and outcomes that are told."""
+"""Fits: the global minimum of every objective, answers known from public data, and outcomes that are reported."""
 
 from pathlib import Path
 

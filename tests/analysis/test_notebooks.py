@@ -45,22 +45,22 @@ def test_notebooks_are_committed_without_output(path):
 @pytest.mark.slow
 def test_a_results_table_gives_all_figures(demo_rows, tmp_path):
     demo_rows.to_parquet(tmp_path / "results.parquet")
-    told = execute("scaling_laws", tmp_path, TABLE="results.parquet", BOOTSTRAP=60)
-    assert "held-out runs lie within their 90 % interval" in told
-    assert "made up" not in told
+    printed = execute("scaling_laws", tmp_path, TABLE="results.parquet", BOOTSTRAP=60)
+    assert "held-out runs lie within their 90 % interval" in printed
+    assert "made up" not in printed
     assert figures(tmp_path) == STUDY_FIGURES
 
 
 def test_five_points_work_out_of_the_box(tmp_path):
-    told = execute("one_curve", tmp_path, BOOTSTRAP=60)
-    assert "m2: E 0.35" in told
-    assert "best 0.360" in told
+    printed = execute("one_curve", tmp_path, BOOTSTRAP=60)
+    assert "m2: E 0.35" in printed
+    assert "best 0.360" in printed
     assert figures(tmp_path) == {"one_curve", "one_curve_profiles"}
 
 
 def test_a_users_own_curve(tmp_path):
     x = [100, 200, 400, 800, 1600, 3200]
     pd.DataFrame({"tokens": x, "nats": [2 + 8 * n**-0.5 for n in x]}).to_csv(tmp_path / "mine.csv", index=False)
-    told = execute("one_curve", tmp_path, TABLE="mine.csv", X="tokens", ERROR="nats", BOOTSTRAP=60)
-    assert "best 2.00" in told
+    printed = execute("one_curve", tmp_path, TABLE="mine.csv", X="tokens", ERROR="nats", BOOTSTRAP=60)
+    assert "best 2.00" in printed
     assert figures(tmp_path) == {"one_curve", "one_curve_profiles"}

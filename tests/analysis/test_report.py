@@ -225,14 +225,14 @@ def test_the_checklist_states_both_fits_and_every_method(example):
     assert example.score.words == lines["Score on held-out cells"].answer
     assert all(form in lines["Competing forms"].answer for form in example.fitted.fits)
     assert lines["Code version"].answer == NOT_RECORDED
-    assert [line.question for line in lines.values() if not line.told] == ["Code version"]
+    assert [line.question for line in lines.values() if not line.stated] == ["Code version"]
 
 
 def test_the_checklist_says_what_is_not_recorded():
     rows = example_rows().assign(train_flops=float("nan"), samples_seen=1, held_out=False)
     rows = rows[(rows["seed"] == 0) & (rows["lr"] == 1e-3)].assign(num_test=0)
     lines = {line.question: line for line in checklist(find(rows, bootstrap=40))}
-    missing = {question for question, line in lines.items() if not line.told}
+    missing = {question for question, line in lines.items() if not line.stated}
     assert missing == {
         "FLOP formula",
         "Tuning at each size",

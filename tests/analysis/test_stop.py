@@ -51,7 +51,7 @@ def test_a_floor_above_the_limit_is_of_the_recipe():
 
 
 @pytest.mark.parametrize(
-    ("above", "sem", "told"),
+    ("above", "sem", "expected"),
     [
         (0.08, 0.01, "lowered the error by 7.4 % ± 1.0 %: training longer still pays"),
         (0.01, 0.01, "no more than chance"),
@@ -59,8 +59,8 @@ def test_a_floor_above_the_limit_is_of_the_recipe():
         (-0.05, 0.01, "training longer does not pay"),
     ],
 )
-def test_training_length_is_judged_by_the_last_shorter_budget(above, sem, told):
+def test_training_length_is_judged_by_the_last_shorter_budget(above, sem, expected):
     lines = [{"share": share, "above": above, "sem": sem} for share in (0.25, 0.5, 1.0)]
     words = why_it_stops(budget(**FLOOR), shorter={"cells": 9, "lines": lines}).words
     assert "Training 2 times as long" in words
-    assert told in words
+    assert expected in words

@@ -21,7 +21,7 @@ DASHBOARD = json.loads((ROOT / "cluster" / "grafana.json").read_text())
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 
-class Told:
+class Recorded:
     """Stands in for Ray's gauges and keeps what they were set to."""
 
     def __init__(self, kept, name, description, tag_keys):
@@ -35,7 +35,7 @@ class Told:
 
 def test_gauges_say_what_the_progress_line_says(monkeypatch):
     kept = {}
-    monkeypatch.setattr("scaling.sweep.gauges.Gauge", lambda name, **facts: Told(kept, name, **facts))
+    monkeypatch.setattr("scaling.sweep.gauges.Gauge", lambda name, **facts: Recorded(kept, name, **facts))
     study = example_study()
     rows = [
         example_row(status=status, trial=f"t{k}", lr=0.1 + k) for k, status in enumerate(("done", "pruned", "done"))

@@ -123,7 +123,7 @@ def test_a_column_of_a_shard_loads_none(there, mark, capsys, kind):
     assert not mark.exists()
 
 
-def test_statistics_signed_anew_load_none(there, mark):
+def test_statistics_signed_again_load_none(there, mark):
     manifest = Manifest.load(there["shards"])
     content = bombs.parquet(mark, pq.read_table(there["shards"] / STATISTICS))
     signed = manifest.model_copy(update={"statistics": statistics_checksum(content)})
@@ -134,7 +134,7 @@ def test_statistics_signed_anew_load_none(there, mark):
     assert not mark.exists()
 
 
-def test_a_cache_signed_anew_loads_none(shards, tmp_path, mark):
+def test_a_cache_signed_again_loads_none(shards, tmp_path, mark):
     cache = tmp_path / "cache"
     before = np.array(map_split(shards, "test", 64, cache).flux)
     part = next(cache.glob("test-*/params/00000.parquet"))
@@ -158,7 +158,7 @@ def test_a_cache_signed_anew_loads_none(shards, tmp_path, mark):
     assert not mark.exists()
 
 
-def test_a_state_signed_anew_is_set_aside(tmp_path, mark, caplog):
+def test_a_state_signed_again_is_set_aside(tmp_path, mark, caplog):
     folder = StudyFolder(Store(str(tmp_path)), "mine").trial("a-t00")
     for body in (bombs.torch_file(mark, loop={}, curve=[]), bombs.pickled(mark)):
         head = {"identity": "i", "setting": "s", "checksum": xxhash.xxh3_128_hexdigest(body)}

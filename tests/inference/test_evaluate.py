@@ -44,8 +44,8 @@ def test_the_numbers_are_those_of_the_row(shards, cache_root, tmp_path, capsys, 
     val = json.loads((tmp_path / "val.json").read_text())
     score = RULES[case].score
     assert val[f"val_{score}"] == expected[f"val_{score}"]
-    told = capsys.readouterr().out
-    assert (f"MAE {row.test_mae_dex:.4f}" if score == "mae_dex" else f"error rate {row.test_error_rate:.4f}") in told
+    printed = capsys.readouterr().out
+    assert (f"MAE {row.test_mae_dex:.4f}" if score == "mae_dex" else f"error rate {row.test_error_rate:.4f}") in printed
 
 
 def test_other_wavelengths_are_refused(shards, one, tmp_path, capsys):
@@ -65,9 +65,9 @@ def test_an_original_checkpoint_is_scored_with_the_shards_own_label_statistics(
     shards, cache_root, original, tmp_path, capsys
 ):
     run("evaluate", original, shards, "--cache", cache_root, "--json", tmp_path / "found.json")
-    told = capsys.readouterr().out
-    assert "only the number of pixels was compared" in told
-    assert "of the training split" in told
+    printed = capsys.readouterr().out
+    assert "only the number of pixels was compared" in printed
+    assert "of the training split" in printed
     found = json.loads((tmp_path / "found.json").read_text())
     # By hand: noise of seed 42 on the clipped flux, no standardisation, the label z-scored.
     with open_spectra(shards.parent / "hdf5" / "test" / "dataset.h5") as file:

@@ -77,9 +77,7 @@ def test_a_curve_that_cannot_be_read_says_so(tmp_path):
     trial = folder.trial("t")
     for content in CURVES:
         folder.store.write("example/trials/t/progress.csv", content)
-        assert folder.unfinished() == {
-            "t": "its progress.csv cannot be read; it is written anew when the trial resumes"
-        }
+        assert folder.unfinished() == {"t": "its progress.csv cannot be read; it is rewritten when the trial resumes"}
     trial.write_progress("step,val_mae_dex\n4,0.5\n8,0.25\n", b"")
     assert folder.unfinished() == {"t": "step 8, val MAE 0.250 dex"}
 

@@ -235,7 +235,7 @@ def test_what_another_declaration_left_is_refused_before_a_study_goes_on(tmp_pat
     trial.write_state(state_head("another"))
     with pytest.raises(UserError, match=r"t00/state\.pt: this unfinished trial was begun under another declaration"):
         sweep.check()
-    trial.write_state(b"damaged: its worker begins anew")
+    trial.write_state(b"damaged: its worker restarts")
     sweep.check()
     branch = example_row(study="mine", cell=cell.key, trial=cell.trial(0), fingerprint="another", budget_share=0.25)
     trial.write_row(branch)

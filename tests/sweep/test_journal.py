@@ -117,7 +117,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_journal_is_set_aside_and_built_anew_from_the_rows(path, damage):
+def test_a_damaged_journal_is_set_aside_and_rebuilt_from_the_rows(path, damage):
     rows = [row(cell, number) for cell in CELLS for number in range(3)]
     Journal(STUDY, path, rows)
     path.write_bytes(DAMAGE[damage](path.read_bytes()))

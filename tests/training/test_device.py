@@ -35,7 +35,7 @@ def test_a_damaged_file_of_peaks_is_not_believed(measured, tmp_path, content):
     (tmp_path / PEAKS).write_text(content)
     assert measure(GPU, "bf16", tmp_path).peak_flops == 1e14
     measured["peak"] = 1e13
-    assert measure(GPU, "bf16", tmp_path).peak_flops == 1e14, "it is written anew"
+    assert measure(GPU, "bf16", tmp_path).peak_flops == 1e14, "it is rewritten"
 
 
 def test_a_cache_that_is_not_there_keeps_nothing(measured, tmp_path):

@@ -70,7 +70,7 @@ def test_a_growing_curve_is_encoded_point_by_point_as_at_once():
         assert grown[first_record(grown) :] == whole[first_record(whole) :]
 
 
-def test_a_trial_that_begins_anew_replaces_its_curve(trial, folder):
+def test_a_trial_that_restarts_replaces_its_curve(trial, folder):
     trial.write_progress("", curve_events(curve(3), SETTINGS))
     trial.write_progress("", curve_events(curve(4, start=200.0), SETTINGS | {"lr": 2e-2}))
     assert len(values(folder / NAME)[0]["curve/val_mae_dex"]) == 4

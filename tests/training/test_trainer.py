@@ -287,7 +287,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damaged", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_state_is_set_aside_and_the_trial_begins_anew(make_job, damaged, caplog):
+def test_a_damaged_state_is_set_aside_and_the_trial_restarts(make_job, damaged, caplog):
     whole, job = make_job("whole"), make_job("process")
     run_in_process(whole, ignore)
     run_killed(job)

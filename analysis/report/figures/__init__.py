@@ -1,6 +1,6 @@
 """Figures a journal accepts: each function returns a Matplotlib `Figure` of its own and touches no global state.
 
-Each is one column of a journal wide (8.5 cm), which a telephone shows at full size; colours can be told apart by the colour-blind, every
+Each is one column of a journal wide (8.5 cm), which a telephone shows at full size; the colour-blind can distinguish the colours, every
 axis has its unit, intervals are bands, and errors that took no part in the fit are drawn open.
 """
 

@@ -98,10 +98,10 @@ def residuals(comparison: Comparison, *, size: str = SIZE, data: str = DATA) -> 
         values = np.unique(by)
         tell = 1 < len(values) <= len(MARKERS)
         for place, value in enumerate(values):
-            told = f"{other} = {short(value)}" if tell else None
+            entry = f"{other} = {short(value)}" if tell else None
             chosen = by == value
             axes.plot(
-                x[chosen], percent[chosen], ls="", color=colour(place, len(values)), marker=marker(place), label=told
+                x[chosen], percent[chosen], ls="", color=colour(place, len(values)), marker=marker(place), label=entry
             )
         axes.axhline(0, color="0.4", lw=0.8, zorder=0)
         axes.set(xscale="log", xlabel=label)

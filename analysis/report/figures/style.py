@@ -151,7 +151,7 @@ def marker(place: int) -> str:
 
 
 def series_handles(values: Iterable[float], symbol: str) -> list[Line2D]:
-    """Legend entries "N = 8.8k" of series that are told apart by colour and marker."""
+    """Legend entries "N = 8.8k" of series that differ in colour and marker."""
     values = list(values)
     return [
         Line2D([], [], ls="", marker=marker(k), color=colour(k, len(values)), label=f"{symbol} = {short(v)}")

@@ -1,4 +1,4 @@
-"""The bins that test errors are told by: signal to noise, and the label. The data fix them, so that trials compare."""
+"""Bins of test errors: by signal to noise, and by the label. The data fix them, so that trials compare."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def take(folder: Path) -> int | None:
 
 
 def _is_current(descriptor: int, folder: Path) -> bool:
-    """Whether a locked file is still the one in the folder of this name, which may have been evicted and made anew."""
+    """Whether a locked file is still the one in the folder of this name, which may have been evicted and made again."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(folder / IN_USE))
     except FileNotFoundError:

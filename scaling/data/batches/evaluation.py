@@ -80,7 +80,7 @@ class EvaluationSplit:
     def draws(self) -> Iterator[Float[Tensor, "row pixel"]]:
         """The standardised flux of each noise draw, where that of the first is.
 
-        All but the first are drawn anew each time and given up one after the other, so that memory does not grow with
+        All but the first are drawn again each time and freed one after the other, so that memory does not grow with
         their number. They depend on the seed, the draw and the row alone.
         """
         yield self.flux

@@ -121,7 +121,7 @@ class Decoded(NamedTuple):
 
 
 class SpectrumStream:
-    """One worker's share of the steps. Steps are cheapest in turn; any other begins anew."""
+    """One worker's share of the steps. Steps are cheapest in turn; any other order restarts the stream."""
 
     def __init__(self, order: StreamOrder, labels: tuple[str, ...], noise: FixedNoise | None, worker: Worker) -> None:
         """Start the threads; nothing is decoded before the first step.

@@ -28,7 +28,7 @@ FILLED = "filled_edges"
 SNR_ROWS = 4096
 """Training spectra whose SNR is computed, at most (27 µs each): their median has the rank of the true one within 0.8 %."""
 HASHED_EVERY = 16
-"""Spectra are told apart by flux and error in every 16th pixel. Flux alone would not do: noise-free spectra on a grid of
+"""Spectra are distinguished by flux and error in every 16th pixel. Flux alone would not do: noise-free spectra on a grid of
 labels are often equal, and differ in brightness only, which the error shows."""
 
 
