@@ -36,7 +36,7 @@ FORBIDDEN |= {
     f"analysis/{room}": [f"analysis.{later}" for later in ROOMS[place + 1 :]] + ["analysis.__main__"]
     for place, room in enumerate(ROOMS)
 }
-ANALYSIS_MAY_USE = {"scaling.results", "scaling.errors", "scaling.files", "scaling.parse"}
+ANALYSIS_MAY_USE = {"scaling.results", "scaling.console", "scaling.errors", "scaling.files", "scaling.parse"}
 
 
 def imported(path: Path) -> set[str]:

@@ -13,6 +13,7 @@ from analysis.report import sections, words
 from analysis.report.checklist import checklist
 from analysis.report.figures.style import GREEK, short
 from analysis.report.findings import Findings
+from scaling.console import duration
 from scaling.results import measure_of
 
 UNLIKELY_TREND = 0.01
@@ -81,7 +82,7 @@ def _next(findings: Findings) -> Headline:
     hours, detail = run_hours(findings.cells), []
     if hours is not None:
         cost = float(hours(np.array([first["N"]]), np.array([first["D"]]))[0])
-        detail.append(f"A run of {place} takes about {words.significant(cost)} device-hours.")
+        detail.append(f"A run of {place} takes about {duration(3600 * cost)} of one device.")
     detail += [f"{_what(row)}: {_fall(row)}." for _, row in known.iloc[1:].iterrows()]
     return Headline(title, line, " ".join(detail))
 
