@@ -16,6 +16,7 @@ from analysis.report.findings import Findings
 from scaling.console import duration
 from scaling.results import measure_of
 
+LAW = "The law"
 UNLIKELY_TREND = 0.01
 """Below this p value, residuals are said to depend on an axis."""
 
@@ -28,12 +29,19 @@ class Headline:
     words: str
     detail: str = ""
 
+    @property
+    def said(self) -> str:
+        """The line for a terminal; a law has its intervals."""
+        end = "" if self.title.endswith("?") else ":"
+        intervals = f"; {self.detail}" if self.title == LAW and self.detail else ""
+        return f"{self.title}{end} {self.words}{intervals}"
+
 
 def headlines(findings: Findings) -> list[Headline]:
     """The law, its score on held-out cells, why the curve stops, and what to run next: a line each."""
     if findings.final is None or findings.answers is None:
         best = [Headline("The best so far", f"{words.lowest(findings.cells)}.")] if len(findings.cells) else []
-        return [*best, Headline("The law", f"There is no law of error over N and D here: {findings.problem}.")]
+        return [*best, Headline(LAW, f"There is no law of error over N and D here: {findings.problem}.")]
     return [_law(findings), _score(findings), _stop(findings), _next(findings)]
 
 
@@ -44,7 +52,7 @@ def _law(findings: Findings) -> Headline:
     intervals = final.intervals[final.best]
     listed = ", ".join(f"{GREEK.get(name, name)} {words.bounds(intervals.get(name))}" for name in final.law.parameters)
     beware = "".join(f" Beware: {flag}." for flag in sections.beware(findings.answers))
-    return Headline("The law", formula, f"{100 * final.level:g} % intervals: {listed}.{beware}")
+    return Headline(LAW, formula, f"{100 * final.level:g} % intervals: {listed}.{beware}")
 
 
 def _score(findings: Findings) -> Headline:

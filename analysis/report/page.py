@@ -65,7 +65,7 @@ def write_report(
     pictures = save_pictures(
         findings, limit, anchors, out / "figures", curves, ("svg",) if progress else figures.FORMATS
     )
-    lines = {"headlines": [asdict(line) for line in headlines(findings)]}
+    lines = {"answer": [line.said for line in headlines(findings)]}
     fit = _fit_json(findings) | lines | {"anchors": [asdict(anchor) for anchor in anchors]}
     _write(out / "fit.json", json_bytes(fit))
     _write(out / "cells.csv", findings.table.cells.to_csv(index=False).encode())

@@ -155,10 +155,8 @@ def write_study_report(study: Study, folder: StudyFolder, rows: list[Row], say: 
             curves=TRIAL_CURVES,
         )
         page = folder.publish_report(Path(scratch) / "report")
-        law, *others = json.loads((Path(scratch) / "report" / "fit.json").read_bytes())["headlines"]
-        say("; ".join(filter(None, (f"{law['title']}: {law['words']}", law["detail"]))))
-        for line in others:
-            say(f"{line['title']} {line['words']}")
+        for line in json.loads((Path(scratch) / "report" / "fit.json").read_bytes())["answer"]:
+            say(line)
     how = "open it in a browser" if folder.store.local else "`scaling dashboard` with this STUDY and --store serves it"
     say(f"report: {page} ({how})")
     return page

@@ -104,13 +104,15 @@ def test_figures_on_one_page_have_ids_of_their_own_and_colours_for_both_themes(r
 
 def test_the_answer_comes_in_four_lines(example):
     law, score, stop, following = headlines(example)
+    assert law.said == f"The law: {law.words}; {law.detail}"
+    assert score.said == f"Was its forecast right? {score.words}"
     assert law.words.startswith("MAE = E + A/N^α")
     assert "90 % intervals: E 0.0" in law.detail
     assert score.words == "20 of 20 held-out runs lie inside their 90 % intervals; the mean miss is 2 %."
     assert stop.words in example.answers.stop.words
     gains = example.answers.gains.set_index("scenario")["gain"]
     assert following.words.startswith("4 times the data" if gains["4× data"] > gains["4× model"] else "A model 4 times")
-    assert "device-hours" in following.detail
+    assert " of one device." in following.detail
 
 
 def test_every_folded_section_says_what_it_means(report, example):

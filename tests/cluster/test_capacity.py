@@ -49,7 +49,7 @@ def test_a_command_ends_where_its_quotes_do():
     assert transcript(text) == [["echo 'a\nb'", ["a", "b"]], ["true", []]]
 
 
-@pytest.mark.slow
+@pytest.mark.rehearsal
 @pytest.mark.timeout(900)  # eight plans, 7 s of a core each
 def test_the_capacity_guide_quotes_what_its_commands_print(tmp_path):
     commands = transcript(GUIDE.read_text())
