@@ -186,10 +186,10 @@ def _forms(findings: Findings) -> Line:
     question, fitted = "Competing forms", findings.fitted
     if fitted is None:
         return _missing(question, "there is no law")
-    stated = ", ".join(f"{form} {weight:.2f}" for form, weight in fitted.weights.items())
+    weights = ", ".join(f"{form} {weight:.2f}" for form, weight in fitted.weights.items())
     size = len(LAWS[fitted.best].parameters)
     return Line(
-        question, f"{len(fitted.fits)} forms, Akaike weights: {stated}; selected: {fitted.best}, {size} parameters"
+        question, f"{len(fitted.fits)} forms, Akaike weights: {weights}; selected: {fitted.best}, {size} parameters"
     )
 
 

@@ -86,23 +86,17 @@ def _next(findings: Findings) -> Headline:
         return Headline(title, f"More cells: the law cannot be trusted beyond these ({reasons}).")
     first = known.iloc[0]
     place = f"N = {short(first['N'])}, D = {short(first['D'])}"
-    line = f"{_what(first)}: {_fall(first)}."
     hours, detail = run_hours(findings.cells), []
     if hours is not None:
         cost = float(hours(np.array([first["N"]]), np.array([first["D"]]))[0])
         detail.append(f"A run of {place} takes about {duration(3600 * cost)} of one device.")
-    detail += [f"{_what(row)}: {_fall(row)}." for _, row in known.iloc[1:].iterrows()]
-    return Headline(title, line, " ".join(detail))
+    detail += [_gain(row) for _, row in known.iloc[1:].iterrows()]
+    return Headline(title, _gain(first), " ".join(detail))
 
 
-def _what(row: pd.Series) -> str:
-    factor, what = row["scenario"].split("× ")
-    return f"{factor} times the data" if what == "data" else f"A model {factor} times as large"
-
-
-def _fall(row: pd.Series) -> str:
-    low, best, high = (f"{100 * row[name]:.0f}".replace("-", "−") for name in ("gain_low", "gain", "gain_high"))
-    return f"{low} to {high} % less error (best {best} %)"
+def _gain(row: pd.Series) -> str:
+    more, (ends, best) = words.more(row), words.fall(row)
+    return f"{more[0].upper()}{more[1:]}: {ends} less error ({best})."
 
 
 def _split(text: str) -> tuple[str, str]:

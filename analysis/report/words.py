@@ -99,12 +99,22 @@ def gains(answers: Answers, final: Comparison) -> str:
 
 
 def _gain(row: pd.Series) -> str:
-    factor, what = row["scenario"].split("× ")
-    more = f"{factor} times the data" if what == "data" else f"a model {factor} times as large"
     if row["refused"]:
-        return f"what {more} would do is not known ({'; '.join(row['flags'])})"
+        return f"what {more(row)} would do is not known ({'; '.join(row['flags'])})"
+    ends, best = fall(row)
+    return f"{more(row)} would lower the error by {ends} ({best})"
+
+
+def more(row: pd.Series) -> str:
+    """The scenario of a row of gains: more data, or a larger model."""
+    factor, what = row["scenario"].split("× ")
+    return f"{factor} times the data" if what == "data" else f"a model {factor} times as large"
+
+
+def fall(row: pd.Series) -> tuple[str, str]:
+    """By how much the error falls in a row of gains: the interval, and the best value."""
     low, best, high = (f"{100 * row[name]:.0f}".replace("-", "−") for name in ("gain_low", "gain", "gain_high"))
-    return f"{more} would lower the error by {low} to {high} % (best {best} %)"
+    return f"{low} to {high} %", f"best {best} %"
 
 
 def shares(budget: ErrorBudget, final: Comparison) -> str:
