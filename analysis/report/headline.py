@@ -46,12 +46,13 @@ def headlines(findings: Findings) -> list[Headline]:
 
 
 def _law(findings: Findings) -> Headline:
-    final = findings.final
+    final, answers = findings.final, findings.answers
     assert final is not None
+    assert answers is not None
     formula = words.greek(final.law.law.formula).replace("L = ", f"{measure_of(findings.rows).name} = ", 1)
     intervals = final.intervals[final.best]
     listed = ", ".join(f"{GREEK.get(name, name)} {words.bounds(intervals.get(name))}" for name in final.law.parameters)
-    beware = "".join(f" Beware: {flag}." for flag in sections.beware(findings.answers))
+    beware = "".join(f" Beware: {flag}." for flag in sections.beware(answers.gains))
     return Headline(LAW, formula, f"{100 * final.level:g} % intervals: {listed}.{beware}")
 
 

@@ -134,6 +134,7 @@ def _render(
     environment.filters["short"] = figures.short
     environment.filters["sig"] = words.significant
     cells, fitted, answers, score = findings.cells, findings.fitted, findings.answers, findings.score
+    gains, held = None if answers is None else answers.gains, None if score is None else score.table
     table = findings.table
     return environment.get_template("report.html").render(
         title=", ".join(findings.rows["study"].astype(str).unique()),
@@ -154,7 +155,8 @@ def _render(
         final=findings.final,
         beside=beside,
         lack=None if fitted is None else lack_of_fit(fitted.law, fitted.points),
-        beware=sections.beware(answers),
+        beware=sections.beware(gains),
+        score_beware=sections.beware(held),
         trends=[] if findings.trends is None else findings.trends.to_dict("records"),
         warnings=[*table.warnings, *([] if fitted is None else fitted.points.warnings)],
         level=90.0 if fitted is None else 100 * fitted.level,
@@ -165,11 +167,11 @@ def _render(
         else words.shares(answers.budget, findings.final),
         unlikely=UNLIKELY_TREND,
         budget_rows=[] if answers is None or answers.budget is None else answers.budget.table.to_dict("records"),
-        gains=[] if answers is None else sections.gains(answers),
+        gains=sections.forecasts(gains),
         next_runs=[] if answers is None or answers.next_runs is None else answers.next_runs.head(5).to_dict("records"),
         backtests=findings.backtests,
         score=score,
-        score_rows=[] if score is None else score.table.to_dict("records"),
+        score_rows=sections.forecasts(held),
         exclusions=table.exclusions.to_dict("records"),
         edges=table.cells[table.cells["edge_of_search"] != ""].to_dict("records"),
         searched=int((table.cells["learning_rates"] >= 3).sum()),

@@ -10,7 +10,7 @@ from analysis.intervals.compare import Comparison
 from analysis.laws import LAWS
 from analysis.report import words
 from analysis.report.figures.style import GREEK, label_name
-from analysis.report.findings import Answers, Findings
+from analysis.report.findings import Findings
 from scaling.results import measure_of
 
 
@@ -121,16 +121,15 @@ def parameters(findings: Findings) -> list[dict[str, Any]]:
     return lines
 
 
-def beware(answers: Answers | None) -> list[str]:
-    """What holds for all forecasts of the answers, in words."""
-    if answers is None:
+def beware(table: pd.DataFrame | None) -> list[str]:
+    """What holds for all forecasts of a table, in words; nothing without one."""
+    if table is None or not len(table):
         return []
-    first, *others = answers.gains["flags"]
+    first, *others = table["flags"]
     return [flag for flag in first if all(flag in each for each in others)]
 
 
-def gains(answers: Answers) -> list[dict[str, Any]]:
-    """What more would buy, each row with the flags that are its own."""
-    common = beware(answers)
-    rows = answers.gains.to_dict("records")
+def forecasts(table: pd.DataFrame | None) -> list[dict[str, Any]]:
+    """The forecasts of a table, each with the flags that are its own; see `beware` for the others."""
+    common, rows = beware(table), [] if table is None else table.to_dict("records")
     return [row | {"flags": [flag for flag in row["flags"] if flag not in common]} for row in rows]
