@@ -215,17 +215,23 @@ class Folder:
 
     def tree(self, path: str) -> list[str]:
         """All files and folders below ``path``, by their path from there, sorted; a thousand with one request."""
-
-        def list_all(filesystem: fs.FileSystem, target: str) -> list[str]:
-            found = filesystem.get_file_info(fs.FileSelector(target, allow_not_found=True, recursive=True))
-            return sorted(info.path.removeprefix(target).lstrip("/") for info in found)
-
-        return self._call(list_all, path)
+        found, root = self._list(path, recursive=True)
+        return sorted(info.path.removeprefix(root).lstrip("/") for info in found)
 
     def _names(self, path: str, kind: fs.FileType) -> list[str]:
-        selector = functools.partial(fs.FileSelector, allow_not_found=True)
-        found = self._call(lambda filesystem, target: filesystem.get_file_info(selector(target)), path)
-        return sorted(info.base_name for info in found if info.type == kind)
+        return sorted(info.base_name for info in self._list(path, recursive=False)[0] if info.type == kind)
+
+    def _list(self, path: str, recursive: bool) -> tuple[list[fs.FileInfo], str]:
+        """What lies below a folder, nothing where there is none, and the folder's own path in its filesystem."""
+
+        def ask(filesystem: fs.FileSystem, target: str) -> tuple[list[fs.FileInfo], str]:
+            selector = fs.FileSelector(target, allow_not_found=True, recursive=recursive)
+            return filesystem.get_file_info(selector), target
+
+        try:
+            return self._call(ask, path)
+        except FileNotFoundError:  # created after Arrow could not open it, before Arrow asked whether it exists
+            return self._call(ask, path)
 
     def check_writable(self) -> None:
         """Write and remove a probe.

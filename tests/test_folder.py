@@ -239,3 +239,21 @@ def test_what_is_no_regular_file_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     folder = Folder.at(tmp_path)
     assert (folder.read("fifo"), folder.size("fifo"), folder.files()) == (None, None, [])
+
+
+@pytest.mark.parametrize("listing", ["files", "tree"])
+def test_a_folder_created_while_it_is_listed_is_listed_again(listing, tmp_path, monkeypatch):
+    """Arrow, asked to allow a missing folder, fails to open it, then asks whether it exists, and raises if it does."""
+    folder = Folder(str(tmp_path))
+    filesystem, root = folder._open()
+
+    class CreatedInBetween:
+        def get_file_info(self, selector):
+            if not (tmp_path / "trial").exists():
+                (tmp_path / "trial").mkdir()
+                (tmp_path / "trial/row.json").touch()
+                raise FileNotFoundError(f"Cannot list directory {selector.base_dir}")
+            return filesystem.get_file_info(selector)
+
+    monkeypatch.setattr(Folder, "_open", lambda _: (CreatedInBetween(), root))
+    assert getattr(folder, listing)("trial") == ["row.json"]
