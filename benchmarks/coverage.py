@@ -33,6 +33,7 @@ from analysis.fitting.solve import Objective  # noqa: E402
 from analysis.intervals.compare import Comparison, compare  # noqa: E402
 from analysis.laws import LAWS, Array  # noqa: E402
 from analysis.points.table import Points  # noqa: E402
+from scaling.console import counting  # noqa: E402
 
 LEVEL = 0.9
 SIDE = 6
@@ -221,12 +222,14 @@ def main() -> None:
     arguments = parser.parse_args()
     start = time.perf_counter()
     parts = []
-    with ProcessPoolExecutor(arguments.processes) as pool:
-        for kind, cases in ((parameters, coverage_cases()), (forecasts, forecast_cases())):
-            for case in cases:
-                outcomes = pool.map(partial(kind, case), range(arguments.simulations), chunksize=10)
-                parts.append(summary(case, outcomes))
-                print(parts[-1].round(3).to_string(index=False, header=False), flush=True)
+    kinds = [(parameters, case) for case in coverage_cases()] + [(forecasts, case) for case in forecast_cases()]
+    say = partial(print, flush=True)
+    with ProcessPoolExecutor(arguments.processes) as pool, counting("cases", say) as progress:
+        for done, (kind, case) in enumerate(kinds, 1):
+            outcomes = pool.map(partial(kind, case), range(arguments.simulations), chunksize=10)
+            parts.append(summary(case, outcomes))
+            progress(done, len(kinds))
+            say(parts[-1].round(3).to_string(index=False, header=False))
     table = pd.concat(parts, ignore_index=True)
     text = markdown(table, arguments.simulations)
     print(f"\n{text}\n{time.perf_counter() - start:.0f} s on {arguments.processes} processes")

@@ -8,12 +8,20 @@ from collections.abc import Callable, Iterator
 
 Count = Callable[[int, int], None]
 """Called with how much is done, and of how much."""
+Counting = Callable[[str], contextlib.AbstractContextManager[Count]]
+"""Given what is counted, shows how far it is, as `counting` does."""
 QUIET_SECONDS = 2.0
 """Work that ends sooner has no lines."""
 
 
 def uncounted(done: int, total: int) -> None:
     """A `Count` that shows nothing."""
+
+
+@contextlib.contextmanager
+def not_counting(what: str) -> Iterator[Count]:
+    """A `Counting` that shows nothing."""
+    yield uncounted
 
 
 def duration(seconds: float) -> str:

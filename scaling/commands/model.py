@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,7 +134,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if folder is not None:
         check_anchor(folder, options.data, rules, name, num_spectra)
     cache = options.cache or default_cache_root()
-    found = evaluate(model, options.data, options.split, rules, device=_device(), cache_root=cache)
+    shown = functools.partial(counting, say=say)
+    found = evaluate(model, options.data, options.split, rules, device=_device(), cache_root=cache, counting=shown)
     print(found.to_text())
     write_json(options, found.to_json())
     if folder is not None:

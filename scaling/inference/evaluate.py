@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 import torch
 
+from scaling.console import Counting, not_counting
 from scaling.data.batches import DataRules, EvaluationSplit, Worker, evaluation_pin
+from scaling.data.batches.cache import map_split
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
 from scaling.files import Location, json_bytes, plain
@@ -89,7 +91,14 @@ class Evaluation:
 
 
 def evaluate(
-    model: TrainedModel, shards: Location, split: Split, rules: DataRules, *, device: torch.device, cache_root: Path
+    model: TrainedModel,
+    shards: Location,
+    split: Split,
+    rules: DataRules,
+    *,
+    device: torch.device,
+    cache_root: Path,
+    counting: Counting = not_counting,
 ) -> Evaluation:
     """Score a model on a split, as the training loop scores its best weights.
 
@@ -100,6 +109,7 @@ def evaluate(
         rules: The model's, perhaps with other noise.
         device: Where to.
         cache_root: The node's memory maps.
+        counting: Shows how far the node's cache is filled, then how far the split is scored.
 
     Raises:
         UserError: The spectra are on another grid, or lack a label, or the model's answers are not finite.
@@ -109,8 +119,11 @@ def evaluate(
     for name in rules.labels:
         manifest.label(name)
     worker = Worker(cache_root=cache_root, device=device)
+    with counting("shards into the node's cache") as progress:
+        map_split(shards, split, manifest.num_rows(split), cache_root, progress=progress).close()
     noisy = EvaluationSplit.load(shards, rules, split, worker, model.standardisation)
-    predicted = predict(model.model.to(device), noisy, model.precision_on(device))
+    with counting("spectra scored") as progress:
+        predicted = predict(model.model.to(device), noisy, model.precision_on(device), progress=progress)
     first, others = score(predicted, noisy)
     if not math.isfinite(first.error):
         raise UserError(f"{model.path}: its answers for the {split} split of {shards} are not finite: no score")

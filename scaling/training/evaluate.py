@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from scaling.console import Count, uncounted
 from scaling.data.batches import EvaluationSplit, SplitBins
 from scaling.files import Location
 from scaling.training.metrics import (
@@ -34,9 +35,16 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def predict(
-    model: nn.Module, split: EvaluationSplit, precision: Precision, batch_size: int = EVALUATION_ROWS
+    model: nn.Module,
+    split: EvaluationSplit,
+    precision: Precision,
+    batch_size: int = EVALUATION_ROWS,
+    progress: Count = uncounted,
 ) -> Tensor:
-    """What the model answers (draw, row, label) on this worker's share of a split: normalised labels, or logits."""
+    """What the model answers (draw, row, label) on this worker's share of a split: normalised labels, or logits.
+
+    `progress` is called with the spectra scored, of those of all draws.
+    """
     model.eval()
     predicted = torch.empty(split.rules.eval_draws, *split.labels.shape, device=split.labels.device)
     with torch.inference_mode(), autocast(split.worker.device, precision):
@@ -44,6 +52,7 @@ def predict(
             for start in range(0, len(flux), batch_size):
                 part = flux[start : start + batch_size].to(split.worker.device, non_blocking=True)
                 predicted[draw, start : start + batch_size] = model(part)
+                progress(draw * len(flux) + start + len(part), predicted.shape[0] * len(flux))
     model.train()
     return predicted
 

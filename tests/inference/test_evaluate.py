@@ -1,5 +1,7 @@
 """`scaling evaluate` and `export`: a model's numbers are those of its trial's row, wherever they are made."""
 
+import contextlib
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 
 from scaling.data.hdf5.reader import open_spectra
 from scaling.data.shards.manifest import Manifest
+from scaling.inference.evaluate import evaluate
 from scaling.inference.lightning import read_lightning
 from scaling.inference.trained import open_model
 from scaling.model.checkpoint import load_model, model_bytes
@@ -46,6 +49,22 @@ def test_the_numbers_are_those_of_the_row(shards, cache_root, tmp_path, capsys, 
     assert val[f"val_{score}"] == expected[f"val_{score}"]
     printed = capsys.readouterr().out
     assert (f"MAE {row.test_mae_dex:.4f}" if score == "mae_dex" else f"error rate {row.test_error_rate:.4f}") in printed
+
+
+def test_an_evaluation_counts_the_shards_it_decodes_and_the_spectra_it_scores(shards, one, tmp_path):
+    seen = {}
+
+    @contextlib.contextmanager
+    def counting(what):
+        seen[what] = []
+        yield lambda *count: seen[what].append(count)
+
+    model, cpu = open_model(one[1]), torch.device("cpu")
+    rules = dataclasses.replace(model.rules, eval_draws=2)
+    evaluate(model, shards, "test", rules, device=cpu, cache_root=tmp_path / "cache", counting=counting)
+    assert seen == {"shards into the node's cache": [(1, 1)], "spectra scored": [(96, 192), (192, 192)]}
+    evaluate(model, shards, "test", rules, device=cpu, cache_root=tmp_path / "cache", counting=counting)
+    assert seen["shards into the node's cache"] == []
 
 
 def test_other_wavelengths_are_refused(shards, one, tmp_path, capsys):

@@ -19,6 +19,7 @@ import pyarrow as pa
 from jaxtyping import Float32
 from numpy import ndarray
 
+from scaling.console import Count, uncounted
 from scaling.data.batches.cachebuild import CacheBuild
 from scaling.data.batches.cachefolder import LOCK, allocated, hold, open_file, read_file, split_folder, written_to
 from scaling.data.batches.decode import channels
@@ -118,6 +119,7 @@ def map_split(
     *,
     noise: FixedNoise | None = None,
     limit: int | None = None,
+    progress: Count = uncounted,
 ) -> MappedSplit:
     """Map the first ``num_rows`` rows of a split, after filling in what this node's cache lacks of them.
 
@@ -132,6 +134,7 @@ def map_split(
         noise: One draw a spectrum, added to what is stored; None stores flux and error.
         limit: The cache's largest size in bytes; ``cache_limit()`` if not given. To stay below it, the least recently
             used splits that nobody uses are evicted.
+        progress: Called with the shards decoded, of those that the cache lacks.
 
     Raises:
         UserError: The split is shorter, or a shard is damaged.
@@ -150,7 +153,7 @@ def map_split(
     try:
         build = CacheBuild(manifest=manifest, split=split, num_shards=parts, folder=folder, noise=noise)
         if build.lacking():
-            build.run(root / LOCK, limit)
+            build.run(root / LOCK, limit, progress)
             if build.lacking():
                 raise NodeError(f"{folder}: what was written is not what is read back: name a cache on another disk")
         spectra = _map(build.path, (num_rows, channels(noise), manifest.pixels))

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from scaling.console import Count, uncounted
 from scaling.data.batches.cachefolder import MARKS, PARAMS, Mark, allocated, locked, make_room, open_file, written_to
 from scaling.data.batches.decode import channels, shard_spectra
 from scaling.data.batches.noise import FixedNoise
@@ -78,7 +79,7 @@ class CacheBuild:
         places = {self.array: (self.path, *self._slice(shard)), PARAMS: (self.part(shard), 0, None)}
         return [name for name, place in places.items() if not _is_intact(*place, name, shard, digests.get(name))]
 
-    def run(self, lock: Path, limit: int | None) -> None:
+    def run(self, lock: Path, limit: int | None, progress: Count = uncounted) -> None:
         """Fill what is lacking.
 
         One process of a node builds at a time: a build uses all its cores and its disk as it is, and so the account of
@@ -87,6 +88,7 @@ class CacheBuild:
         Args:
             lock: The cache's lock file.
             limit: Of the whole cache, in bytes; unused splits are evicted to stay below.
+            progress: Called with the shards filled, of those that are lacking.
 
         Raises:
             UserError: A shard is damaged.
@@ -94,9 +96,9 @@ class CacheBuild:
         """
         with written_to(lock.parent), locked(lock):
             if lacking := self.lacking():
-                self._fill(lacking, limit)
+                self._fill(lacking, limit, progress)
 
-    def _fill(self, lacking: dict[int, list[str]], limit: int | None) -> None:
+    def _fill(self, lacking: dict[int, list[str]], limit: int | None, progress: Count) -> None:
         for name in (PARAMS, MARKS):
             private_folder(self.folder / name)
         all_shards = range(len(self.manifest.shards(self.split)))
@@ -106,8 +108,9 @@ class CacheBuild:
         file = open_file(self.path, os.O_RDWR | os.O_CREAT)
         try:
             os.truncate(file, sum(self._slice(all_shards[-1])))
-            for _ in _in_threads(lambda item: self._fill_shard(file, *item), lacking.items()):
-                pass
+            filled = _in_threads(lambda item: self._fill_shard(file, *item), lacking.items())
+            for count, _ in enumerate(filled, 1):
+                progress(count, len(lacking))
         finally:
             os.close(file)
 
