@@ -22,6 +22,7 @@ from analysis.report.document import baseline_document, fit_document
 from analysis.report.findings import Findings, find
 from analysis.report.headline import UNLIKELY_TREND, headlines, meanings
 from analysis.report.pictures import Picture, save_pictures
+from scaling.console import duration
 from scaling.errors import UserError
 from scaling.files import JSON_STARTS, Location, check_output, json_bytes, output
 from scaling.results import measure_of
@@ -129,6 +130,7 @@ def _render(
         lstrip_blocks=True,
     )
     environment.filters["dex"] = "{:.3f}".format
+    environment.filters["duration"] = duration
     environment.filters["greek"] = words.greek
     environment.filters["powers"] = _powers
     environment.filters["short"] = figures.short

@@ -26,7 +26,7 @@ Picture = dict[str, str]
 TRIAL_CURVES = "../trials/{trial}/progress.csv"
 """Where a report that lies in its study's store finds a trial's curve."""
 
-_LAW = "Lines: the law fitted without the held-out cells (open markers), with the interval of its curve"
+_LAW = "Lines and floor: the law fitted without the held-out cells (open markers), with the interval of its curve"
 _ANCHORS = (
     " Named below the axis: models from outside this study, with the standard error of their score; no part of the fit."
 )

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from analysis.laws import LAWS
+from scaling.console import duration
 
 _WIDTH = 26
 
@@ -95,7 +96,7 @@ def _tell_next_runs(document: dict[str, Any]) -> None:
         )
         for run in found["runs"]:
             what = f"N = {run['N']:g}, D = {run['D']:g} ({run['kind']})"
-            print(f"  {what:40} {run['hours']:.3g} device-hours, by {100 * run['shrink']:.1f} %")
+            print(f"  {what:40} {duration(3600 * run['hours'])} of one device, by {100 * run['shrink']:.1f} %")
 
 
 def _tell_forecast(cast: dict[str, Any], axis: str) -> None:

@@ -1,5 +1,7 @@
 """Figures: what they show, that every axis has its unit, and that their files are those a journal accepts."""
 
+import dataclasses
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.figure import Figure
 
 from analysis.answers.budget import error_budget
+from analysis.answers.forecast import forecast
 from analysis.intervals.compare import compare
+from analysis.laws import LAWS
 from analysis.points.example import DATA, SIZES, example_rows
 from analysis.points.table import Points
 from analysis.report import figures
@@ -94,6 +98,21 @@ def test_drawing_leaves_matplotlibs_settings_alone(observed):
     before = [mpl.rcParams[name] for name in names]
     figures.error_against_data(observed, None)
     assert [mpl.rcParams[name] for name in names] == before
+
+
+def test_the_band_is_the_forecasts_interval_also_where_another_form_leads_the_forecast(findings, observed):
+    fitted = findings.fitted
+    form = next(
+        name for name in fitted.fits if name != fitted.extrapolation.leading and "S" not in LAWS[name].variables
+    )
+    swapped = dataclasses.replace(fitted, best=form)
+    axes = figures.error_against_data(observed, swapped).axes[0]
+    bands = [each for each in axes.collections if isinstance(each, FillBetweenPolyCollection)]
+    for size, band in zip(np.unique(observed.N), bands, strict=True):
+        ends = band.get_paths()[0].vertices
+        last = ends[ends[:, 0] == ends[:, 0].max(), 1]
+        interval = forecast(swapped, [size], [ends[:, 0].max()])[["curve_low", "curve_high"]].to_numpy()[0]
+        np.testing.assert_allclose([last.min(), last.max()], interval, rtol=1e-9)
 
 
 def test_held_out_points_are_open(findings, drawn):

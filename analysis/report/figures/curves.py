@@ -246,7 +246,7 @@ def _draw_anchor(axes: Axes, anchor: Anchor, along: Literal["N", "D"], place: in
 
 
 def _law_and_band(comparison: Comparison, N: Array, D: Array) -> tuple[Array, Array, Array] | None:
-    """The law's curve at (N, D), (m,), with the ends of its interval.
+    """The law's curve at (N, D), (m,), with the ends of the forecast's interval of it, which may mix other forms too.
 
     Returns:
         None if the law needs the samples seen, which differ between runs: then there is no one curve to draw.
@@ -259,7 +259,7 @@ def _law_and_band(comparison: Comparison, N: Array, D: Array) -> tuple[Array, Ar
     except UserError:
         return None
     here = np.arange(len(N))
-    low, high = (np.interp(here, nodes, np.log(table[end] / table["value"])) for end in ("curve_low", "curve_high"))
+    low, high = (np.interp(here, nodes, np.log(table[end] / value[nodes])) for end in ("curve_low", "curve_high"))
     return value, value * np.exp(low), value * np.exp(high)
 
 
