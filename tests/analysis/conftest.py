@@ -139,6 +139,18 @@ def study_rows(grid, *, rates=(3e-4, 1e-3, 3e-3), seeds=(0,), scatter=0.0, **cha
     return made
 
 
+@pytest.fixture
+def only_svg(monkeypatch):
+    """Reports have their figures as SVG alone: PDF and PNG take longer than the fits."""
+    monkeypatch.setattr("analysis.report.figures.FORMATS", ("svg",))
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Reports have no figures."""
+    monkeypatch.setattr("analysis.report.pictures._figures", lambda *_: {})
+
+
 @pytest.fixture(params=["fresh noise, fixed epochs", "fixed noise, fixed samples"])
 def grid(request):
     return FRESH_NOISE_FIXED_EPOCHS if request.param.startswith("fresh") else FIXED_NOISE_FIXED_SAMPLES

@@ -10,12 +10,12 @@ from benchmarks.coverage import TRUTHS
 
 
 def test_text_separated_by_tabs_or_semicolons_is_read_as_well(table, run):
-    expected = run(table())["parameters"]
+    expected = run(table(), "--form", "chinchilla")["parameters"]
     frame = pd.read_csv(table())
     for name, separator in (("runs.tsv", "\t"), ("runs.csv", ";"), ("runs.txt", ",")):
         path = table(name)
         frame.to_csv(path, sep=separator, index=False)
-        assert run(path)["parameters"] == expected
+        assert run(path, "--form", "chinchilla")["parameters"] == expected
 
 
 @pytest.mark.parametrize("value", [1e-300, 1e300])

@@ -236,6 +236,6 @@ def test_intervals_cover_as_often_as_they_say(decades, seeds, scatter):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", forecast_cases()[1::6], ids=lambda case: case.name)
 def test_forecasts_cover_and_the_form_is_found(case):
-    table = summary(case, [forecasts(case, number) for number in range(15)]).set_index("quantity")["held"]
+    table = summary(case, [forecasts(case, number) for number in range(10)]).set_index("quantity")["held"]
     assert table.drop("true form selected").min() > 0.72, table.to_string()
     assert table["true form selected"] >= (0.75 if case.seeds > 1 else 0.55)

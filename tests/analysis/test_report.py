@@ -156,6 +156,7 @@ def test_the_raw_table_is_in_the_page(report, demo_rows):
     assert list(table["trial"]) == list(demo_rows["trial"])
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_report_is_reproducible(report, demo_rows, tmp_path):
     write_report(demo_rows.sample(frac=1, random_state=0), tmp_path, bootstrap=60)
     assert (tmp_path / "fit.json").read_text() == (report / "fit.json").read_text()
@@ -179,6 +180,7 @@ def test_a_study_without_a_finished_trial_still_gives_a_report(make_rows, tmp_pa
     assert not re.search(r"\bnan\b", page)
 
 
+@pytest.mark.usefixtures("only_svg")
 def test_a_study_of_one_size_gives_a_report_on_its_curve(tmp_path):
     one_size = dataclasses.replace(
         FIXED_NOISE_FIXED_SAMPLES, sizes=np.array([29953]), mae=FIXED_NOISE_FIXED_SAMPLES.mae[3:]
@@ -191,6 +193,7 @@ def test_a_study_of_one_size_gives_a_report_on_its_curve(tmp_path):
     assert not (tmp_path / "figures" / "error_surface.svg").exists()
 
 
+@pytest.mark.usefixtures("only_svg")
 def test_the_information_limit_stands_beside_the_error(tmp_path):
     rows, bins = (
         example_rows(),
@@ -209,8 +212,8 @@ def test_the_information_limit_stands_beside_the_error(tmp_path):
     write_report(rows, tmp_path, bootstrap=40, limit=limit)
     page = page_of(tmp_path)
     assert "The information limit (Cramér–Rao) of these test spectra is 0.050 dex" in page
-    assert (tmp_path / "figures" / "mae_by_snr.pdf").is_file()
-    assert (tmp_path / "figures" / "error_against_compute.pdf").is_file()
+    assert (tmp_path / "figures" / "mae_by_snr.svg").is_file()
+    assert (tmp_path / "figures" / "error_against_compute.svg").is_file()
 
 
 def test_the_checklist_states_both_fits_and_every_method(example):
