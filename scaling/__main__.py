@@ -1,4 +1,4 @@
-"""The command line: operational flags only; a study's science is in its module. Exit status 0 done, 1 failed, 2 user's mistake."""
+"""The command line. Flags are operational only; the science is in the study's module. Exit status: 0 done, 1 failed, 2 user error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scaling.files import FINAL
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; a user's mistake is one line on stderr and status 2."""
+    """Run one command; a user error is printed as one line on stderr and gives exit status 2."""
     options = _parser().parse_args(arguments)
     try:
         check_json(options)
