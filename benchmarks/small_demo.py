@@ -1,4 +1,4 @@
-"""The demo of before 2026-11-28, with a quarter of the samples at a quarter of the batch: what some benchmarks were recorded with."""
+"""The demo as of before 2026-11-28, with a quarter of the samples at a quarter of the batch, used for some recorded benchmarks."""
 
 import dataclasses
 
