@@ -201,7 +201,7 @@ def show(found):
 
 
 def main():
-    """Print the table, and write it as JSON if requested."""
+    """Measure, print a table, and write it as JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[32768])
     parser.add_argument("--rounds", type=int, default=3)

@@ -6,6 +6,7 @@
 The recipe is the original study's, except for bf16 instead of fp16, standardised inputs, and a schedule that is updated each
 step after a warm-up. Noise is one fixed draw per spectrum and every trial sees 25.6 M samples (100 epochs of 256k), so
 that the D axis is the number of distinct spectra; for the original's axis set noise="fresh" and Budget(epochs=200).
+
 Not run yet: neither its duration nor its results are known. `scaling plan` counts its FLOPs exactly and estimates its hours
 from an assumed speed.
 """

@@ -42,7 +42,7 @@ class Running:
 
 
 class Progress:
-    """Counts trials and cells and prints lines about them. The cost of a line does not grow with the number of trials.
+    """Counts trials and cells and prints lines about them. A line costs the same after 10 and after 2,000 trials.
 
     As a context manager it shows one live table instead of a line per trial, on a terminal.
 

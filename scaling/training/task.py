@@ -67,11 +67,11 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Result of a finished run. Scores are in the labels' units. `others` has the validation and test scores of the
-    other labels, in their order.
+    """Result of a finished run, with scores in the labels' units.
 
-    `share` is the run's fraction of the trial's budget. `train_seconds` is the time of a run of this budget, including
-    `eval_seconds` for scoring the validation split; `added_seconds` excludes the part shared with a shorter run.
+    `others` has the validation and test scores of the other labels, in their order. `share` is the run's fraction of the
+    trial's budget. `train_seconds` is the time of a run of this budget, including `eval_seconds` for scoring the
+    validation split; `added_seconds` excludes the part shared with a shorter run.
     """
 
     status: Status

@@ -38,6 +38,7 @@ class Job:
     for a shorter budget. `identity` and `setting` together are everything that determines the result, as `Recorder`
     compares them with a saved state's. `micro_batch` and `compiled` are those of `Stepper`. `shown` are the settings by which
     dashboards show the trial.
+
     With `min_workers`, training continues without a lost worker that is not replaced: Ray Train resumes from the last state
     with the workers there is room for, and looks for more once a minute. Tested by hand with two nodes on one machine: 65 and
     95 s after one was removed the other continued alone (Ray waits 60 s for the lost one); 60 s after its return, both ran.
