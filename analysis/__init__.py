@@ -1,1 +1,1 @@
-"""Numerical analysis of results rows: tables, laws, fits, intervals, figures and the report. Needs neither Ray nor torch."""
+"""Analysis of results rows: tables, laws, fits, intervals, figures and the report. Needs neither Ray nor torch."""

@@ -182,7 +182,7 @@ def _read(table: str) -> pd.DataFrame:
 
 
 def _input(options: argparse.Namespace) -> tuple[Points, Cost, Hours | None, dict[str, Any]]:
-    """The points of the table, the cost of a run in FLOPs and in hours, and facts for the document: columns, held-out cells."""
+    """The table's points, a run's cost in FLOPs and in hours, and facts for the document (columns, held-out cells)."""
     frame = _read(options.table)
     limit = None if options.limit is None else read_limit(options.limit)
     cost = SIX_N_D if options.flops_per is None else _flops_per(options.flops_per)

@@ -1,4 +1,4 @@
-"""Ridge and LightGBM against their limits: memory as the number of spectra grows, and Ridge's pass against bare decoding and products.
+"""Ridge and LightGBM against their limits: memory as spectra are added; Ridge's pass against decoding and products.
 
     python -m benchmarks.baselines
 

@@ -89,7 +89,7 @@ def on_all(pools, function, arguments):
 
 @contextmanager
 def peak_memory():
-    """Yield a dictionary that holds the peaks in MB when the block ends: of all processes together, and of one worker."""
+    """Yield a dictionary that holds the peaks in MB when the block ends: of all processes, and of one worker."""
     import psutil  # installed with Ray
 
     driver, peaks, done = psutil.Process(), {"total_mb": 0.0, "worker_mb": 0.0}, threading.Event()

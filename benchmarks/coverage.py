@@ -56,7 +56,7 @@ TRUTHS: dict[str, dict[str, float]] = {
 """Each form, with additional parameters chosen so that no simpler form would suffice."""
 
 Outcome = dict[str, tuple[float, float]]
-"""Maps each quantity to (coverage of the truth, 0 or 1 or a probability; width of the interval relative to the truth)."""
+"""Maps each quantity to (coverage of the truth: 0, 1 or a probability; interval width relative to the truth)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ def forecasts(case: Case, number: int) -> Outcome:
 
 
 def _held(case: Case, found: Comparison, factor: float, where: str) -> Outcome:
-    """Whether the curve's interval, `factor` times beyond the largest cell, contains the truth; and the probability for a new run."""
+    """Whether the curve's interval `factor` times beyond the grid contains the truth; the probability for a new run."""
     N, D = (np.array([factor * axis[-1]]) for axis in case.axes())
     truth = float(LAWS[case.form].predict(case.truth, N, D)[0])
     (low, high), (new_low, new_high) = (ends[0] for ends in prediction_intervals(found, N, D))

@@ -37,7 +37,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Redraw:
-    """The demo's outcome on one simulation; `steps` counts pairs of adjacent cells, `rises` those that do not improve."""
+    """The demo's outcome on one simulation; `steps` counts pairs of adjacent cells, `rises` those not improving."""
 
     seed: int
     trials: int

@@ -1,4 +1,4 @@
-"""Cost of our step under Ray Train compared with a bare loop: ratios of rates measured alternately in the same processes.
+"""Cost of our step under Ray Train relative to a bare loop: ratios of rates measured alternately in the same workers.
 
     python -m benchmarks.hosts [--rounds 10] [--json OUT]
 

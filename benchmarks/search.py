@@ -1,4 +1,4 @@
-"""Result and cost of the learning-rate search, compared with a recorded dense sweep of an earlier demo (widths 8 to 32).
+"""Result and cost of the learning-rate search against a recorded dense sweep of an earlier demo (widths 8 to 32).
 
     python -m benchmarks.search                                     # replays the search on the recorded trials: seconds
     python -m benchmarks.search --record results/demo --workers 2   # trains the 234 trials again; not timed on an idle machine
@@ -66,7 +66,7 @@ class Cells:
 
 
 def replay(study: Study, cells: Cells) -> dict[str, np.ndarray]:
-    """Search every cell on recorded trials. Returns regret, trials and cost (in whole trials) of each cell, and winners pruned."""
+    """Search every cell on recorded trials; returns regret, trials, cost (in whole trials) and pruned winners."""
     rates = Rates(study, [])
     cost = {cell: 0.0 for cell in rates.rows}
     while due := [(cell, *one) for cell in rates.rows for one in rates.due(cell)]:
@@ -98,7 +98,7 @@ def _trial(study: Study, rates: Rates, cells: Cells, cell: Cell, number: int, lr
 
 
 def winners_pruned(cells: Cells) -> tuple[int, int, float]:
-    """For every other recorded trial of a cell as rival: how often the rule would stop the cell's best, and the closest call."""
+    """With every other trial of a cell as rival: how often the rule stops the cell's best, and the closest call."""
     pruned, pairs, closest = 0, 0, 0.0
     for key in cells.lrs:
         curves = np.minimum.accumulate(np.exp(cells.curves[key]), axis=1)[
@@ -115,7 +115,7 @@ def winners_pruned(cells: Cells) -> tuple[int, int, float]:
 
 
 def record(store: str, workers: int) -> None:
-    """Train all trials of the dense sweep on the demo's shards in a store, in separate processes, and store their curves."""
+    """Train all trials of the dense sweep on the demo's shards, in separate processes, and store their curves."""
     tasks = [(store, cell, i) for cell in STUDY.cells() for i in range(len(FACTORS))]
     with ProcessPoolExecutor(workers) as pool:
         found = list(pool.map(_record, tasks))

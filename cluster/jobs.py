@@ -112,7 +112,7 @@ class Cluster:
         self._ask(lambda: self.client.stop_job(job))
 
     def fetch(self, job: str, out: Path) -> list[str]:
-        """Copy a study's report and table from the cluster, even if its store is not accessible here; returns the paths written.
+        """Copy a study's report and table from the cluster, whose store may be inaccessible here; returns the paths.
 
         A job on the cluster prints them as text into its log, from which they are read.
 

@@ -1,4 +1,7 @@
-"""The command line. Flags are operational only; the science is in the study's module. Exit status: 0 done, 1 failed, 2 user error."""
+"""The command line: operational flags only. Exit status: 0 done, 1 failed, 2 user error.
+
+A study's science is in its module.
+"""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ def private_folder(path: Path) -> Path:
 
 
 def user_cache(name: str) -> Path:
-    """A private folder for files that can be regenerated: $XDG_CACHE_HOME or ~/.cache, then spectral-scaling/``name``."""
+    """A private folder for regenerable files: $XDG_CACHE_HOME or ~/.cache, then spectral-scaling/``name``."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     base = given if given.is_absolute() else Path.home() / ".cache"
     return private_folder(private_folder(base / "spectral-scaling") / name)

@@ -1,4 +1,4 @@
-"""A folder, local or at any URI that pyarrow's file systems open (s3://, gs://, …); files are read and written whole."""
+"""A folder, local or at any URI supported by pyarrow (s3://, gs://, …); files are read and written whole."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def declared(cls: type[Record]) -> type[Record]:
 
 
 def _as_given(given: Any, checked: Any) -> Any:
-    """Keep an integer given for a float as an integer: a study's fingerprint hashes the values as its module gives them."""
+    """Keep an integer given for a float: a study's fingerprint hashes the values as its module gives them."""
     if type(given) is tuple:
         return tuple(map(_as_given, given, checked))
     return given if type(given) is int else checked

@@ -60,7 +60,7 @@ MAE, ERROR_RATE = Measure("MAE", "dex", "mae_dex"), Measure("error rate", "", "e
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One trial's result. Names carry the units: `_dex` as measured, `_z` in standard deviations of the training labels.
+    """One trial's result; units are in the names: `_dex` as measured, `_z` in standard deviations of training labels.
 
     `num_params` counts the parameters that reach the loss and is the N of the laws; `num_spectra` (distinct spectra)
     is their D. `epochs` is samples_seen / num_spectra. `noise` is "fresh" (drawn each epoch) or "fixed" (one draw per
@@ -213,13 +213,13 @@ def schema() -> pa.Schema:
 
 
 def to_table(rows: list[Row]) -> pa.Table:
-    """Convert rows to an Arrow table in the order of (cell, trial, share), so that the same rows always give the same file."""
+    """Convert rows to an Arrow table, sorted by (cell, trial, share), so that equal rows always give equal files."""
     ordered = sorted(rows, key=lambda row: (row.cell, row.trial, row.budget_share))
     return pa.Table.from_pylist([dataclasses.asdict(row) for row in ordered], schema=schema())
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Read `results.parquet`, or a text table (.csv, .tsv, .txt) of the same columns, separated by commas, semicolons or tabs.
+    """Read `results.parquet`, or the same columns as text (.csv, .tsv, .txt), separated by comma, semicolon or tab.
 
     Raises:
         UserError: The file is missing or unreadable.

@@ -110,7 +110,7 @@ def no_path(comparison: Comparison, cost: Cost) -> str:
 
 
 def second_floor(fitted: Fit) -> bool:
-    """Whether the overfitting term of `ridge` is nearly constant in N/D: it is then a second floor, and the error cannot be split."""
+    """Whether the overfitting term of `ridge` is nearly constant in N/D, a second floor that prevents a split."""
     return fitted.parameters.get("rho", np.inf) < _LEAST_RATIO
 
 
@@ -123,7 +123,7 @@ def local_exponent(comparison: Comparison, cost: Cost, N: float, D: float) -> fl
 
 
 def _optimum(law: Law, theta: Array, logs: Array, epochs: float) -> tuple[Array, Array, Array]:
-    """log N* (K, m), the loss there (K, m) and a (K,), for parameters (K, p) and log(C/κ) (m,); N and D are at least 1."""
+    """log N* (K, m), the loss there (K, m) and a (K,), for parameters (K, p) and log(C/κ) (m,); N, D ≥ 1."""
     if law.powers is None:
         ends = np.append(logs, [logs.min() - np.log(2.0), logs.max() + np.log(2.0)])
         size = np.stack([_searched(law, theta, each, epochs) for each in ends], axis=1)

@@ -1,4 +1,4 @@
-"""Comparison with baselines: each baseline's data law, and the number of spectra from which the study's model is better."""
+"""Comparison with baselines: their data laws, and the number of spectra from which the study's model is better."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _by_data(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _scatter(own: pd.DataFrame) -> float:
-    """Standard deviation of ln error between the seeds of a cell, pooled over repeated cells, of the best sizes if possible."""
+    """Standard deviation of ln error between seeds of a cell, pooled over repeated cells, best sizes if possible."""
     for cells in (_best_sizes(own), own):
         logs = np.log(cells[measure_of(own).test].astype(float)).groupby([cells["num_params"], cells["num_spectra"]])
         squares, freedom = float((logs.var(ddof=1) * (logs.size() - 1)).sum()), int((logs.size() - 1).sum())

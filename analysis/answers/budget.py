@@ -1,4 +1,4 @@
-"""Why the curve stops, and what would lower it: the error budget of a cell, and the gain from more data or a larger model."""
+"""The error budget of a cell: why the curve stops, and the gain from more data or a larger model."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def _mixed(parts: Sequence[Predictive], share: Array, place: int, common: Array,
 def _bootstrap_intervals(
     comparison: Comparison, share: Mapping[str, float], common: Array, N: Array, D: Array, S: Array | None
 ) -> tuple[Array, Array]:
-    """Percentiles of the refits' curves, drawn from each form by its weight, with the common error and residuals of single runs added."""
+    """Percentiles of the refits' curves, sampled by the forms' weights, plus common error and run residuals."""
     sample, fitted = comparison.bootstrap, comparison.law
     rng = np.random.default_rng([comparison.seed, 1])
     count = len(sample.chosen)

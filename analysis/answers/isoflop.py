@@ -22,7 +22,7 @@ _FEWEST_PROFILES, _FEWEST_SIZES = 3, 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IsoFlop:
-    """Approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2): the best N at each compute budget, without a law.
+    """Approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2): the best N per compute, without a law.
 
     Attributes:
         profiles: One row per compute budget: C, points, N_opt, D_opt, loss_opt (NaN if rejected), bracketed, reason (of

@@ -23,8 +23,9 @@ SHARES = (0.5, 0.6, 0.7, 0.8)
 """Fractions of the runs, by N·D, to which the forms are fitted; the others are forecast."""
 
 PRIOR_SHARE, PRIOR_DOF = 0.15, 1.5
-"""Prior before any backtest: beyond the points, the error grows per decade of N·D by this share of the decrease of the loss
-itself, with the weight of this many forecasts.
+"""Prior before any backtest: the error's growth per decade of N·D beyond the points, and its weight in forecasts.
+
+The growth is this share of the decrease of the loss itself per decade.
 
 Chosen on 86 forecasts of the larger runs from the smaller ones in 15 public families of runs, for which 90 % intervals then
 cover 90 % (62 % when AICc alone decides); in the lowest family 75 %."""
@@ -33,8 +34,9 @@ FEWEST_CELLS = 6
 """A part with fewer cells than this is not used as a backtest: almost any form fits it."""
 
 AS_MANY_CELLS = 10
-"""Maximum number of cells that AICc counts. A form that is only approximately true gains certainty with every cell without
-becoming truer (a tempered likelihood: Grünwald & van Ommen 2017, arXiv 1412.3730)."""
+"""Maximum number of cells that AICc counts (a tempered likelihood: Grünwald & van Ommen 2017, arXiv 1412.3730).
+
+A form that is only approximately true gains certainty with every cell without becoming truer."""
 
 _SAME = 0.01  # decades within which runs count as the same size
 _OVERLAP = 0.5  # share of new information in a further split, since the forecasts of splits share runs
@@ -137,7 +139,7 @@ def extrapolation(points: Points, fits: Mapping[str, Fit], aicc: Mapping[str, fl
 
 
 def prior_growth(points: Points) -> float:
-    """`PRIOR_SHARE` times the ratio of the standard deviations of log loss and log10 N·D (log10 N if N·D is constant)."""
+    """`PRIOR_SHARE` times std(log loss)/std(log10 N·D), or over std(log10 N) if N·D is constant."""
     size = float(np.std(np.log10(points.N * points.D)))
     if size < _SAME:
         size = float(np.std(np.log10(points.N)))
@@ -209,7 +211,7 @@ def _mean_square(splits: list[Split], form: str) -> float:
 
 
 def _growth(split: Split, weights: Mapping[str, float]) -> float:
-    """Squared growth implied by a split's errors, in excess of the fits' variances and the differences between forms."""
+    """Squared growth implied by a split's errors, in excess of the fits' variances and differences between forms."""
     share = np.array(list(weights.values()))
     errors = np.stack([split.errors[form] for form in weights])
     variances = np.stack([split.variances[form] for form in weights])

@@ -178,7 +178,7 @@ def likelihood(fitted: Fit, points: Points) -> Likelihood:
     leverage = np.einsum("pk,pq,qk->k", slopes, inverse, slopes)
 
     def residual_variance(relative: Array) -> Array:
-        """Variance of the cells' residuals, (m,), for given variances of the cells: by (1 − H)², H being the hat matrix."""
+        """Variance (m,) of the cells' residuals for given variances of the cells: by (1 − H)² (H: the hat matrix)."""
         shared = inverse @ (slopes * relative) @ slopes.T @ inverse
         return relative * (1 - 2 * leverage) + np.einsum("pk,pq,qk->k", slopes, shared, slopes)
 

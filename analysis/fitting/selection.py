@@ -27,7 +27,7 @@ _EXACT = 1e-18  # smaller mean objectives are rounding errors, which must not de
 
 
 def aicc(fitted: Fit, points: Points, squares: bool | None = None) -> float:
-    """Corrected Akaike criterion (Hurvich & Tsai 1989); infinite if the fit is unusable or too few degrees of freedom are left.
+    """Corrected Akaike criterion (Hurvich & Tsai 1989); infinite if unusable or with too few degrees of freedom.
 
     The scatter counts as one more parameter: k = p + 1. The sample consists of the m cells, since seeds of one cell share
     the form's misfit there. Residuals are assumed normal for "lsq" and "linear", and Laplacian for

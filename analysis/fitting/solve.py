@@ -31,7 +31,7 @@ class Solutions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A batch of objectives: one law over points. All problems of a batch share the law and the variables of the points.
+    """A batch of objectives of one law over points that share their variables.
 
     Attributes:
         law: The form.

@@ -47,7 +47,7 @@ class VarianceModel:
         return np.exp(self.slopes @ (logs - self.middle[:, None]))
 
     def design(self, N: ArrayLike, D: ArrayLike) -> Array:
-        """(1, log N, log D) relative to the middle, (m, 3), with zeros for an axis along which the variance is constant."""
+        """(1, log N, log D) relative to the middle, (m, 3), with zeros for axes of constant variance."""
         logs = np.log(np.stack(np.broadcast_arrays(np.asarray(N, float), np.asarray(D, float)))).T - self.middle
         return np.hstack([np.ones((len(logs), 1)), np.where(self.slopes != 0, logs, 0.0)])
 

@@ -1,4 +1,4 @@
-"""Comparison of forms: fits of all suitable ones, weighted by AICc, selected with parsimony, each with its intervals."""
+"""Comparison of forms: fits of all suitable ones, AICc weights, parsimonious selection, and intervals of each."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def compare_alike(
 
 
 def _bounded(forms: Sequence[str], floor: float) -> dict[str, Law]:
-    """The laws with a floor of at least `floor`; forms without a floor are excluded, unless only such were requested."""
+    """The laws with a floor of at least `floor`; forms without one are excluded, unless only such were requested."""
     if floor <= 0:
         return {form: LAWS[form] for form in forms}
     with_floor = [form for form in forms if "E" in LAWS[form].parameters] or forms

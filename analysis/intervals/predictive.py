@@ -123,7 +123,7 @@ def _paths(
 def _some_paths(
     likely: Likelihood, problem: Problem, theta: Array, here: Array, value: Array, weight: Array, width: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """`_paths` for a few places: every problem contains the points of all places, with weight zero except for its own."""
+    """`_paths` for a few places: every problem has the points of all places, with weight zero except its own."""
     places, nodes, m = here.shape[1], len(_NODES), problem.logs.shape[1]
     change = width[:, None] * _NODES
     linear = likely.fitted.objective == "linear"

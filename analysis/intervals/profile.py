@@ -1,4 +1,4 @@
-"""Profile likelihood: how far a parameter may be from its estimate before the sum of squares increases significantly."""
+"""Profile likelihood: how far a parameter may be from its estimate before the fit becomes significantly worse."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class _Search:
         self.log = np.any(offsets != middle) and np.all(self.theta[places] > 0)
 
     def rise(self, which: NDArray[np.intp], values: Array, start: Array | None = None) -> tuple[Array, Array]:
-        """Root of the increase over its variance (k,), and the parameters (k, p), with places[which] held at the values (k,)."""
+        """Root of the increase over its variance (k,), and the parameters (k, p), with places[which] at `values`."""
         place = self.places[which]
         start = np.repeat(self.theta[None], len(place), axis=0) if start is None else start.copy()
         rows = np.arange(len(place))

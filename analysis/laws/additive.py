@@ -1,4 +1,4 @@
-"""Forms that are sums of terms, each with its own amplitude: Chinchilla and its relatives, and curves of one variable."""
+"""Forms that are sums of terms, each with its own amplitude: Chinchilla and relatives, and curves of one variable."""
 
 from __future__ import annotations
 

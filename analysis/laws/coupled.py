@@ -22,7 +22,7 @@ def _logarithm(values: Array) -> Array:
 
 
 def _kaplan_parts(theta: Array, logs: Array) -> tuple[Array, ...]:
-    """u and v, the logarithms of the two summands in the bracket; the bracket's logarithm; and u's share of the bracket."""
+    """u and v, the logarithms of the bracket's two summands; the bracket's logarithm; and u's share of the bracket."""
     _, A, alpha, B, beta = columns(theta)
     u = (_logarithm(A) - alpha * logs[0]) / beta
     v = _logarithm(B) / beta - logs[1]

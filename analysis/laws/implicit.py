@@ -93,5 +93,6 @@ M4 = Law(
     starts=_starts,
     shifted=M2.shifted,  # the first three parameters shift alike
 )
-"""The error falls from E0 at small x to E; a = 0 is M2. The paper's eps_inf and eps_0 are our E and E0, its alpha our a, its
-beta our B, and its exponent c our −beta. Where E0 ≤ E the curve is the constant E."""
+"""The error falls from E0 at small x to E; a = 0 is M2. Where E0 ≤ E the curve is the constant E.
+
+The paper's eps_inf and eps_0 are our E and E0, its alpha our a, its beta our B, and its exponent c our −beta."""

@@ -63,7 +63,7 @@ class Law:
         return tuple(self.meaning)
 
     def at_least(self, name: str, value: float) -> Law:
-        """The same form with a larger lower bound on a parameter that does not depend on the variables' units, such as E."""
+        """The same form with a larger lower bound on a parameter independent of the variables' units, such as E."""
         low = [
             max(each, value) if given == name else each for given, each in zip(self.parameters, self.lower, strict=True)
         ]

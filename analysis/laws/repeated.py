@@ -17,7 +17,7 @@ _PARAMETERS = ("E", "A", "alpha", "B", "beta", "r_D", "r_N")
 
 
 def _effective(excess: Array, r: Array) -> tuple[Array, Array, Array]:
-    """log(1 + r (1 − exp(−z/r))), z = exp(excess) − 1, with its derivatives with respect to `excess` and r; excess ≥ 0."""
+    """log(1 + r (1 − exp(−z/r))), z = exp(excess) − 1, with its derivatives by `excess` and by r; excess ≥ 0."""
     z = np.expm1(excess)
     left = np.exp(-z / r)
     total = 1.0 - r * np.expm1(-z / r)

@@ -66,7 +66,7 @@ class Points:
 
     @property
     def samples_vary(self) -> bool:
-        """Whether a forecast must specify its samples seen: neither they nor the number of epochs are constant over the runs."""
+        """Whether a forecast must specify its samples seen, as neither they nor the epochs are equal for all runs."""
         return self.S is not None and bool(min(np.ptp(self.S), np.ptp(self.S / self.D)) > 0)
 
     @property
@@ -189,7 +189,7 @@ def _positive(frame: pd.DataFrame, column: str) -> Array:
 
 
 def _copies(frame: pd.DataFrame, values: dict[str, Array]) -> NDArray[np.bool_]:
-    """Mask of rows that repeat an earlier one in all these values, and in the columns "seed" and "study" of the table."""
+    """Mask of rows that repeat an earlier one in all these values and in columns "seed" and "study" of the table."""
     identity = pd.DataFrame(values)
     for column in frame.columns:
         if str(column).lower() in ("seed", "study"):

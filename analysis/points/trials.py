@@ -57,7 +57,7 @@ def require_columns(rows: pd.DataFrame) -> None:
 
 
 def best_trials(rows: pd.DataFrame) -> CellTable:
-    """Choose the trial with the smallest validation error in each cell (study, family, rung, N, D, seed, share of the budget).
+    """Choose the trial with the smallest validation error in each cell (see `CELL`).
 
     Errors are MAEs, or error rates for a classification (`scaling.results.measure_of`).
 
@@ -118,7 +118,7 @@ def _check_rules(finished: pd.DataFrame) -> list[str]:
 
 
 def _search_facts(trials: pd.DataFrame, tried: pd.Series) -> dict[str, object]:
-    """Facts on a cell's search. `trials`: finished trials, best first; `tried`: rates, including those of pruned and diverged ones."""
+    """Facts on a cell's search: finished `trials`, best first, and all rates `tried`, even if pruned or diverged."""
     rates = np.sort(tried.unique())
     best = trials["lr"].iloc[0]
     edge = ""
@@ -201,7 +201,7 @@ def points_from_cells(
 
 
 def error_sem(cells: pd.DataFrame) -> pd.Series:
-    """The standard error of each cell's test error from the finite test set; for an error rate p of n, sqrt(p(1 − p)/n).
+    """Standard error of each cell's test error from the finite test set; sqrt(p(1 − p)/n) for an error rate p of n.
 
     For an error rate averaged over several noise draws this is an upper bound.
     """

@@ -131,7 +131,7 @@ def failure_document(fits: Mapping[str, Fit], message: str, points: Points) -> d
 
 
 def baseline_document(found: Baseline) -> dict[str, Any]:
-    """A baseline's law and crossing as plain values; a D of 0 or infinity is outside the runs, and infinity becomes None."""
+    """A baseline's law and crossing as plain values; D = 0 or None (infinity) means outside the runs."""
     law = None if found.law is None else fit_document(found.law)
     crossing = None if found.crossing is None else asdict(found.crossing)
     return {"family": found.family, "problem": found.problem, "crossing": crossing, "law": law}
@@ -185,7 +185,7 @@ def _isoflop(comparison: Comparison, cost: Cost) -> dict[str, Any] | None:
 
 
 def _next_runs(comparison: Comparison, forecasts: pd.DataFrame | None, hours: Hours | None) -> dict[str, Any] | None:
-    """The runs that would narrow the law's interval most per device-hour, at the last forecast or at four times both N and D."""
+    """The runs that narrow the law's interval most per device-hour, at the last forecast or at four times N and D."""
     points = comparison.points
     if hours is None or points.axis != "ND" or points.samples_vary:
         return None

@@ -1,4 +1,4 @@
-"""Results of the analysis of a table: the laws with and without the held-out cells, and the answers derived from them."""
+"""Results of the analysis of a table: laws with and without the held-out cells, and the answers derived from them."""
 
 from __future__ import annotations
 

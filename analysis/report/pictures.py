@@ -64,7 +64,7 @@ def save_pictures(
 
 
 def as_element(svg: str, name: str, trials: pd.DataFrame, curves: str) -> str:
-    """Convert an SVG file to an element of a page with several figures: unique ids, and points annotated with their trial's numbers.
+    """Convert an SVG file to an element of a page with several: unique ids, points with their trial's numbers.
 
     Args:
         svg: Content of the file, with points named by `figures.style.name_trials`.
@@ -88,7 +88,7 @@ def as_element(svg: str, name: str, trials: pd.DataFrame, curves: str) -> str:
 
 
 def _in_both_themes(found: re.Match[str]) -> str:
-    """A colour with its dark-mode counterpart of inverted lightness. White, also as an edge, is kept: it lies on colours."""
+    """A colour with its dark-mode counterpart of inverted lightness; white lies on colours and is kept."""
     name, colour = found.groups()
     if colour == _WHITE:
         return found[0]

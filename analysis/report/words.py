@@ -148,7 +148,7 @@ def anchor(found: Anchor) -> str:
 
 
 def beside_chinchilla(comparison: Comparison) -> str:
-    """Why another form than Chinchilla's was selected, and Chinchilla's result for comparison; "" if there is nothing to add."""
+    """Why another form than Chinchilla's was selected, and Chinchilla's result; "" if there is nothing to add."""
     best, errors = comparison.best, comparison.extrapolation.errors
     if best in ("chinchilla", "tied") or not {"chinchilla", best} <= set(comparison.usable):
         return ""

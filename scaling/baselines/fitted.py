@@ -14,7 +14,7 @@ from torch import Tensor
 from scaling.data.batches import EvaluationSplit
 
 Predict = Callable[[Float32[ndarray, "row pixel"]], Float[ndarray, "row label"]]
-"""Maps standardised noisy flux to normalised labels; for a classification, to a value that is positive above the boundary."""
+"""Maps standardised noisy flux to normalised labels; a classification's are positive above the boundary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

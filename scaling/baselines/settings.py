@@ -26,7 +26,9 @@ class Ridge:
 
 @declared
 class LightGBM:
-    """Gradient-boosted trees on the pixels (Ke et al. 2017), stopped when `patience` more trees do not improve the validation split.
+    """Gradient-boosted trees on the pixels (Ke et al. 2017), with early stopping.
+
+    Stops when `patience` more trees do not improve the validation split.
 
     At most `trees` of at most `leaves` leaves, each grown on a random `pixel_fraction` of the pixels in `bins` levels, with the
     Huber loss (cross-entropy for a classification). With fresh noise each spectrum is used with `draws` noise draws;

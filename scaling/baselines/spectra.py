@@ -58,7 +58,7 @@ def training_labels(manifest: Manifest, rules: DataRules, count: int) -> Float32
 
 
 class NoisySpectra:
-    """The first `count` training spectra, standardised, under one noise draw, by row or range; holds one shard at a time.
+    """The first `count` training spectra, standardised, under one noise draw; holds one shard at a time.
 
     Args:
         manifest: The manifest of the shards.

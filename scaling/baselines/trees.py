@@ -1,4 +1,4 @@
-"""Gradient-boosted trees on noisy spectra, by LightGBM: binned once, block by block, using one byte of memory per pixel."""
+"""Gradient-boosted trees on noisy spectra, by LightGBM: binned once, block by block, at one byte per pixel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numerical checks of a device against a CPU: each precision, compilation, resumption, determinism, and synchronisation."""
+"""Numerical checks of a device against a CPU: precision, compilation, resumption, determinism, synchronisation."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The commands, grouped by subject. Each module adds its own to the parser; heavy imports happen only when a command runs."""
+"""The commands, grouped by subject; each module adds its own to the parser and defers heavy imports."""

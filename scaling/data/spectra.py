@@ -41,7 +41,7 @@ def edge_faults(error: Pixels) -> Int64[ndarray, " row"]:
 
 
 def fill_edges(error: Pixels) -> int:
-    """Replace, in place, a NaN error in the first or last pixel by its neighbour's, as the original does; returns the number."""
+    """Replace NaN errors at the edges by the neighbour's, in place, as in the original; returns the number."""
     missing = np.isnan(edges := error[:, [0, -1]])
     error[:, [0, -1]] = np.where(missing, error[:, [1, -2]], edges)
     return int(missing.sum())

@@ -1,4 +1,4 @@
-"""A trained model with everything needed to use it: from a trial, a hub folder, or a checkpoint of the original study."""
+"""A trained model with everything needed to use it, from a trial, a hub folder, or a checkpoint of the original."""
 
 from __future__ import annotations
 

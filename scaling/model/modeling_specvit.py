@@ -71,7 +71,7 @@ class SpecViTOutput(ModelOutput):
 
 
 class InputStatistics(nn.Module):
-    """Standardises flux by the training split's statistics; `wave` (pixel,) are wavelengths in vacuum Å, NaN if unknown."""
+    """Standardises flux by its training statistics; `wave` (pixel,) are wavelengths in vacuum Å, NaN if unknown."""
 
     flux_offset: Tensor
     flux_scale: Tensor

@@ -1,4 +1,4 @@
-"""Study declarations: frozen dataclasses for data, sizes, recipe and search. Scientific settings are changed here, in code."""
+"""Study declarations: frozen dataclasses for data, sizes, recipe and search. The science is changed here, in code."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ __all__ = [
 
 @declared
 class Sources:
-    """HDF5 files of a real study, and the location of the shard set built from them: a local folder, or a URI as a string.
+    """HDF5 files of a real study, and the shard set built from them: a local folder, or a URI as a string.
 
     `order` is the study order of the training spectra: "auto" shuffles them if their order in the files drifts, so
     that the first D are a fair sample of all; "source" keeps it, "shuffled" always shuffles, from `order_seed`.

@@ -52,7 +52,7 @@ class StudyFolder:
 
     @property
     def views(self) -> Path:
-        """A local folder for Optuna's journal and Tune's own experiment, both views of the rows: in the store or the user's cache."""
+        """Local folder of Optuna's journal and Tune's experiment, views of the rows: in the store or user cache."""
         root = self.store.local
         if root is None:
             digest = hashlib.sha256(self.store.uri.encode()).hexdigest()[:12]
@@ -211,7 +211,7 @@ class TrialFolder:
             wait *= 2
 
     def write_row(self, row: Row) -> None:
-        """Write a branch's row, or the trial's own, which finishes it. A failed trial's row never replaces an existing one.
+        """Write a branch's row, or the trial's own, which finishes it; a failed one never replaces an existing row.
 
         The state to resume from is then deleted, unless the trial failed and may be retried; so are temporary files of
         killed processes, on a file system without nameless files.
@@ -227,7 +227,7 @@ class TrialFolder:
                     self.store.delete(f"{self.path}/{name}")
 
     def write_model(self, content: bytes, config: bytes, share: float = 1.0) -> None:
-        """Write the best weights, of the whole budget or of a branch, and the config, which is the same for the whole trial."""
+        """Write the best weights, of the whole budget or of a branch, and the config, common to the whole trial."""
         self.store.write(f"{self.path}/config.json", config)
         self.store.write(f"{self.path}/{_of_share('model', share)}.safetensors", content)
 

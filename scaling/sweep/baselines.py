@@ -1,4 +1,4 @@
-"""A study's baselines: trials of the same Tune run on CPUs left free by the others; each row is written as soon as it is known."""
+"""A study's baselines: trials of the same Tune run on CPUs left free by the others; rows are written at once."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def joins(address: str | None) -> str | None:
-    """The existing cluster to join: the given one, else the one that this process is a job of; None if there is none."""
+    """The existing cluster to join: the given one, else the one that this process is a job of; None if neither."""
     return address or os.environ.get("RAY_ADDRESS") or ("auto" if os.environ.get("RAY_JOB_ID") else None)
 
 
@@ -128,7 +128,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
 
 
 def _runtime_env(*, joins: bool) -> dict[str, Any]:
-    """Runtime environment of the workers: settings, and on an existing cluster also the code, so that they run this version.
+    """Runtime environment of the workers: settings and, on an existing cluster, this version of the code.
 
     Ray refuses to merge settings given by both the driver and its job; the job's take precedence.
     """

@@ -160,7 +160,7 @@ def evaluations(study: Study, cell: Cell) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialCost:
-    """A trial's wall time in seconds: until its first step, per step, for all evaluations, and in total; and its source."""
+    """A trial's wall time in seconds (until its first step, per step, for all evaluations, in total) and its source."""
 
     start: float
     step: float
@@ -188,7 +188,7 @@ class Costs:
         mfu: float = 0.2,
         scored: tuple[int, int] = (0, 0),
     ) -> None:
-        """`scored` are the numbers of validation and test spectra. Without measurements, `tflops` and `mfu` are assumed.
+        """`scored` are the numbers of validation and test spectra; `tflops` and `mfu` replace missing measurements.
 
         Raises:
             UserError: A speed is not positive.
@@ -239,7 +239,7 @@ class Costs:
         return step, scoring, start, f"{'rows' if measured else 'timing run'} on {devices}"
 
     def _alike(self, place: Placement, tokens: int) -> list[Speed]:
-        """The speeds most similar to a worker's: same tokens and compilation, same workers and share, rows before timing runs."""
+        """The speeds most similar to a worker's: tokens, compilation, workers and share; rows before timing runs."""
         wanted = (place.workers, share_of(place))
         best: list[Speed] = []
         for pool in (self.rows, self.timed):
@@ -254,7 +254,7 @@ class Costs:
 
 
 def interpolated(points: list[tuple[float, float]], x: float) -> float:
-    """Median of values at equal x, interpolated linearly in logarithms; constant below the range, proportional above it."""
+    """Median of values at equal x, log-linearly interpolated; constant below the range, proportional above it."""
     groups: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
     for place, value in points:
         groups[round(math.log(place) / math.log(ALIKE))].append((place, value))

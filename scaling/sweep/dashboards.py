@@ -1,4 +1,4 @@
-"""Pages for watching a study: TensorBoard, optuna-dashboard and the report on loopback, and optional external trackers."""
+"""Pages for watching a study: TensorBoard, optuna-dashboard and report on loopback; optional external trackers."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ STATES = ("running", "waiting", "done", "pruned", "diverged", "failed")
 
 
 class Gauges:
-    """A study's metrics exported by Ray: names begin with "scaling_" (Ray prepends "ray_"), and all are tagged with the study.
+    """A study's metrics exported by Ray, named "scaling_…" (Ray prepends "ray_") and tagged with the study.
 
     Trials by state, cells done and in total, devices busy and available, the smallest validation error; per size, the speed
     (samples/s of the trial, and its MFU) of the trial that ended last; and per node, the size of its memory maps at the last

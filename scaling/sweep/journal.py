@@ -1,4 +1,4 @@
-"""Optuna's journal: a view of the sweep for optuna-dashboard. It is rebuilt from the rows in the store, the source of truth.
+"""Optuna's journal: a view of the sweep for optuna-dashboard, rebuilt from the authoritative rows in the store.
 
 It holds one Optuna study per cell, named "<study>/<cell>", and one for the whole sweep, with the study's name, whose
 parameters are the size, the number of spectra, the learning rate and the seed. Only the driver writes it.

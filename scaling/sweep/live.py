@@ -1,4 +1,4 @@
-"""The report of a study as a page on loopback: the one in its store or, until it exists, a preliminary one from its rows."""
+"""The report of a study as a page on loopback: the one in its store or, until then, a preliminary one from its rows."""
 
 from __future__ import annotations
 

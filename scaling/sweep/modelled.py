@@ -30,7 +30,7 @@ RAY_TRAIN_SECONDS = 20.0
 """Time until the workers of a trial under Ray Train begin; 9 to 20 s were measured."""
 MAX_NODES = 10_000
 CURVATURE, DRIFT = 0.05, (0.2, 0.1)
-"""Curvature of the modelled log error in the log rate, and powers of width and D by which the best rate departs from the declared one."""
+"""Curvature of the modelled log error in the log rate; powers of width and D by which the best rate drifts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulated:
-    """Durations of a simulated sweep, in seconds; `work` is device time: of GPUs if any placement has some, else of CPUs.
+    """Durations of a simulated sweep, in seconds; `work` is device time, on GPUs if any placement has some, else CPUs.
 
     `chain` is the longest sequence of trials that depend on each other, `chain_cells` are its cells. `costs` holds the real
     duration of each call of the searcher.
@@ -215,7 +215,7 @@ def _row(study: Study, trial: Any) -> Row:
 
 
 def _longest_chain(rates: Rates, seconds: Callable[[Cell], float]) -> tuple[float, tuple[Cell, ...]]:
-    """The slowest anchor's rounds, followed by those of the slowest cell and its further seed. Trials 1 and 2 run in parallel."""
+    """The slowest anchor's rounds, then those of the slowest cell and its further seed; trials 1 and 2 are parallel."""
     rounds = {cell: len([number for number in rows if number != 2]) for cell, rows in rates.rows.items()}
 
     def path(cell: Cell) -> float:

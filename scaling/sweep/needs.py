@@ -1,4 +1,4 @@
-"""A study's requirements of devices and nodes (memory, disk, bytes read), and what does not fit, with the setting to change."""
+"""Memory, disk and reads that a study needs of devices and nodes; what does not fit, and the setting to change."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Needs(StepBytes):
 
 
 def known_shards(study: Study, store: Store | None) -> Manifest:
-    """The study's shard set, or what is known of it before it exists: for real spectra, not the validation and test splits."""
+    """The study's shard set, or what is known of it before it exists (for real spectra only the training split)."""
     source = study.data.source
     if store is not None or not isinstance(source, Simulation):
         folder = Folder.at(shards_path(study, store or Store("")))
@@ -98,7 +98,7 @@ def too_large(needs: Needs, memory: int, place: Placement, name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeNeeds:
-    """Requirements of a node in bytes: memory maps on disk, the largest trial's working set in memory, reads from the shards.
+    """Requirements of a node in bytes: memory maps on disk, working set of the largest trial, reads from shards.
 
     `maps` should also fit in memory, as page cache. `trials` is the number of processes on the node, `memory` their total.
     """

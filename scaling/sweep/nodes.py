@@ -1,4 +1,4 @@
-"""The nodes of a cluster: their resources and health, whether a study's trials fit, and how trials read their spectra."""
+"""The nodes of a cluster: resources and health, whether a study's trials fit, and how trials read their spectra."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Nodes:
         return list(self._good.values())
 
     def set_aside(self, node_id: str, reason: str) -> None:
-        """Assign no more trials to this node, after one failed there through no fault of its own; reports it in one line."""
+        """Stop assigning trials to this node, after one failed there through no fault of its own; reports it."""
         node = self._good.pop(node_id, None)
         if node is None:
             return

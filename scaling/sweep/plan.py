@@ -29,10 +29,11 @@ from scaling.training.recipe import samples_seen
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellPlan:
-    """One cell's size and cost. `trial_flops` and `cost` are per trial; `trials` is the expected number, `at_most` the maximum.
+    """One cell's size and cost.
 
-    `steps` and `samples_seen` are for the whole budget; the cost includes the decays of branches. `device_hours` is for the
-    expected trials.
+    `trial_flops` and `cost` are per trial; `trials` is the expected number, `at_most` the maximum. `steps` and
+    `samples_seen` are for the whole budget; the cost includes the decays of branches. `device_hours` is for the expected
+    trials.
     """
 
     cell: Cell
@@ -75,7 +76,9 @@ class Plan:
 
 
 def make_plan(study: Study, costs: Costs | None = None, cluster: Cluster | None = None) -> Plan:
-    """Compute each cell's parameters, steps, FLOPs and hours, and simulate the study, by default on the smallest suitable cluster.
+    """Compute each cell's parameters, steps, FLOPs and hours, and simulate the study on a cluster.
+
+    Without `cluster`, it is the smallest suitable one.
 
     Raises:
         UserError: A cell can never run on the cluster.
@@ -109,7 +112,7 @@ def make_plan(study: Study, costs: Costs | None = None, cluster: Cluster | None 
 
 
 def planned_cluster(study: Study, nodes: int | None, cpus: float | None, gpus: float | None) -> Cluster:
-    """The given cluster, by default one node like this machine, or the smallest suitable one if the study does not fit there."""
+    """The given cluster, by default one node like this machine, or the smallest suitable one if that is too small."""
     import torch
 
     here = Cluster(nodes=1, cpus=float(len(os.sched_getaffinity(0))), gpus=float(torch.cuda.device_count()))
@@ -129,7 +132,7 @@ def plan_costs(
     address: str | None,
     say: Callable[[str], None],
 ) -> tuple[Costs, int | None]:
-    """Costs of trials from the store, a calibration, and an optional timing run; and the memory of a GPU in bytes, if known.
+    """Costs of trials from the store, a calibration, and an optional timing run; and a GPU's bytes, if known.
 
     Raises:
         UserError: A speed is not positive, the store or the calibration cannot be used, or nothing could be timed.
@@ -153,7 +156,7 @@ def plan_costs(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirements:
-    """Requirements of each rung on a worker's device, and of a node; `problems` lists what does not fit, with remedies."""
+    """Needs of each rung on a worker's device, and of a node; `problems` lists what does not fit, with remedies."""
 
     workers: dict[str, Needs]
     node: NodeNeeds

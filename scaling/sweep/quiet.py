@@ -30,7 +30,7 @@ class _WithoutRay:
 
 @contextlib.contextmanager
 def logged_apart(path: Path) -> Iterator[None]:
-    """Redirect Ray's messages, including tracebacks of lost trials and reports of lost nodes, from the terminal to a file."""
+    """Redirect Ray's messages, including tracebacks of lost trials and reports of lost nodes, to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", buffering=1) as file:
         handler = logging.StreamHandler(file)
@@ -56,7 +56,7 @@ def logged_apart(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[None]:
-    """Treat the first SIGTERM like Ctrl-C. Ray installs its own stack-printing handler when it connects: call this again afterwards."""
+    """Treat the first SIGTERM like Ctrl-C; call again after Ray connects, which installs a stack-printing handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

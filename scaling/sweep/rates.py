@@ -196,7 +196,7 @@ class RateLaw:
 
     @classmethod
     def fit(cls, study: Study, cells: dict[Cell, dict[int, Row]]) -> RateLaw:
-        """Least squares in natural logarithms, with soft L1 loss on the cells and a normal prior on the coefficients."""
+        """Least squares in natural logarithms, with soft L1 loss on the cells and a normal prior on coefficients."""
         found = {cell: lr for cell, rows in cells.items() if (lr := _optimum(rows)) is not None}
         if not found:
             return cls(study, np.zeros(3))

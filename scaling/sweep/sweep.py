@@ -123,7 +123,7 @@ class Sweep:
         return tasks
 
     def fingerprint(self, cell: Cell | BaselineCell) -> str:
-        """Hash of everything that determines the cell's results: its declaration, spectra, normalisation and evaluation."""
+        """Hash of everything that determines a cell's results: declaration, spectra, normalisation and evaluation."""
         digest = Manifest.load(self.shards).digest("train", cell.num_spectra)
         normalisation = Standardisation.of(self.shards, self.study.data.rules).digest()
         return self.study.fingerprint(cell, f"{digest} {normalisation} {self.eval_pin}")

@@ -23,7 +23,7 @@ class _Kind:
 
 
 class TimeLeft:
-    """Learns the duration of trials from rows. Trials are aggregated by kind, so that queries do not slow down with more rows."""
+    """Learns the duration of trials from rows, aggregated by kind, so that queries do not slow down with more rows."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
@@ -38,7 +38,7 @@ class TimeLeft:
         kind.steps, kind.seconds, kind.trials = kind.steps + row.steps, kind.seconds + row.wall_seconds, kind.trials + 1
 
     def trial_seconds(self, cell: Cell) -> float | None:
-        """Estimate from the trials most similar in FLOPs per step, then in steps and spectra; on the same host if there are any."""
+        """Estimate from the trials most similar in FLOPs per step, steps and spectra, on the same host if possible."""
         if not self.kinds:
             return None
         config, recipe = self.study.model(cell.width), self.study.recipe

@@ -22,7 +22,7 @@ EQUAL = 1.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """Half-width of a forecast's interval relative to its value, for the law and for one new run; NaN if no law can be fitted."""
+    """Relative half-width of a forecast's interval, for the law and for one new run; NaN if no law can be fitted."""
 
     curve: float
     new_run: float
@@ -35,7 +35,7 @@ class Precision:
 
 
 def trim(study: Study, budget: float, hours: Callable[[Study], dict[Cell, float]]) -> Study:
-    """Drop rungs until the expected hours fit: the most expensive width, until three are left, then the number of spectra.
+    """Drop rungs until the hours fit: the dearest width until three are left, then the dearest number of spectra.
 
     Of rungs with the same cost (within 2 %), as with numbers of spectra when every trial draws the same number, an inner one
     is dropped, so that the grid keeps its range.
@@ -69,7 +69,7 @@ def _dearest(rungs: tuple[int, ...], hours: dict[Cell, float], axis: str) -> int
 
 
 def forecast_precision(study: Study, target: tuple[int, int]) -> Precision:
-    """Precision of a forecast at (parameters, spectra) from all cells of a grid, with errors simulated from `Study.expected`."""
+    """Precision of a forecast at (parameters, spectra) from all cells of a grid, with errors from `Study.expected`."""
     import pandas as pd
 
     from analysis.answers.forecast import prediction_table

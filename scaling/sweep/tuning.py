@@ -80,7 +80,7 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
 
 
 def _forward_no_keys() -> None:
-    """Keep Tune from passing AWS keys to its trials in their runtime environment, which Ray logs and shows; nodes have their own."""
+    """Keep Tune from passing AWS keys to trials in their runtime environment, which Ray logs; nodes have their own."""
     class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
 
@@ -175,7 +175,7 @@ class Starts(TrialProgressCallback):
         self.search.on_trial_start(trial.trial_id)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Keep Tune from unpickling the errors of lost trials, which it would read back from the store for its results."""
+        """Keep Tune from unpickling the errors of lost trials, which it would read back from the store."""
         for trial in trials:
             trial.run_metadata.pickled_error_filename = None
 

@@ -1,4 +1,4 @@
-"""Handling of a waiting sweep: reports the reason after a while, asks an autoscaler, and gives up when it is hopeless."""
+"""Handling of a waiting sweep: reports the reason, asks an autoscaler, and gives up when it is hopeless."""
 
 from __future__ import annotations
 

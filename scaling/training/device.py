@@ -50,7 +50,7 @@ def cuda_device() -> torch.device:
 
 
 def take_share(device: torch.device, share: float) -> None:
-    """Limit this process's share of a GPU's memory, so that a trial that needs more fails without affecting the others."""
+    """Limit this process's share of a GPU's memory, so that a trial that needs more fails and the others do not."""
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(max(0.0, share - CONTEXT / total) if share < 1 else 1.0, device)
 
@@ -68,7 +68,7 @@ def be_deterministic(wanted: bool) -> None:
 
 
 def measure(device: torch.device, precision: Precision, cache_root: Path | None = None) -> Device:
-    """Name a device and measure its peak, once per process, precision and number of threads; on a CPU this takes 0.1 to 0.2 s.
+    """Name a device and measure its peak, once per process, precision and number of threads (CPU: 0.1 to 0.2 s).
 
     The result is lower while other processes use the device. For a GPU, the maximum measured on this node is therefore
     stored in the cache folder, if one is given.

@@ -28,7 +28,7 @@ AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.fl
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Mixed-precision context. Also enables TF32 for float32 products process-wide with "tf32", and disables it otherwise."""
+    """Mixed-precision context; also enables TF32 for float32 products process-wide for "tf32", else disables it."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     dtype = AUTOCAST[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
@@ -68,7 +68,7 @@ def score(predicted: Tensor, split: EvaluationSplit) -> tuple[Scores | Classifie
 
 
 def score_detail(predicted: Tensor, split: EvaluationSplit, shards: Location, name: str = "test") -> Detail | None:
-    """Error statistics by bins for the study's label, over all workers and the split `name`; None for a classification."""
+    """Binned error statistics of the study's label on the split `name`, over all workers; None for a classification."""
     if split.rules.boundary is not None:
         return None
     standardisation = split.standardisation

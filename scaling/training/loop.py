@@ -114,7 +114,7 @@ class _Trainer:
             self._return_to_fork()
 
     def _train_run(self, run: Schedule, *, forks: bool) -> Status:
-        """Take the remaining steps of a run, or end it early. The status is not checkpointed: a saved state always resumes."""
+        """Take the remaining steps of a run, or end it early; the status is not saved, as any state can resume."""
         progress, stepper = self.progress, self.stepper
         evaluate_after, hopeless = self.recipe.evaluation_steps(run), self.context.hopeless
         started = time.perf_counter()

@@ -48,7 +48,7 @@ class StepBytes:
 def step_bytes(
     config: ModelConfig, precision: Precision, rows: int, *, gpu: bool, scored: int | None = None
 ) -> StepBytes:
-    """Memory of a step with `rows` spectra through the model at a time, where at most `scored` spectra are evaluated."""
+    """Memory of a step with `rows` spectra through the model at a time, and at most `scored` spectra to evaluate."""
     activation, copies = activation_bytes(config, precision, gpu)
     count, item = count_parameters(config), 2 if precision in HALF else 4
     each = config.num_tokens * (2 * 4 * config.width + 2 * item * config.mlp_width)

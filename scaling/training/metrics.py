@@ -73,7 +73,9 @@ class Detail:
 def error_sums(
     predicted: Float[Tensor, "draw batch label"], target: Float[Tensor, "batch label"]
 ) -> Float64[Tensor, "label 7"]:
-    """Count, Σ⟨|e|⟩, Σ⟨|e|⟩², Σ⟨e²⟩, Σ⟨e⟩, Σy and Σy² of a batch, in float64; e = predicted − target, ⟨⟩ over noise draws.
+    """Count, Σ⟨|e|⟩, Σ⟨|e|⟩², Σ⟨e²⟩, Σ⟨e⟩, Σy and Σy² of a batch, in float64, for e = predicted − target.
+
+    ⟨⟩ is the mean over noise draws.
 
     Sums and counts, not means, so that workers and batches of unequal size combine exactly.
     """
@@ -118,7 +120,7 @@ def scores(sums: Float64[Tensor, " 7"], unit: float = 1.0) -> Scores:
 
 
 def classified(sums: Float64[Tensor, " 3"]) -> Classified:
-    """Convert `class_sums` to scores. For one draw, an error rate p of n spectra has the standard error sqrt(p(1 − p)/n)."""
+    """Convert `class_sums` to scores; for one draw, an error rate p has the standard error sqrt(p(1 − p)/count)."""
     count, wrong, entropy = (float(value) for value in sums)
     finite = math.isfinite(entropy)
     return Classified(

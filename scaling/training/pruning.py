@@ -12,12 +12,12 @@ from scaling.errors import UserError
 AFTER = 0.5
 """Fraction of the budget before which no trial is stopped: a high learning rate lags behind until it decays."""
 MARGIN = 1.25
-"""Maximum ratio of the best error so far to the rival's at the same step. `python -m benchmarks.search` shows its costs and savings."""
+"""Maximum ratio of the best error to the rival's at the same step; for its effects see `benchmarks.search`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hopeless:
-    """The rival's best validation error up to each of its steps. Both trials are of one cell: same steps, same spectra."""
+    """The rival's best validation error up to each of its steps; both trials share a cell, so steps and spectra."""
 
     rival: str
     first_step: int

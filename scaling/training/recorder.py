@@ -44,7 +44,7 @@ class Folder(Protocol):
 
 
 class Recorder:
-    """Stores a trial's curve and state in its folder. The curve is part of the state, so that no point is lost or duplicated.
+    """Stores a trial's curve and state in its folder; the state includes the curve, so no point is lost or doubled.
 
     A state is resumed only by the trial that wrote it: same `identity` (everything declared) and same `setting` (chosen by
     the search). A state with another setting is replaced, since the search has changed its choice. Rank 0 `keeps` them.

@@ -1,4 +1,4 @@
-"""Forwards reports of Ray Train's workers to the waiting process. Ray is imported lazily: see `scaling.sweep.cluster`."""
+"""Forwards reports of Ray Train's workers to the waiting process; imports Ray lazily, see `scaling.sweep.cluster`."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class Stepper:
         self._loss_rows += weight
 
     def _backward(self, flux: Tensor, labels: Tensor, rows: int) -> Tensor:
-        """Accumulate this share's gradients of the mean loss over the global batch of `rows`; returns its part of that mean."""
+        """Accumulate this share's gradients of the mean loss over the global batch; returns its part of that mean."""
         # A worker with an empty share of a short batch still takes part in the gradient all-reduce.
         size = self.micro_batch or max(1, len(labels))
         starts = range(0, max(1, len(labels)), size)
@@ -150,7 +150,10 @@ class Stepper:
         return (error.abs() if self.recipe.loss == "l1" else error.square()).sum()
 
     def mean_loss(self) -> float | None:
-        """Mean training loss over all workers since the last call, in normalised label units; None if fp16 skipped every step."""
+        """Mean training loss over all workers since the last call, in normalised label units.
+
+        None if fp16 skipped all steps.
+        """
         total, rows = float(all_reduce(self._loss_sum)), int(self._loss_rows)
         self._loss_sum, self._loss_rows = torch.zeros_like(self._loss_sum), 0
         return total / rows if rows else None

@@ -26,8 +26,10 @@ from scaling.training.reports import bring_reports
 from scaling.training.task import Context, Outcome, Task
 
 REPORT_SECONDS = 3.0
-"""Minimum interval between evaluations sent to dashboards; the trial's curve on disk has all. Ray Train's controller takes a
-report every 2 s, and Tune's replies to each one from a trial's own process; the worker waits meanwhile."""
+"""Minimum interval between evaluations sent to dashboards; the trial's curve on disk has all.
+
+Ray Train's controller takes a report every 2 s, and Tune's replies to each one from a trial's own process; the worker
+waits meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +158,7 @@ def _from_here(report: Callable[[dict[str, Any]], None], job: Job) -> Callable[[
 
 
 def _seldom(report: Callable[[Metrics], None], rank: int, device: torch.device) -> Callable[[Metrics], None]:
-    """Throttle reports to one per `REPORT_SECONDS` by rank 0's clock, since Ray Train waits for all workers' reports."""
+    """Throttle reports to one per `REPORT_SECONDS` of rank 0's clock, as Ray Train waits for all workers' reports."""
     due = 0.0
 
     def forward(metrics: Metrics) -> None:

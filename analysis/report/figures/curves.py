@@ -228,7 +228,7 @@ def _draw_baseline(axes: Axes, baseline: Baseline, place: int) -> Line2D:
 
 
 def _draw_anchor(axes: Axes, anchor: Anchor, along: Literal["N", "D"], place: int) -> Line2D:
-    """Draw an anchor's marker with its standard error; returns its legend entry, which states the value on the other axis."""
+    """Draw an anchor with its standard error; returns its legend entry, with the value on the other axis."""
     x, other = anchor.num_spectra, f"N = {short(anchor.num_params)}"
     if along == "N":
         x, other = anchor.num_params, f"D = {short(anchor.num_spectra)}"

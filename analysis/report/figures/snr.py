@@ -25,7 +25,7 @@ SNR_LABEL = "signal to noise of the spectrum"
 
 
 def snr_bins(cells: pd.DataFrame) -> pd.DataFrame:
-    """MAE by signal to noise of cells: one row per bin and cell, with low, high, count, mae_dex, bias_dex, rmse_dex, sem_dex.
+    """MAE by SNR: one row per bin and cell, with low, high, count, mae_dex, bias_dex, rmse_dex, sem_dex.
 
     `sem_dex` is the standard error of the MAE over the bin's finite number of spectra; `cell` is the cell's index.
     """

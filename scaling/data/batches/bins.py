@@ -69,5 +69,5 @@ def label_edges(label: LabelStatistics) -> Float64[ndarray, " edge"]:
 
 
 def bin_numbers(values: Float[ndarray, " row"], edges: Float[ndarray, " edge"]) -> Int64[ndarray, " row"]:
-    """The bin of each value, from 0. A value on an edge is in the upper bin; one beyond the outer edges in the outer bin."""
+    """The bin of each value, from 0; values on an edge are in the upper bin, those beyond all in an outer bin."""
     return np.searchsorted(edges[1:-1], values, side="right").astype(np.int64)

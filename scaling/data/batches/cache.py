@@ -88,7 +88,7 @@ def default_cache_root() -> Path:
 
 
 def cache_limit(given: str | None = None, name: str = CACHE_LIMIT) -> int | None:
-    """The size limit of a node's cache in bytes, from the given value in GB or else ``$SCALING_CACHE_LIMIT``; None: no limit.
+    """The size limit of a node's cache in bytes, from a value in GB or ``$SCALING_CACHE_LIMIT``; None: no limit.
 
     Raises:
         UserError: It is not a positive, finite number.
@@ -106,7 +106,7 @@ def cache_limit(given: str | None = None, name: str = CACHE_LIMIT) -> int | None
 
 
 def mapped_bytes(root: Path) -> int:
-    """Disk space used by the spectra in a node's cache. Only the maps are examined, so the cost does not grow with size."""
+    """Disk space of the spectra in a node's cache; only maps are examined, so the cost does not depend on its size."""
     # Unlike Path.glob this skips a folder that is evicted meanwhile.
     return sum(allocated(root / name) for name in glob.glob("*/*.f32", root_dir=root))
 

@@ -38,7 +38,7 @@ changes its modification time, and everything in it is verified again."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheBuild:
-    """The part of a split to build, and where: its first ``num_shards`` shards, with fixed noise or as flux and error."""
+    """The part of a split to build: its first ``num_shards`` shards, with fixed noise or as flux and error."""
 
     manifest: Manifest
     split: str

@@ -55,7 +55,7 @@ class Staging:
 
 
 class ReadAhead:
-    """Prefetches the next batches' rows into the page cache, if gathers wait for the disk: for a map larger than memory.
+    """Prefetches the next batches' rows into the page cache if gathers wait for the disk (map larger than memory).
 
     A gather waits for one missing page at a time; requested together, the disk serves many at once. Where all pages are
     in memory, prefetching would cost as much as the gather.

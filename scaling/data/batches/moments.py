@@ -1,4 +1,4 @@
-"""Mean and covariance of training spectra as a model sees them, and their covariance with labels, in one float64 pass."""
+"""Mean and covariance of training spectra as a model sees them, and covariance with labels, in one float64 pass."""
 
 from __future__ import annotations
 

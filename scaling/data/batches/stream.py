@@ -45,7 +45,7 @@ GPU_DECODERS, CPU_DECODERS = 4, 1
 
 
 class Visit(NamedTuple):
-    """A visit to a shard in a lane of an epoch: shard number, offset of its first row in the lane, rows in the prefix."""
+    """A shard in a lane of an epoch: its number, offset of its first row in the lane, and its rows in the prefix."""
 
     epoch: int
     shard: int
@@ -195,7 +195,7 @@ class SpectrumStream:
 
 
 def _decode_shard(order: StreamOrder, visit: Visit, columns: tuple[str, ...], noise: FixedNoise | None) -> Decoded:
-    """Decode a shard; always the whole shard, even if the prefix needs less, because only then is its checksum verified."""
+    """Decode a whole shard, even if the prefix needs less, because only then is its checksum verified."""
     manifest, shard = order.manifest, order.manifest.shards("train")[visit.shard]
     spectra, tables, at = np.empty((visit.rows, channels(noise), manifest.pixels), np.float32), [], 0
     for block, params in shard_spectra(manifest, "train", visit.shard, noise):

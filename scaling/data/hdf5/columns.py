@@ -61,7 +61,7 @@ HEADER = f"  {'column':<22}{'type':<10}{'unit':<8}{'min':>14}{'max':>14}{'NaN':>
 
 
 def shard_type(path: Path, column: pd.Series) -> pa.DataType:
-    """The Arrow type of a parameter column in shards: text (also categorical text) becomes string, all else is unchanged.
+    """The Arrow type of a parameter column in shards: text, also categorical, is a string; all else is unchanged.
 
     Raises:
         UserError: Shards cannot store it, or already have another column of this name.

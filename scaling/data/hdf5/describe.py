@@ -80,7 +80,7 @@ def format_percentiles(percentiles: dict[str, float]) -> str:
 
 
 def describe(path: Path, max_rows: int = 4096) -> Description:
-    """Describe a file from at most ``max_rows`` spectra; a larger file is sampled in 16 evenly spaced ranges up to its end.
+    """Describe a file from at most ``max_rows`` spectra, of a larger file in 16 evenly spaced ranges to its end.
 
     Raises:
         UserError: It is not intended as a file of spectra. A damaged file of spectra is described by its problem instead.
@@ -251,7 +251,7 @@ class SetDescription:
 
 
 def describe_set(paths: Iterable[Path], max_rows: int = 4096) -> SetDescription:
-    """Describe several files as ``describe`` does, and their problems as a set: differing grids or columns, and leaks."""
+    """Describe several files as ``describe`` does, and as a set: differing grids or columns, and leaks."""
     files = [describe(path, max_rows) for path in paths]
     usable = [file for file in files if file.wave_range and file.columns]
     leaks = find_leaks([Path(file.path) for file in usable])

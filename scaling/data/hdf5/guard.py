@@ -37,7 +37,7 @@ _guarded: ContextVar[bool] = ContextVar("guarded", default=False)
 
 @contextmanager
 def reading(path: Path, what: str, remedy: str = "copy the file again") -> Iterator[None]:
-    """Convert any exception that h5py, PyTables, pandas or numpy raise on a file's content into a one-line `UserError`."""
+    """Convert any exception of h5py, PyTables, pandas or numpy on a file's content into a one-line `UserError`."""
     try:
         yield
     except UserError:
@@ -70,7 +70,7 @@ def no_code_from_pickles() -> Iterator[None]:
 
 
 class _PlainUnpickler(pickle._Unpickler):
-    """The pure-Python unpickler: the C one allocates as many memo slots as a pickle asks, up to 64 GiB for five bytes."""
+    """The pure-Python unpickler: the C one allocates any requested memo, up to 64 GiB for five bytes of pickle."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in HARMLESS:

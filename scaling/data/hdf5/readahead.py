@@ -22,7 +22,7 @@ class ReadAhead:
         self._whole = bool(array.chunks) and (filters > 0 or array.chunks[1] != array.shape[1])
 
     def ask(self, start: int, stop: int) -> None:
-        """Start reading rows ``start`` to ``stop`` into memory without waiting; a compressed chunk is read whole, once."""
+        """Start reading rows ``start`` to ``stop`` into memory without waiting; compressed chunks whole, once."""
         if self._descriptor is None:
             return
         if self._array.chunks is None:

@@ -109,10 +109,10 @@ class SpectraFile:
             raise UserError(f"{self.path}: {WAVE} {fault}: expected a grid in Å")
 
     def blocks(self, start: int, stop: int, rows: int = BLOCK_ROWS, fill: bool = True) -> Iterator[Block]:
-        """Yield rows ``start`` to ``stop`` in blocks of ``rows``, rounded once to float32; NaN errors at the edges are filled.
+        """Yield rows ``start`` to ``stop`` in blocks of ``rows``, rounded once to float32.
 
-        Filled errors are counted in `filled_edges`. The caller owns the arrays. Memory is one block, however large the
-        file's chunks are (compressed ones are held whole).
+        NaN errors at the edges are filled, and counted in `filled_edges`. The caller owns the arrays. Memory is one block,
+        however large the file's chunks are (compressed ones are held whole).
 
         Raises:
             UserError: Rows cannot be read.
@@ -245,7 +245,7 @@ def _read_float32(array: h5py.Dataset, start: int, stop: int, buffer: ndarray) -
 
 
 def _open_array(file: h5py.File, name: str) -> h5py.Dataset:
-    """Open an array; a compressed one with a chunk cache for one row of chunks, or every block would decode them again."""
+    """Open an array; if compressed, with a chunk cache for one row of chunks, so that no chunk is decoded twice."""
     array = file[name]
     if not array.chunks or not array.id.get_create_plist().get_nfilters():
         return array

@@ -1,4 +1,4 @@
-"""A smooth emulator of noise-free flux: a polynomial in the labels for every pixel, fitted to spectra with known labels."""
+"""Emulator of noise-free flux: a polynomial in the labels for every pixel, fitted to spectra with known labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ LEFT_OUT = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Emulator:
-    """flux_p(θ) = Σ_t w_tp Π_l T_{n(t,l)}(x_l) with x the labels mapped to [−1, 1], T Chebyshev's polynomials, Σ_l n(t,l) ≤ degree.
+    """flux_p(θ) = Σ_t w_tp Π_l T_{n(t,l)}(x_l), with labels x mapped to [−1, 1] and Σ_l n(t,l) ≤ degree.
+
+    T are Chebyshev polynomials.
 
     As in The Cannon (Ness et al. 2015, arXiv 1501.07604, eq. 1), but of any degree. A basis of principal components would give
     the same result, since the fit is linear in the flux.

@@ -1,4 +1,4 @@
-"""Fisher information of labels in spectra with independent Gaussian pixel errors, and the Cramér–Rao and van Trees bounds.
+"""Fisher information of labels in spectra with independent Gaussian errors; the Cramér–Rao and van Trees bounds.
 
 F_ij = Σ_p (∂f_p/∂θ_i)(∂f_p/∂θ_j)/σ_p² (Kay 1993, Fundamentals of Statistical Signal Processing: Estimation Theory, eq. 3.31),
 and no unbiased estimator of θ_i has a variance below (F⁻¹)_ii (eq. 3.20).
@@ -27,7 +27,7 @@ def fisher_information(derivatives: Float64[ndarray, "row label pixel"], sigma: 
 
 
 def cramer_rao(fisher: Information, prior_variance: float = np.inf) -> Labels:
-    """The smallest standard deviation of each label, marginalised over the others: the root of (F + 1/prior)⁻¹'s diagonal.
+    """The smallest standard deviation of each label, marginalised over the others: √diag((F + 1/prior)⁻¹).
 
     With a Gaussian prior this is the van Trees bound (van Trees 1968, Detection, Estimation, and Modulation Theory I,
     § 2.4.3), and the error of the best estimator where the flux is linear in the labels over one sigma. A uniform prior of

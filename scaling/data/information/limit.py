@@ -1,4 +1,4 @@
-"""The information limit of a test split: how well labels can be determined from spectra, on average and by signal to noise."""
+"""The information limit of a test split: how well spectra determine labels, on average and by signal to noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dependence of flux on the labels, from the generator of simulated spectra or from an emulator fitted to any spectra."""
+"""Dependence of flux on labels, from the generator of simulated spectra or from an emulator fitted to any spectra."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AXES = ("T_eff", "log_g", "M_H", "a_M", "C_M")
 FITTED = 8192
 """Leading training spectra used to fit and test an emulator."""
 SHIFT = 0.3
-"""Maximum RMS shift of a label by the emulator's error, in units of its smallest error; beyond, the limit is off by ≥ 5 %."""
+"""Maximum RMS label shift by the emulator, in units of the smallest error; beyond, the limit is off by ≥ 5 %."""
 FLUX_TOLERANCE = 1e-6
 """Tolerance for rounding to float32; other generators differ by more than 1e-3."""
 

@@ -217,7 +217,7 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
         self.publish([by_file[shard.file] for shard in self.planned])
 
     def on_write_failed(self, error: Exception) -> None:
-        """Nothing to undo: shards are renamed into place only when whole, and the manifest is written last."""
+        """Remove temporary files; shards are renamed only when whole, and the manifest is written last."""
         self._remove_leftovers()
 
     def _remove_leftovers(self) -> None:

@@ -116,7 +116,7 @@ class SpectraDatasource(Datasource):
         return self.row_bytes * sum(map(len, self._units))
 
     def num_tasks(self, cpus: int) -> int:
-        """Number of tasks for this many CPUs: few, as each has overhead; all CPUs busy to the end; bounded memory each."""
+        """Number of tasks: few, as each has overhead, but with all CPUs busy to the end and bounded memory."""
         waves = math.ceil(self.estimate_inmemory_data_size() / (TASK_BYTES * cpus))
         return min(len(self._units), waves * cpus)
 

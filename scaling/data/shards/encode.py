@@ -26,7 +26,7 @@ from scaling.parquet import open_parquet
 FILLED = "filled_edges"
 """Temporary column: number of edge pixels of a row whose NaN error was filled. The footer stores the sum."""
 SNR_ROWS = 4096
-"""Maximum number of training spectra for the SNR statistics (27 µs each): the median's rank is within 0.8 % of the true one."""
+"""Maximum number of training spectra for SNR statistics (27 µs each): the median's rank is exact to 0.8 %."""
 HASHED_EVERY = 16
 """Spectra are hashed by flux and error in every 16th pixel. Flux alone is not enough: noise-free spectra on a grid of
 labels are often equal and differ only in brightness, which the error shows."""
@@ -211,7 +211,7 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
 
 
 class ShardEncoder:
-    """Context manager that encodes the rows of one shard into a stream, one row group at a time, and summarises them."""
+    """Encodes the rows of one shard into a stream, one row group at a time, and summarises them; a context manager."""
 
     def __init__(self, planned: PlannedShard, schema: pa.Schema, stream: pa.NativeFile) -> None:
         self.planned, self.rows = planned, 0

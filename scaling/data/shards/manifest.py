@@ -161,7 +161,7 @@ class Manifest(Strict):
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def pixel_statistics(self) -> dict[str, Float64[ndarray, " pixel"]]:
-        """Statistics of the training split: ``wave`` (vacuum Å), ``flux_mean`` and ``flux_std`` of max(flux, 0), ``error_rms``.
+        """Training statistics: ``wave`` (vacuum Å), ``flux_mean`` and ``flux_std`` of max(flux, 0), ``error_rms``.
 
         Raises:
             UserError: ``statistics.parquet`` is missing or does not match the manifest.

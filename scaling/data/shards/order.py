@@ -84,7 +84,7 @@ def octaves(num_rows: int) -> list[int]:
 
 
 def _spread(start: int, stop: int, count: int) -> Int64[ndarray, " sampled"]:
-    """Stratified sample of a range: one random row from each of ``count`` equal parts, so that no periodicity aliases."""
+    """Stratified sample of a range: one random row from each of ``count`` equal parts, so that no period aliases."""
     if stop - start <= count:
         return np.arange(start, stop)
     within = np.random.Generator(np.random.Philox(key=[start, stop])).random(count)

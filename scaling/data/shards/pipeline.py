@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 NO_PROGRESS = ("execution failed", "does not have any available CPUs")
-"""Messages to suppress. The second: with few CPUs, Ray Data (2.60) warns of a hang while a finished write's CPUs still count as used."""
+"""Messages to suppress; the second is a false warning of a hang by Ray Data (2.60).
+
+With few CPUs, it appears while those of a finished write still count as used."""
 OPERATOR_PROGRESS = re.compile(r"(?!Total ).+: [\d,]+/[\d,?]+")
 BLOCK_BYTES = 2**24
 """Size of a row group of 4096 pixels: blocks pass through the pipeline as they are read, without being merged."""
@@ -61,7 +63,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The exception raised in a task; Ray's wrapper also subclasses the cause's type, with a traceback as its message."""
+    """The exception raised in a task; Ray's wrapper also subclasses its type, with a traceback as the message."""
     import ray
 
     while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):

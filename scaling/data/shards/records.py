@@ -76,7 +76,7 @@ class Drift(Strict):
 
 
 class StudyOrder(Strict):
-    """The study order of the training split (source order or a permutation), with the requested order and the reason."""
+    """The study order of the training split (source or permuted), with the requested order and the reason."""
 
     kind: Literal["source", "shuffled"]
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None

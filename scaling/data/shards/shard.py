@@ -61,7 +61,7 @@ def column_values(table: pa.Table, name: str) -> ndarray:
 def row_groups(
     folder: Folder, file: str, groups: Iterable[int] | None = None, columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Yield the rows of a shard, one row group at a time; an object store serves the whole shard, or its columns, at once.
+    """Yield the rows of a shard, one row group at a time; an object store is read at once, whole or by column.
 
     Args:
         folder: The shard set.

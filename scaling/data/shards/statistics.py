@@ -18,7 +18,7 @@ BLOCK_ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Count, mean and sum of squared deviations per column; moments of two sets of rows can be added (Chan et al. 1979)."""
+    """Count, mean and sum of squared deviations per column; moments of two sets can be added (Chan et al. 1979)."""
 
     count: Int64[ndarray, " column"]
     mean: Float64[ndarray, " column"]

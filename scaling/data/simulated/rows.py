@@ -48,7 +48,7 @@ CONSTANTS: dict[str, float] = {
 
 @declared
 class Simulation:
-    """Specification of a set of simulated spectra: numbers, brightness and grid. Out-of-range fields raise a `UserError`.
+    """Specification of simulated spectra: numbers, brightness and grid; out-of-range fields raise a `UserError`.
 
     Attributes:
         train: Spectra of the training split; likewise ``val`` and ``test``.
@@ -99,7 +99,7 @@ def _sum_pixels(values: Pixels, factor: int) -> Float[ndarray, "row bin"]:
 
 
 def _simulate_block(simulation: Simulation, split: str, block: int) -> SimulatedRows:
-    """Simulate one block with its varying parameters; always a whole block, as a product's rounding may depend on shape.
+    """Simulate one whole block with its varying parameters; a product's rounding may depend on its shape.
 
     Labels are uniform; in each row, all axes but one are snapped to the grid.
     """
