@@ -76,7 +76,7 @@ class Row:
     `val_error_rate` and `test_error_rate` are those of a classification, whose errors in dex are NaN and whose `label`
     is like "log_g > 2.5". `other_labels` is JSON: {label: {val_mae, test_mae, test_r2, test_rmse, test_bias}} of the other
     labels, each in its own unit. Metrics are averaged over `eval_draws` noise draws of the evaluation spectra.
-    `lr_bracketed` says whether a worse learning rate was tried on either side of the cell's best; like `held_out`, it is set
+    `lr_bracketed` says whether a worse learning rate was tried on both sides of the cell's best; like `held_out`, it is set
     when rows are collected.
     `eval_seconds` is the time spent scoring the validation split during training; `samples_per_second` and `mfu` exclude it.
     `mfu` is the model's FLOPs (`train_flops`) per second as a fraction of `peak_flops`, the rate that a worker's device

@@ -25,10 +25,9 @@ SHARES = (0.5, 0.6, 0.7, 0.8)
 PRIOR_SHARE, PRIOR_DOF = 0.15, 1.5
 """Prior before any backtest: the error's growth per decade of N·D beyond the points, and its weight in forecasts.
 
-The growth is this share of the decrease of the loss itself per decade.
-
-Chosen on 86 forecasts of the larger runs from the smaller ones in 15 public families of runs, for which 90 % intervals then
-cover 90 % (62 % when AICc alone decides); in the lowest family 75 %."""
+The growth is this share of the decrease of the loss itself per decade. Chosen on 86 forecasts of the larger runs from the
+smaller ones in 15 public families of runs, for which 90 % intervals then cover 90 % (62 % when AICc alone decides); in the
+lowest family 75 %."""
 
 FEWEST_CELLS = 6
 """A part with fewer cells than this is not used as a backtest: almost any form fits it."""

@@ -3,7 +3,7 @@
 ATTEMPTS = 3
 """Attempts of a trial that fail without progress in between, after which its row says failed."""
 ALIKE = 4
-"""Trials in a row that fail with the same message, with no success in between, after which the sweep stops."""
+"""Trials that fail with the same message, with no success in between, after which the sweep stops."""
 WORKER_FAILURES = 3
 """Restarts of failed or lost Ray Train workers; the next failure is an error of the trial."""
 CHECKS = 3

@@ -56,7 +56,7 @@ class Attempt:
 class SweepSearch(Searcher):
     """Hands out trials by urgency: first those that others wait for, then those with the most work behind them.
 
-    A trial that ends without a row is handed out again, at most `ATTEMPTS` times without progress in between; it resumes from
+    A trial that ends without a row is handed out again, up to `ATTEMPTS` attempts without progress in between; it resumes from
     its last state. An error of a node does not count: the node is set aside. `stopped` is why no more trials are handed out.
     """
 

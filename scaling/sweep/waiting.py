@@ -35,7 +35,7 @@ class Waiting:
         live: Mapping[str, Placement],
         pending: Callable[[], str],
     ) -> str:
-        """Report the reason for waiting after half a minute, and then at growing intervals.
+        """Report the reason for waiting after half a minute, and then every five minutes.
 
         Args:
             now: Current time in seconds.
