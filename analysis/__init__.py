@@ -1,1 +1,1 @@
-"""Pure numerics on rows: tables, laws, fits, intervals, figures and the report. No Ray, no torch."""
+"""Analysis of results rows: tables, laws, fits, intervals, figures and the report. Needs neither Ray nor torch."""

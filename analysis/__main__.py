@@ -34,14 +34,14 @@ _FEWEST_REFITS, _MOST_REFITS = 20, 100_000
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a usage error in one line, as all other errors."""
+    """Reports usage errors in one line, like all other errors."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 no form could be fitted, 2 the user's mistake (one line), 130 stopped."""
+    """Run one command. Exit status: 0 done, 1 no form could be fitted, 2 user error (one line), 130 interrupted."""
     try:
         options = _parser().parse_args(arguments)
         return int(options.command(options))
@@ -152,7 +152,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse values that no fit can use, before anything is read."""
+    """Reject values that no fit can use, before anything is read."""
     _check_bootstrap(options)
     if not 0 < options.level < 1:
         raise UserError(f"--level {options.level:g}: must lie between 0 and 1, such as 0.9")
@@ -182,7 +182,7 @@ def _read(table: str) -> pd.DataFrame:
 
 
 def _input(options: argparse.Namespace) -> tuple[Points, Cost, Hours | None, dict[str, Any]]:
-    """The points of the table, what a run costs in FLOPs and in hours, and facts for the document: columns, held-out cells."""
+    """The table's points, a run's cost in FLOPs and in hours, and facts for the document (columns, held-out cells)."""
     frame = _read(options.table)
     limit = None if options.limit is None else read_limit(options.limit)
     cost = SIX_N_D if options.flops_per is None else _flops_per(options.flops_per)
@@ -219,7 +219,7 @@ def _flops_per(kappa: float) -> Cost:
 
 
 def _column_cost(frame: pd.DataFrame, names: dict[str, Any], options: argparse.Namespace) -> Cost | None:
-    """The cost from the column --c, if one is named and both N and D are there."""
+    """The cost from the column given by --c, if there is one and the table has both N and D."""
     if options.c is None or names["n"] is None or names["d"] is None:
         return None
     compute = points_from_columns(frame, names["n"], names["d"], options.c)
@@ -238,7 +238,7 @@ def _forms(form: str, points: Points) -> tuple[str, ...] | None:
 
 
 def _place(text: str, points: Points) -> tuple[float, ...]:
-    """Arguments of `forecast` from "N,D", "N,D,S", or "x" for a curve."""
+    """Parse the arguments of `forecast` from "N,D", "N,D,S", or "x" for a curve."""
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:

@@ -1,1 +1,1 @@
-"""Ratios against the limits, one script a claim."""
+"""Measured ratios against theoretical or practical limits, one script per claim."""

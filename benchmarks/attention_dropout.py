@@ -1,9 +1,9 @@
-"""What dropout of attention weights does to the error: test MAE with it and without, from the same seeds.
+"""Effect of dropout of attention weights on the error: test MAE with and without it, from the same seeds.
 
     python -m benchmarks.attention_dropout [--seeds 4] [--samples 81920] [--json OUT]
 
 A model of width 64 with 65 tokens, dropout 0.1 elsewhere, on the demo's spectra with fixed noise, one thread; the recipe is the demo's in
-bf16. A minute a run.
+bf16. A minute per run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WIDTH, NUM_SPECTRA, LR = 64, 4096, 1.2e-3
 
 
 def test_mae(shards: Path, cache: Path, attention_dropout: float, seed: int, samples: int) -> float:
-    """Train once; the test MAE in dex."""
+    """Train once and return the test MAE in dex."""
     recipe = dataclasses.replace(STUDY.recipe, budget=Budget(samples=samples), precision="bf16")
     task = Task(
         shards=shards,
@@ -53,7 +53,7 @@ def test_mae(shards: Path, cache: Path, attention_dropout: float, seed: int, sam
 
 
 def main() -> None:
-    """Measure, print, and write JSON where asked."""
+    """Measure, print, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--samples", type=int, default=81_920, help="spectra seen by a run")

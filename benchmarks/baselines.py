@@ -1,8 +1,8 @@
-"""Ridge and LightGBM against their limits: memory as the number of spectra grows, and Ridge's pass against bare decoding and products.
+"""Ridge and LightGBM against their limits: memory as spectra are added; Ridge's pass against decoding and products.
 
     python -m benchmarks.baselines
 
-Simulates 8,192 spectra of 4,096 pixels first. Each line is a process of its own.
+Simulates 8,192 spectra of 4,096 pixels first. Each line is from a separate process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TREES = LightGBM(trees=20)
 
 
 def bare(manifest: Manifest, size: int) -> float:
-    """Seconds to decode the spectra and to add up their products in float64."""
+    """Seconds to decode the spectra and to accumulate their products in float64."""
     begun, square = time.monotonic(), torch.zeros(manifest.pixels, manifest.pixels, dtype=torch.float64)
     for table in leading_rows(manifest, "train", size, columns=[FLUX, ERROR]):
         column_values(table, ERROR)
@@ -42,7 +42,7 @@ def bare(manifest: Manifest, size: int) -> float:
 
 
 def measure(folder: Path, what: str, size: int) -> None:
-    """One line: what it took, and the peak of the process's memory."""
+    """Print one line: the duration and the peak memory of the process."""
     torch.set_num_threads(1)
     manifest = Manifest.load(folder / "shards")
     worker = Worker(cache_root=folder / "cache", device=torch.device("cpu"))

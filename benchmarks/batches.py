@@ -1,14 +1,14 @@
-"""How near batches come to their limits: ratios of rates measured side by side in one run, on simulated spectra.
+"""Throughput of batches relative to its limits: ratios of rates measured alternately in one run, on simulated spectra.
 
     python -m benchmarks.batches [--rows 8192] [--rounds 5] [--json OUT]
 
 mapped, resident   samples/s of the batches ÷ the same arithmetic on an in-memory tensor indexed by the same rows
-streamed           samples/s of training on streamed batches ÷ on resident ones, which the model alone bounds
+streamed           samples/s of training on streamed batches ÷ on resident ones, which only the model limits
                    (the demo's largest model and batch, one trial with one thread in a Ray worker, shards decoded by another)
 mapped ÷ h5py      samples/s of mapped batches ÷ rows read at random by h5py from float64 chunks of 4096 spectra through a
-                   torch DataLoader, as the original study does; flux, error and fresh noise; one process each; with fixed
-                   noise, too, where the map holds noisy flux alone. Cold: no page of the files in memory (posix_fadvise), so
-                   few rows of each are read that most come from the disk
+                   torch DataLoader, as the original study does; flux, error and fresh noise; one process each; also with
+                   fixed noise, where the map holds only the noisy flux. Cold: no page of the files in memory (posix_fadvise),
+                   and so few rows are read from each that most come from the disk
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Workplace:
         self.shards, self.files = self.make("wide", Simulation(train=rows, val=64, test=64))
 
     def make(self, name: str, simulation: Simulation) -> tuple[Path, dict[str, list[Path]]]:
-        """Simulate and convert."""
+        """Simulate and convert a set."""
         files = write_simulation(self.folder / name / "hdf5", simulation)
         convert(self.folder / name / "shards", **files, order="source")
         return self.folder / name / "shards", files
@@ -73,7 +73,7 @@ class Workplace:
 
 
 def rate(step: Callable[[int], Any], steps: int) -> float:
-    """Samples a second of full batches."""
+    """Samples per second of full batches."""
     started = time.perf_counter()
     for number in range(steps):
         step(number)
@@ -81,7 +81,7 @@ def rate(step: Callable[[int], Any], steps: int) -> float:
 
 
 def gathering(place: Workplace, rounds: int) -> dict[str, list[float]]:
-    """Mapped and resident batches against an in-memory tensor, alternately."""
+    """Mapped and resident batches against an in-memory tensor, measured alternately."""
     mapped, resident = place.batches("mapped", "fixed"), place.batches("resident", "fixed")
     flux, labels = mapped._spectra[:, 0].clone(), mapped._labels
     offset, scale = (
@@ -93,7 +93,7 @@ def gathering(place: Workplace, rounds: int) -> dict[str, list[float]]:
         return (flux.index_select(0, rows) - offset) / scale, labels[rows]
 
     steps, found = place.rows // BATCH, {"tensor": [], "mapped": [], "resident": []}
-    for _ in range(10 * rounds + 1):  # they take a tenth of a second each
+    for _ in range(10 * rounds + 1):  # each takes a tenth of a second
         found["tensor"].append(rate(index, steps))
         found["mapped"].append(rate(mapped.batch, steps))
         found["resident"].append(rate(resident.batch, steps))
@@ -102,7 +102,7 @@ def gathering(place: Workplace, rounds: int) -> dict[str, list[float]]:
 
 
 class RandomRows(torch.utils.data.Dataset):
-    """The original study's way: one row of flux and error from HDF5, with fresh noise."""
+    """The original study's method: one row of flux and error from HDF5, with fresh noise."""
 
     def __init__(self, path: Path) -> None:
         self.file = h5py.File(path)
@@ -117,7 +117,7 @@ class RandomRows(torch.utils.data.Dataset):
 
 
 def cold_reading(place: Workplace, rounds: int) -> dict[str, list[float]]:
-    """Mapped batches and random h5py rows, with and without their files in the page cache."""
+    """Mapped batches against random h5py rows, with and without their files in the page cache."""
     path = place.folder / "real-chunks.h5"
     with open_spectra(place.files["train"][0]) as spectra, h5py.File(path, "w") as file:
         shape, chunks = (place.rows, spectra.num_pixels), (min(REAL_CHUNK_ROWS, place.rows), spectra.num_pixels)
@@ -134,11 +134,11 @@ def cold_reading(place: Workplace, rounds: int) -> dict[str, list[float]]:
             forget(place.folder, state)
             for noise in ("fixed", "fresh"):
                 mapped = place.batches("mapped", noise)
-                mapped.batch(0)  # where it waits for the disk, those after it are read ahead
+                mapped.batch(0)  # if it waits for the disk, the following batches are read ahead
                 step = functools.partial(lambda batches, number: batches.batch(number + 1), mapped)
                 found.setdefault(f"mapped, {noise} noise, {state}", []).append(rate(step, steps - 1))
                 mapped.close()
-                del mapped, step  # a page that is mapped cannot be dropped
+                del mapped, step  # mapped pages cannot be dropped
             rows = RandomRows(path)
             loader = iter(torch.utils.data.DataLoader(rows, batch_size=BATCH, shuffle=True))
             next(loader)
@@ -161,7 +161,7 @@ def forget(folder: Path, state: str) -> None:
 
 
 def training(place: Workplace, rounds: int) -> dict[str, list[float]]:
-    """The demo's largest model on streamed and on resident batches, alternately: after the first tenth, and in all."""
+    """The demo's largest model on streamed and on resident batches, alternately: after the first tenth, and overall."""
     import ray
 
     simulation = dataclasses.replace(STUDY.data.source, val=64, test=64)
@@ -192,7 +192,7 @@ def training(place: Workplace, rounds: int) -> dict[str, list[float]]:
 
 
 def reports_of(task: Task) -> list[dict[str, float]]:
-    """Train with one thread; what was reported."""
+    """Train with one thread and return the reports."""
     torch.set_num_threads(1)
     reports: list[dict[str, float]] = []
     train(task, Context(rank=0, world=1, device=CPU, report=lambda now, _: reports.append(now), load=lambda: None))
@@ -200,7 +200,7 @@ def reports_of(task: Task) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON where asked."""
+    """Measure, print a table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=8192, help="training spectra of 4096 pixels")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions, of which the median counts")
@@ -221,7 +221,7 @@ def main() -> None:
         print(f"{name:36} {value:12,.0f} samples/s   ({spread})")
 
     def ratio(a: str, b: str) -> float:
-        """The median over rounds, whose measurements follow each other, of one rate over the other."""
+        """Median over rounds of the ratio of two rates, measured directly after each other."""
         return statistics.median(x / y for x, y in zip(rates[a], rates[b], strict=True))
 
     ratios = {

@@ -1,15 +1,15 @@
-"""One warm-up-stable-decay run with branches against separate cosine runs: what it saves, and how its errors differ.
+"""One warm-up-stable-decay run with branches against separate cosine runs: savings, and difference in errors.
 
     python -m benchmarks.branches [--store results] [--seeds 3] [--json OUT]
 
 On cells of the demo, with its recipe, data and learning rates: cosine runs of a quarter, a half and the whole of its budget, and one
-"wsd" run with branches at these. As the demo does, each way and budget picks the better of two learning rates by its own
-validation error. Differences are of test MAE, paired by cell and seed. The demo's spectra are made in the store if they are not there.
+"wsd" run with branches at these. As in the demo, each method and budget selects the better of two learning rates by its own
+validation error. Differences are of test MAE, paired by cell and seed. The demo's spectra are created in the store if missing.
 
 Measured on two cores (widths 8 and 16 on 1,024 and 8,192 spectra, three seeds, so 12 pairs; 4 minutes): the branched run saves 34 % of
 the steps. It saved 19 % of the seconds on a machine that was busy meanwhile, 25 to 43 % in four repeats of single cells. Its
-MAE against that of separate cosine runs: -6.2 ± 1.1 % at a quarter of the budget (0.230 dex), -4.8 ± 1.2 % at a half (0.195),
--1.9 ± 1.3 % at the whole (0.173). These models are small and trained for 82k samples, at learning rates near the largest the
+MAE relative to separate cosine runs: -6.2 ± 1.1 % at a quarter of the budget (0.230 dex), -4.8 ± 1.2 % at a half (0.195),
+-1.9 ± 1.3 % at the whole (0.173). These models are small and trained on 82k samples, at learning rates near the largest the
 demo allows: longer runs may differ.
 """
 
@@ -40,13 +40,13 @@ WSD = dataclasses.replace(STUDY.recipe, schedule="wsd", branches=SHARES[:-1])
 
 
 def cosine(share: float) -> Recipe:
-    """The demo's recipe with a share of its budget."""
+    """The demo's recipe with a fraction of its budget."""
     assert STUDY.recipe.budget.samples is not None
     return dataclasses.replace(STUDY.recipe, budget=Budget(samples=round(share * STUDY.recipe.budget.samples)))
 
 
 def run(shards: Path, cache: Path, cell: Cell, recipe: Recipe, lr: float) -> list[Outcome]:
-    """Train once; the outcome of every budget, shortest first."""
+    """Train once and return the outcome of every budget, shortest first."""
     task = Task(
         shards=shards,
         cache_root=cache,
@@ -72,7 +72,7 @@ def run(shards: Path, cache: Path, cell: Cell, recipe: Recipe, lr: float) -> lis
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One way's results in a cell: the chosen test MAE of each share, and what all runs of it took."""
+    """One method's results in a cell: the selected test MAE of each share, and the cost of all its runs."""
 
     mae: tuple[float, ...]
     steps: int
@@ -80,14 +80,14 @@ class Result:
 
 
 def best(tried: list[list[Outcome]], steps: int) -> Result:
-    """The better learning rate of each share. `tried`: the outcomes of each learning rate, by share."""
+    """Select the better learning rate of each share. `tried`: the outcomes of each learning rate, by share."""
     chosen = [min(pair, key=lambda outcome: outcome.val.mae) for pair in zip(*tried, strict=True)]
     seconds = sum(outcome.added_seconds for outcomes in tried for outcome in outcomes)
     return Result(mae=tuple(outcome.test.mae for outcome in chosen), steps=steps * len(tried), seconds=seconds)
 
 
 def compare(shards: Path, cache: Path, seeds: int) -> Iterator[tuple[Cell, Result, Result]]:
-    """Both ways in every cell."""
+    """Both methods in every cell."""
     for width in WIDTHS:
         for num_spectra in SPECTRA:
             for seed in range(1, seeds + 1):
@@ -107,7 +107,7 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON where asked."""
+    """Measure, print a table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", default="results", help="with the demo's spectra, or where they are made")
     parser.add_argument("--seeds", type=int, default=3)

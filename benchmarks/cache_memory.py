@@ -1,11 +1,11 @@
-"""What the node cache costs: memory of one and of four processes that map a split, and the speed of building it.
+"""Cost of the node cache: memory of one and of four processes that map a split, and the speed of building it.
 
     python -m benchmarks.cache_memory --rows 20000
 
-Memory is the sum of the processes' proportional set sizes (PSS: a page that k processes map counts 1/k in each), less what
-they had before they mapped. Building is held against the slower of its two parts alone, with the same number of threads:
+Memory is the sum of the processes' proportional set sizes (PSS: a page mapped by k processes counts 1/k in each), minus their
+memory before mapping. Building is compared with the slower of its two parts alone, with the same number of threads:
 decoding the shards with plain pyarrow, and writing the same bytes to the same disk. Simulated spectra, in a temporary
-folder (rows × 80 kB at 4096 pixels); $TMPDIR says on which disk.
+folder (rows × 80 kB at 4096 pixels); $TMPDIR selects the disk.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def pss() -> int:
 
 
 def reader(shards: Path, cache: Path, rows: int, barrier, results) -> None:
-    """Map and read the whole split, and report the memory that it took while the others still map it."""
+    """Map and read the whole split, and report the memory used while the other processes still map it."""
     barrier.wait()
     before = pss()
     barrier.wait()
@@ -50,7 +50,7 @@ def reader(shards: Path, cache: Path, rows: int, barrier, results) -> None:
 
 
 def memory(shards: Path, cache: Path, rows: int, readers: int) -> int:
-    """Bytes of memory of some processes together that all have read the same split."""
+    """Total memory in bytes of several processes that have all read the same split."""
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(readers), context.Queue()
     processes = [context.Process(target=reader, args=(shards, cache, rows, barrier, results)) for _ in range(readers)]
@@ -64,7 +64,7 @@ def memory(shards: Path, cache: Path, rows: int, readers: int) -> int:
 
 
 def seconds(function, *arguments) -> float:
-    """Wall time of a call, which begins when the disk has nothing left to write."""
+    """Wall time of a call that starts when all pending disk writes are done."""
     os.sync()
     start = time.perf_counter()
     function(*arguments)
@@ -72,7 +72,7 @@ def seconds(function, *arguments) -> float:
 
 
 def decode(paths: list[Path]) -> None:
-    """All the columns of the shards, a row group at a time, with plain pyarrow."""
+    """Decode all columns of the shards, one row group at a time, with plain pyarrow."""
 
     def one(path: Path) -> None:
         with pq.ParquetFile(path) as file:
@@ -84,7 +84,7 @@ def decode(paths: list[Path]) -> None:
 
 
 def write(path: Path, num_bytes: int) -> None:
-    """As many bytes as the cache, each thread its share of one file, on the disk when this returns."""
+    """Write as many bytes as the cache, each thread its share of one file, and sync them to disk."""
     piece = os.urandom(2**23)
     file = os.open(path, os.O_WRONLY | os.O_CREAT)
     with ThreadPoolExecutor(THREADS) as pool:
@@ -95,7 +95,7 @@ def write(path: Path, num_bytes: int) -> None:
 
 
 def building(shards: Path, folder: Path, rows: int, repeats: int) -> list[dict[str, float | str]]:
-    """The speed of building flux and error, and the noisy flux alone, beside that of their parts."""
+    """The speed of building flux and error, and the noisy flux alone, compared with that of their parts."""
     manifest = Manifest.load(shards)
     paths = [shards / shard.file for shard in manifest.shards("train")]
     lines = []
@@ -122,7 +122,7 @@ def building(shards: Path, folder: Path, rows: int, repeats: int) -> list[dict[s
 
 
 def main() -> None:
-    """Make data, measure, print a table."""
+    """Create data, measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--pixels", type=int, default=4096)

@@ -1,15 +1,15 @@
-"""HDF5 → shards against its limits: plain reading and plain writing of the same rows by as many processes.
+"""HDF5 → shards against its limits: plain reading and plain writing of the same rows with the same number of processes.
 
     python -m benchmarks.conversion --rows 32768            one size (2.1 GB of flux and error as float64)
     python -m benchmarks.conversion --rows 32768 262144     two sizes: is memory flat?
-    python -m benchmarks.conversion --rows 131072 --against 4ffebf9     in turn with the conversion of another commit
+    python -m benchmarks.conversion --rows 131072 --against 4ffebf9     alternately with the conversion of another commit
 
-In turn, with one process a core and the files in the page cache (``--cold``: not): (a) h5py reads flux and error chunk by
-chunk, (b) pyarrow writes the same number of shards with the same encoding, to the disk as ``convert`` does (fsync), (a + b)
-both at once, by twice the processes, (c) ``convert`` on Ray Data, Ray's start and the workers' imports apart. The share is the slower
-of (a) and (b) divided by (c), the share of both is (a + b) divided by (c): 1 would be free checks, statistics and scheduling;
-medians over the rounds. Memory is the proportional set size (PSS) of the driver and the workers that convert, sampled twice a
-second.
+Alternately, with one process per core and the files in the page cache (unless ``--cold``): (a) h5py reads flux and error chunk by
+chunk, (b) pyarrow writes the same number of shards with the same encoding, synced to disk as ``convert`` does (fsync), (a + b)
+both at once, with twice the processes, (c) ``convert`` on Ray Data, excluding Ray's start and the workers' imports. The share is the
+slower of (a) and (b) divided by (c), the share of both is (a + b) divided by (c): 1 would mean free checks, statistics and
+scheduling; medians over the rounds. Memory is the proportional set size (PSS) of the driver and the workers that convert, sampled
+twice a second.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def prepare_write(path, start, stop):
 
 
 def write_shards(folder, count):
-    """(b) Write the held row groups as so many shards."""
+    """(b) Write the held row groups as ``count`` shards."""
     schema, tables = _held
     for number in range(count):
         path = folder / f"{os.getpid()}-{number}.parquet"
@@ -80,7 +80,7 @@ def forget(path):
 
 
 def on_all(pools, function, arguments):
-    """Seconds that one call in each process takes."""
+    """Seconds taken by one concurrent call in each process."""
     start = time.perf_counter()
     for call in [pool.submit(function, *given) for pool, given in zip(pools, arguments, strict=True)]:
         call.result()
@@ -89,8 +89,8 @@ def on_all(pools, function, arguments):
 
 @contextmanager
 def peak_memory():
-    """Yields a dictionary that has the peaks in MB when the block ends: of all processes together, and of one worker."""
-    import psutil  # Ray brings it
+    """Yield a dictionary that holds the peaks in MB when the block ends: of all processes, and of one worker."""
+    import psutil  # installed with Ray
 
     driver, peaks, done = psutil.Process(), {"total_mb": 0.0, "worker_mb": 0.0}, threading.Event()
 
@@ -118,7 +118,7 @@ def peak_memory():
 
 
 def measure(root, rows, processes, rounds, cold):
-    """Times and memory for one size, medians over the rounds."""
+    """Times and memory for one size, as medians over the rounds."""
     paths = write_simulation(root / f"hdf5-{rows}", Simulation(train=rows, val=64, test=64, seed=rows))
     (path,) = paths["train"]
     ranges = [(start, min(start + SHARD_ROWS, rows)) for start in range(0, rows, SHARD_ROWS)]
@@ -147,7 +147,7 @@ def measure(root, rows, processes, rounds, cold):
 
 
 def plain_times(readers, writers, path, shares, folder, prepare):
-    """Seconds of plain reading, plain writing, and both at once."""
+    """Seconds for plain reading, plain writing, and both at once."""
     to_read = [(path, share) for share in shares]
     to_write = [(folder, len(share)) for share in shares]
     times = {"read_s": on_all(readers, read_chunks, to_read)}
@@ -172,12 +172,12 @@ def plain_times(readers, writers, path, shares, folder, prepare):
 
 
 def forget_held():
-    """Let go of what ``prepare_write`` holds."""
+    """Release the row groups held by ``prepare_write``."""
     globals().pop("_held")
 
 
 def convert_once(root, paths, order):
-    """Seconds that a conversion takes."""
+    """Seconds for one conversion."""
     dest = root / f"shards-{order}"
     start = time.perf_counter()
     convert(dest, **paths, rows_per_shard=SHARD_ROWS, order=order)
@@ -201,7 +201,7 @@ def show(found):
 
 
 def main():
-    """Measure, print a table, and write it as JSON if asked."""
+    """Measure, print a table, and write it as JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[32768])
     parser.add_argument("--rounds", type=int, default=3)
@@ -213,7 +213,7 @@ def main():
     options = parser.parse_args()
     root = options.keep or Path(tempfile.mkdtemp(prefix="conversion-"))
     try:
-        # Shards long enough that every worker has started and imported before anything is timed.
+        # Shards large enough that every worker has started and imported before timing begins.
         warm = write_simulation(root / "warm", Simulation(train=8192 * options.processes, val=1, test=1, pixels=1024))
         if options.against:
             found = [compare(root, rows, options.rounds, options.against) for rows in options.rows]

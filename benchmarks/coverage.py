@@ -2,12 +2,12 @@
 
     python -m benchmarks.coverage [--simulations 100] [--out benchmarks/coverage.md] [--processes 2]
 
-Each study is a grid of 6 model sizes and 6 data sizes with log-normal scatter of runs. A 90 % interval should hold the
-truth in 90 % of studies. Wanted are 86 to 95 % for parameters and the curve, at least 85 % where the scatter grows with
-N, at least 85 % for forecasts 4 times outside in N and in D whichever form is true, and the right form in at least 90 %
-of studies with two seeds. Where a new run is forecast, its chance of lying inside is computed, not drawn. Forecasts hold an
-error beyond the forms that public studies show, and these truths do not have: they cover more often than 90 %. 100 simulations a case take
-about 15 minutes on two cores, nearly all of it in the fits of all forms.
+Each study is a grid of 6 model sizes and 6 data sizes with log-normal scatter of runs. A 90 % interval should contain the
+truth in 90 % of studies. Targets are 86 to 95 % for parameters and the curve, at least 85 % where the scatter grows with
+N, at least 85 % for forecasts 4 times outside in N and in D for every true form, and the right form in at least 90 %
+of studies with two seeds. For a forecast of a new run, its probability of lying inside is computed, not sampled. Forecasts
+include an error beyond the forms, as public studies show, which these truths do not have: they cover more often than 90 %.
+100 simulations per case take about 15 minutes on two cores, nearly all of it for fitting all forms.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before NumPy is loaded
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before NumPy is imported
     os.environ[name] = "1"
 
 import numpy as np  # noqa: E402
@@ -53,10 +53,10 @@ TRUTHS: dict[str, dict[str, float]] = {
     "ridge": {"E": 0.08, "A": 33.0, "alpha": 0.75, "B": 18.0, "beta": 0.67, "R": 0.02, "rho": 0.5},
     "quadrature": {"E": 0.09, "A": 33.0, "alpha": 0.75, "B": 18.0, "beta": 0.67},
 }
-"""Each form with its additional parameters where a simpler form would not do."""
+"""Each form, with additional parameters chosen so that no simpler form would suffice."""
 
 Outcome = dict[str, tuple[float, float]]
-"""Quantity to (whether, or with what chance, the truth is held; width of the interval relative to the truth)."""
+"""Maps each quantity to (coverage of the truth: 0, 1 or a probability; interval width relative to the truth)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +64,16 @@ class Case:
     """One kind of study.
 
     Attributes:
-        name: what it is.
-        form: the true form.
-        truth: its parameters.
-        smallest: smallest (N, D).
-        decades: of N and of D.
-        seeds: runs a cell.
-        scatter: standard deviation of log loss at the smallest and at the largest N.
-        forms: those that are fitted; None for all.
-        objective: what is minimised.
-        wanted: lowest and highest coverage.
+        name: Description of the case.
+        form: The true form.
+        truth: Its parameters.
+        smallest: The smallest (N, D).
+        decades: Range of N and of D in decades.
+        seeds: Runs per cell.
+        scatter: Standard deviation of log loss at the smallest and at the largest N.
+        forms: The forms that are fitted; None for all.
+        objective: The objective to minimise.
+        wanted: Lowest and highest acceptable coverage.
     """
 
     name: str
@@ -100,12 +100,12 @@ class Case:
         return Points(N=N, D=D, loss=LAWS[self.form].predict(self.truth, N, D) * np.exp(rng.normal(0, scatter)))
 
     def rng(self, number: int) -> np.random.Generator:
-        """Randomness of a study, different in every case."""
+        """Random generator of a study, different in every case."""
         return np.random.default_rng([number, *self.name.encode()])
 
 
 def parameters(case: Case, number: int) -> Outcome:
-    """Intervals of one study's parameters, of the curve and of a new run at the largest cell."""
+    """Intervals of one study's parameters, of the curve, and of a new run at the largest cell."""
     replicates = 1 if case.objective in ("lsq", "linear") else 500
     points = case.study(case.rng(number))
     found = compare(points, case.forms, objective=case.objective, replicates=replicates, level=LEVEL)
@@ -125,7 +125,7 @@ def forecasts(case: Case, number: int) -> Outcome:
 
 
 def _held(case: Case, found: Comparison, factor: float, where: str) -> Outcome:
-    """Whether the curve's interval, this many times beyond the largest cell, holds the truth; the chance of a new run."""
+    """Whether the curve's interval `factor` times beyond the grid contains the truth; the probability for a new run."""
     N, D = (np.array([factor * axis[-1]]) for axis in case.axes())
     truth = float(LAWS[case.form].predict(case.truth, N, D)[0])
     (low, high), (new_low, new_high) = (ends[0] for ends in prediction_intervals(found, N, D))
@@ -170,7 +170,7 @@ def forecast_cases() -> list[Case]:
 
 
 def summary(case: Case, outcomes: Iterable[Outcome]) -> pd.DataFrame:
-    """One row a quantity: coverage, its standard error and the median width."""
+    """One row per quantity: coverage, its standard error and the median width."""
     rows = []
     kept = list(outcomes)
     for quantity in kept[0]:
@@ -193,7 +193,7 @@ def summary(case: Case, outcomes: Iterable[Outcome]) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame, simulations: int) -> str:
-    """The table for people."""
+    """The table in Markdown."""
     lines = [
         "# Coverage of 90 % intervals, and selection of the form",
         "",
@@ -214,7 +214,7 @@ def markdown(table: pd.DataFrame, simulations: int) -> str:
 
 
 def main() -> None:
-    """Simulate, print the table, and write it if asked."""
+    """Simulate, print the table, and write it if requested."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--simulations", type=int, default=100, help="studies a case")
     parser.add_argument("--out", type=Path, help="where the table is written")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.demo_redraws --redraws 10 --store DIR [--out benchmarks/demo_redraws.md]
 
-A redraw has other stars and other noise (another seed of the simulation), no baselines, and is otherwise the demo, run and judged by
-`scaling run`'s own code; run again, it continues. Wanted over all: at least 85 % of the held-out runs inside their 90 % interval, no
-redraw judged failed (less than half inside), a mean miss of at most 5 %. The demo's own seed, 0, is not among them.
+A redraw has other stars and other noise (another seed of the simulation) and no baselines, and is otherwise the demo, run and
+scored by `scaling run`'s own code; a repeated command resumes. Targets over all: at least 85 % of the held-out runs inside their
+90 % interval, no redraw judged failed (less than half inside), a mean miss of at most 5 %. The demo's own seed, 0, is excluded.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Redraw:
-    """The demo's outcome on one simulation; `steps` counts pairs of neighbouring cells, `rises` those that do not improve."""
+    """The demo's outcome on one simulation; `steps` counts pairs of adjacent cells, `rises` those not improving."""
 
     seed: int
     trials: int
@@ -53,7 +53,7 @@ class Redraw:
 
     @property
     def failed(self) -> bool:
-        """Whether the report says that the forecast failed."""
+        """Whether the report states that the forecast failed."""
         return self.inside < self.held / 2
 
     def cells(self) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class Redraw:
 
 
 def redraw(seed: int, root: Path) -> Redraw:
-    """Run the demo on the spectra of a simulation's seed, and read its score from the report."""
+    """Run the demo on spectra simulated with this seed, and read its score from the report."""
     source = DEMO.data.source
     assert isinstance(source, Simulation)
     data = dataclasses.replace(DEMO.data, source=dataclasses.replace(source, seed=seed))
@@ -99,7 +99,7 @@ def redraw(seed: int, root: Path) -> Redraw:
 
 
 def best_errors(rows: list[Row]) -> dict[tuple[int, int], float]:
-    """Test error by N and D: of the trial that validates best, the mean of the seeds."""
+    """Test error by N and D: of the trial with the best validation error, averaged over seeds."""
     by_cell = lambda row: (row.num_params, row.num_spectra)  # noqa: E731
     found = {}
     for cell, mine in itertools.groupby(sorted((r for r in rows if r.status == "done"), key=by_cell), by_cell):
@@ -112,7 +112,7 @@ def best_errors(rows: list[Row]) -> dict[tuple[int, int], float]:
 
 
 def neighbours(errors: dict[tuple[int, int], float]) -> list[tuple[float, float]]:
-    """The errors of each cell and of the next larger one, along N and along D."""
+    """Pairs of errors of each cell and the next larger one, along N and along D."""
     pairs = list[tuple[float, float]]()
     for axis in (0, 1):
         key = lambda cell, axis=axis: (cell[1 - axis], cell[axis])  # noqa: E731
@@ -123,7 +123,7 @@ def neighbours(errors: dict[tuple[int, int], float]) -> list[tuple[float, float]
 
 
 def table(redraws: list[Redraw]) -> str:
-    """The outcome in Markdown."""
+    """The outcomes as a Markdown table."""
     lines = [COLUMNS, ("---",) * len(COLUMNS), *(each.cells() for each in redraws)]
     inside, held = sum(each.inside for each in redraws), sum(each.held for each in redraws)
     miss = sum(each.miss * each.held for each in redraws) / held

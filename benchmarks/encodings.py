@@ -2,7 +2,7 @@
 
     python -m benchmarks.encodings [--rows 4096]
 
-MB are of float32 values; the ratio is their size divided by the file's.
+MB are of float32 values; the ratio is their size divided by the file size.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CODECS = {
 
 
 def measure(tables, schema, path, split, codec):
-    """Seconds to write and to read the tables, and the file's size."""
+    """Seconds to write and to read the tables, and the file size."""
     options = parquet_options(schema) | CODECS[codec]
     if options["compression"] != "zstd":
         options.pop("compression_level")
@@ -63,7 +63,7 @@ def main():
         tables = list(read_units([range(rows)], sources, names, range(len(sources.wave))))
         print(f"{'encoding':<20}{'codec':<8}{'write MB/s':>11}{'read MB/s':>11}{'ratio':>7}")
         for split, codec in itertools.product((False, True), CODECS):
-            # the best of three: the first pays for memory that the others reuse
+            # the best of three: the first run allocates memory that the others reuse
             runs = [measure(tables, schema, Path(folder) / "x.parquet", split, codec) for _ in range(3)]
             write, read, size = (min(values) for values in zip(*runs, strict=True))
             encoding = "byte-stream-split" if split else "plain"

@@ -1,10 +1,10 @@
 """Fitting a law: our time against the usual way, in one run, on one core.
 
-    python -m benchmarks.fits                     # 240 simulated points; about 6 minutes, nearly all in the usual way
+    python -m benchmarks.fits                     # 240 simulated points; about 6 minutes, mostly for the usual way
     python -m benchmarks.fits --table points.csv  # columns N, D, loss
-    python -m benchmarks.fits --starts 90 --refits 100   # a part of the usual way, multiplied up
+    python -m benchmarks.fits --starts 90 --refits 100   # a part of the usual way, extrapolated
 
-The usual way is that of Hoffmann et al. 2022 (arXiv 2203.15556, appendix D.2) as it is commonly reproduced: Huber's
+The usual way is that of Hoffmann et al. 2022 (arXiv 2203.15556, appendix D.2) as it is commonly reproduced: Huber
 loss of log residuals, minimised by L-BFGS from 4,500 starts with numerical derivatives, and by BFGS with analytic
 derivatives from the best parameters for each of 4,000 bootstrap samples.
 """
@@ -17,7 +17,7 @@ import time
 from itertools import product
 from pathlib import Path
 
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before NumPy is loaded
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before NumPy is imported
     os.environ[name] = "1"
 
 import numpy as np  # noqa: E402
@@ -36,7 +36,7 @@ STARTS = list(
 
 
 class UsualWay:
-    """Huber's loss of log residuals over (log A, log B, log E, alpha, beta)."""
+    """Huber loss of log residuals over (log A, log B, log E, alpha, beta)."""
 
     def __init__(self, points: Points) -> None:
         self.logs = np.stack([np.log(points.N), np.log(points.D)])
@@ -54,7 +54,7 @@ class UsualWay:
         return float(np.sum(weights * inner * (size - 0.5 * inner)))
 
     def gradient(self, x, weights=1.0):
-        """Its derivatives (5,)."""
+        """Derivatives of the objective, (5,)."""
         terms = self.terms(x)
         slope = weights * np.clip(logsumexp(terms, axis=0) - self.loss, -DELTA, DELTA)
         share = softmax(terms, axis=0) * slope
@@ -67,7 +67,7 @@ class UsualWay:
 
 
 def main() -> None:
-    """Print the times and what they reach."""
+    """Print the times and the objectives reached."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, help="CSV with columns N, D, loss; simulated points without it")
     parser.add_argument("--starts", type=int, default=len(STARTS), help="starts of the usual way that are run")

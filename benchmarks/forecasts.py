@@ -2,11 +2,11 @@
 
     python -m benchmarks.forecasts FOLDER [--form auto] [--objective lsq] [--weigh backtest] [--json OUT]
 
-FOLDER, and the one above it, hold CSV files of N, D and loss (`tables` says which). Exact duplicates are dropped; runs are sorted by
-compute (the column `budget`, else 6·N·D); the lower half, and again the lower two thirds, are fitted (whole budgets where there is such
-a column); the others, at most 80 at random, are forecast, each with a 90 % interval for one new run. A family's row is the mean over its
-tables and splits: coverage, root mean square of log(observed / forecast), median log width, interval score (log width + 20 × what
-lies outside), share flagged, coverage of the unflagged, root mean square of the flagged and of the others.
+FOLDER, and its parent, contain CSV files of N, D and loss (see `tables`). Exact duplicates are dropped; runs are sorted by
+compute (the column `budget`, else 6·N·D); the lower half, and again the lower two thirds, are fitted (without splitting budgets if there
+is such a column); the others, at most 80 at random, are forecast, each with a 90 % interval for one new run. A family's row is the mean
+over its tables and splits: coverage, root mean square of log(observed / forecast), median log width, interval score (log width + 20 ×
+the distance outside), share flagged, coverage of the unflagged, root mean square of the flagged and of the others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NAMES = ("coverage", "rms", "width", "score", "flagged", "unflagged", "rms flagg
 
 
 def tables(folder: Path) -> dict[str, list[pd.DataFrame]]:
-    """The tables (N, D, loss, and compute) of each family that lie in a folder or the one above it."""
+    """The tables (N, D, loss, and compute) of each family found in a folder or its parent."""
     found: dict[str, list[pd.DataFrame]] = {}
     for file in sorted(folder.glob("gadre_*.csv")):
         frame = pd.read_csv(file)
@@ -59,7 +59,7 @@ def _table(N: Any, D: Any, loss: Any, budget: Any = None) -> pd.DataFrame:
 def forecast_rest(
     table: pd.DataFrame, share: float, form: str, objective: str, weigh: str = "backtest"
 ) -> dict[str, float] | None:
-    """Fit the smallest runs of a table, forecast the others, and score the forecasts; None where no law can be fitted."""
+    """Fit the smallest runs of a table, forecast the others, and score the forecasts; None if no law can be fitted."""
     small = smallest(table["C"].to_numpy(), share)
     points = Points(**{name: table.loc[small, name].to_numpy() for name in ("N", "D", "loss")})
     rest = table[~small]
@@ -94,7 +94,7 @@ def _rms(values: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Run, print a row a family, and write what was asked for."""
+    """Run, print one row per family, and write the requested output."""
     parser = argparse.ArgumentParser(description="Forecasts of published studies' larger runs from their smaller ones.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--form", default="auto")

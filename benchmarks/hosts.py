@@ -1,11 +1,11 @@
-"""What our step costs under Ray Train, against a bare loop: ratios of rates measured in turn in the same processes.
+"""Cost of our step under Ray Train relative to a bare loop: ratios of rates measured alternately in the same workers.
 
     python -m benchmarks.hosts [--rounds 10] [--json OUT]
 
-In each worker of a TorchTrainer some of our steps (batches from the node's map, schedule, precision, clipping, loss sums; with two workers
-the gradients' all-reduce by gloo) and some of a bare loop (standardised spectra in memory, indexed; the same model, optimiser and
-clipping; as many rows, no other worker) take turns, one thread each. The median over the turns counts. Evaluations and checkpoints
-are not part of it: they cost what `Recipe.evaluations` asks for.
+In each worker of a TorchTrainer, some of our steps (batches from the node's map, schedule, precision, clipping, loss sums; with two
+workers also the gradient all-reduce by gloo) alternate with some of a bare loop (standardised spectra in memory, indexed; the same model,
+optimiser and clipping; as many rows, no other worker), with one thread each. The result is the median over the turns. Evaluations and
+checkpoints are excluded: their cost depends on `Recipe.evaluations`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TARGETS = {1: 0.97, 2: 0.9}
 
 @dataclass(frozen=True)
 class Case:
-    """A model, how it is trained, and our steps in a turn."""
+    """A model, its training settings, and the number of our steps per turn."""
 
     name: str
     config: ModelConfig
@@ -50,7 +50,7 @@ class Case:
 
     @property
     def recipe(self) -> Recipe:
-        """A recipe of these."""
+        """The recipe with these settings."""
         return Recipe(budget=Budget(epochs=1000), batch_size=self.batch, precision=self.precision)
 
 
@@ -95,7 +95,7 @@ def our_step(case: Case, folder: Path, rank: int, world: int) -> Callable[[], No
 
 
 def turns(config: dict[str, Any]) -> None:
-    """A worker: writes its steps/s of both, turn by turn."""
+    """Code of a worker: writes the steps/s of both loops, turn by turn."""
     from ray import train
 
     case, folder, context = config["case"], Path(config["folder"]), train.get_context()
@@ -121,7 +121,7 @@ def turns(config: dict[str, Any]) -> None:
 
 
 def measure(case: Case, folder: Path, workers: int, rounds: int) -> dict[str, list[float]]:
-    """Steps/s of both, of rank 0, under Ray Train."""
+    """Steps/s of both loops, on rank 0, under Ray Train."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -136,7 +136,7 @@ def measure(case: Case, folder: Path, workers: int, rounds: int) -> dict[str, li
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON where asked."""
+    """Measure, print a table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10, help="turns, of which the median counts")
     parser.add_argument("--json", type=Path, metavar="OUT")

@@ -1,12 +1,12 @@
-"""How well the sweep packs a cluster: its own searcher, with modelled trials, on simulated devices and a simulated clock.
+"""How well the sweep packs a cluster: its own searcher with simulated trials, devices and clock.
 
     python -m benchmarks.makespan
 
 A study of about 2,000 trials, from quarters of a GPU to four whole ones, on 8, 64 and 512 GPUs. The makespan is compared with its
-lower bound: the larger of all work over all devices and the longest chain of trials that wait for each other (the anchors' rounds,
-then the rounds of the slowest cell and its further seed). A trial takes its FLOPs at a fifth of an A100's peak for each device, 20 s
-more to start under Ray Train; errors follow a law with scatter, so that cells stop after different numbers of trials. It also
-times what the searcher does for a suggestion and for a completion, at the beginning and at the end.
+lower bound: the larger of all work over all devices and the longest chain of trials that depend on each other (the anchors' rounds,
+then the rounds of the slowest cell and its further seed). A trial takes its FLOPs at a fifth of an A100's peak per device, plus 20 s
+to start under Ray Train; errors follow a law with scatter, so that cells stop after different numbers of trials. The searcher's time
+per suggestion and per completion is also measured, at the beginning and at the end.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ STUDY = Study(
 
 
 def seconds(cell: Cell) -> float:
-    """What a trial of a cell takes."""
+    """Duration of a cell's trial."""
     placement = STUDY.placement(cell)
     start = RAY_TRAIN_SECONDS if placement.host == "ray_train" else 0.0
     return start + train_flops(STUDY.model(cell.width), 25_600_000) / (SPEED * occupied(STUDY, placement))
 
 
 def main() -> None:
-    """Print a line for each number of devices."""
+    """Print one line per number of devices."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
     for gpus in parser.parse_args().gpus:

@@ -1,9 +1,9 @@
-"""A node's cache filled from an object store against one filled from a local folder, in turn.
+"""A node's cache filled from an object store against one filled from a local folder, measured alternately.
 
     python -m benchmarks.object_store [--rows 8192] [--rounds 3]
 
-The store is the S3-compatible server of the tests, on loopback of this machine, so that it shares the processor with the
-decoding: what is compared is the way through requests, not a network.
+The store is the S3-compatible server of the tests, on loopback of this machine, so that it shares the CPU with the
+decoding: this measures the cost of requests, not of a network.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The original study's way to train: Hugging Face's ViT layers, eager attention, fp32, an optimiser that is not fused."""
+"""The original study's training step: Hugging Face's ViT layers, eager attention, fp32, an unfused optimiser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LR, WEIGHT_DECAY, CLIP_NORM = 3e-4, 0.01, 0.5
 
 
 class OriginalModel(nn.Module):
-    """SpecViT on Hugging Face's layers, with its weights taken from ours."""
+    """SpecViT on Hugging Face's layers, with weights copied from ours."""
 
     def __init__(self, config: ModelConfig, ours: SpecViT) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class OriginalModel(nn.Module):
 
 
 def original_step(model: nn.Module, lr: float = LR) -> Callable[[Tensor, Tensor], float]:
-    """A function that takes one optimiser step on a batch, and returns its loss."""
+    """Create a function that takes one optimiser step on a batch and returns its loss."""
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=WEIGHT_DECAY, fused=False)
 

@@ -1,4 +1,4 @@
-"""A conversion in turn with that of another commit (`benchmarks.conversion --against`)."""
+"""Conversion timed alternately with that of another commit (`benchmarks.conversion --against`)."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ with ray_cluster():
         print("seconds", time.perf_counter() - start, flush=True)
         shutil.rmtree(dest)
 """
-"""Converts the small set, then the large one each time it is asked to. Runs with the code of any commit."""
+"""Converts the small set, then the large one on each request. Runs with the code of any commit."""
 
 
 class Converter:
-    """A process that converts with the code of a folder, and its Ray cluster."""
+    """A process that converts with the code of a folder, and its own Ray cluster."""
 
     def __init__(self, code, dest, warm, paths):
         command = [sys.executable, "-c", PROGRAM, str(dest), str(warm), *(str(paths[split][0]) for split in SPLITS)]
@@ -51,7 +51,7 @@ class Converter:
         raise RuntimeError("the conversion has failed")
 
     def convert(self):
-        """Seconds that one conversion takes."""
+        """Seconds for one conversion."""
         self._process.stdin.write("again\n")
         self._process.stdin.flush()
         return self._seconds()
@@ -62,7 +62,7 @@ class Converter:
 
 
 def compare(root, rows, rounds, commit):
-    """Seconds of this code and of another commit's, in turn."""
+    """Seconds of this code and of another commit's, measured alternately."""
     paths = write_simulation(root / f"hdf5-{rows}", Simulation(train=rows, val=64, test=64, seed=rows))
     here, there = Path(__file__).parents[1], root / f"code-{commit}"
     there.mkdir(exist_ok=True)

@@ -1,10 +1,10 @@
-"""A study whose shards and store are on an object store against the same one on a local disk, in turn.
+"""A study whose shards and store are on an object store against the same one on a local disk, measured alternately.
 
     python -m benchmarks.remote_study [--rounds 2]
 
 The grid is that of the smoke study, two learning rates in each of six cells; the store is the S3-compatible server of the tests, on
-loopback; a first round, which is not timed, goes through a proxy that counts requests. The server shares the processor with
-the trials, and there is no delay of a network.
+loopback; a first, untimed round goes through a proxy that counts requests. The server shares the CPU with the trials, and there
+is no network latency.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests import s3
 
 
 def main() -> None:
-    """Measure, print requests by what they are for, and the ratios."""
+    """Measure, and print requests by purpose, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     rounds = parser.parse_args().rounds

@@ -1,11 +1,11 @@
-"""What the search for the learning rate finds and costs, beside a dense sweep of an earlier demo (widths 8 to 32) that was recorded once.
+"""Result and cost of the learning-rate search against a recorded dense sweep of an earlier demo (widths 8 to 32).
 
     python -m benchmarks.search                                     # replays the search on the recorded trials: seconds
     python -m benchmarks.search --record results/demo --workers 2   # trains the 234 trials again; not timed on an idle machine
 
-Thirteen rates a cell, a factor sqrt(2) apart, from an eighth to eight times the declared one. The replay takes errors and curves
-between recorded rates by interpolating their logarithms. Regret is the error at the rate that was found over the lowest of the
-cell, both on a quartic through the logarithms of the cell's thirteen errors: the lowest of thirteen noisy ones would be too low.
+Thirteen rates per cell, a factor sqrt(2) apart, from an eighth to eight times the declared one. The replay interpolates the logarithms
+of errors and curves between recorded rates. Regret is the error at the selected rate over the lowest of the
+cell, both on a quartic through the logarithms of the cell's thirteen errors: the minimum of thirteen noisy ones would be too low.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Cells:
         self.steps = np.asarray(table["steps"].iloc[0])
 
     def error(self, key: str, lr: float) -> float:
-        """Validation error at a rate, between the recorded ones, in dex."""
+        """Validation error at a rate, interpolated between the recorded ones, in dex."""
         return float(np.exp(np.interp(math.log(lr), self.lrs[key], self.errors[key])))
 
     def curve(self, key: str, lr: float) -> np.ndarray:
@@ -58,7 +58,7 @@ class Cells:
         return np.exp([np.interp(math.log(lr), self.lrs[key], column) for column in columns])
 
     def regret(self, key: str, lr: float) -> float:
-        """By what fraction the error at a rate is above the cell's lowest."""
+        """The relative excess of the error at a rate over the cell's lowest."""
         places = np.linspace(self.lrs[key][0], self.lrs[key][-1], 200)
         lowest = np.polyval(self.smooth[key], places).min()
         at = np.clip(math.log(lr), places[0], places[-1])
@@ -66,7 +66,7 @@ class Cells:
 
 
 def replay(study: Study, cells: Cells) -> dict[str, np.ndarray]:
-    """Search every cell on recorded trials. Returns regret, trials and cost (in whole trials) of each cell, and winners pruned."""
+    """Search every cell on recorded trials; returns regret, trials, cost (in whole trials) and pruned winners."""
     rates = Rates(study, [])
     cost = {cell: 0.0 for cell in rates.rows}
     while due := [(cell, *one) for cell in rates.rows for one in rates.due(cell)]:
@@ -98,7 +98,7 @@ def _trial(study: Study, rates: Rates, cells: Cells, cell: Cell, number: int, lr
 
 
 def winners_pruned(cells: Cells) -> tuple[int, int, float]:
-    """Beside any other recorded trial of its cell as the rival: how often the rule would stop the cell's best, and the closest call."""
+    """With every other trial of a cell as rival: how often the rule stops the cell's best, and the closest call."""
     pruned, pairs, closest = 0, 0, 0.0
     for key in cells.lrs:
         curves = np.minimum.accumulate(np.exp(cells.curves[key]), axis=1)[
@@ -115,7 +115,7 @@ def winners_pruned(cells: Cells) -> tuple[int, int, float]:
 
 
 def record(store: str, workers: int) -> None:
-    """Train all trials of the dense sweep on the demo's shards in a store, in processes of their own, and keep their curves."""
+    """Train all trials of the dense sweep on the demo's shards, in separate processes, and store their curves."""
     tasks = [(store, cell, i) for cell in STUDY.cells() for i in range(len(FACTORS))]
     with ProcessPoolExecutor(workers) as pool:
         found = list(pool.map(_record, tasks))
@@ -143,7 +143,7 @@ def _record(task: tuple[str, Cell, int]) -> dict[str, object]:
 
 
 def main() -> None:
-    """Record, or replay with the declared search and others beside it."""
+    """Record, or replay with the declared search and alternatives."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", metavar="STORE")
     parser.add_argument("--workers", type=int, default=2)

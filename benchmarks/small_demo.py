@@ -1,4 +1,4 @@
-"""The demo of before 2026-11-28, with a quarter of the samples at a quarter of the batch: what some benchmarks were recorded with."""
+"""The demo as of before 2026-11-28, a quarter of its samples and batch size; some benchmarks were recorded with it."""
 
 import dataclasses
 

@@ -1,10 +1,10 @@
-"""What the sweep costs beside its trials: utilisation, and the same trials in a bare pool of processes.
+"""Overhead of the sweep: utilisation, and comparison with the same trials in a bare pool of processes.
 
     python -m benchmarks.sweep                    # the demo without its trials of two workers: about 10 minutes on 2 cores
 
 The study runs with `scaling run`'s own code on a cluster of this machine's CPUs. Utilisation is the sum of the trials' wall seconds
-over devices and wall time, from the first trial's begin to the last one's end. Then the pool trains the same trials, the same
-rates, in the order in which the sweep finished them: no searcher, no rounds to wait for, no dashboards.
+divided by devices times wall time, from the first trial's start to the last one's end. Then the pool trains the same trials at the
+same rates, in the order in which the sweep finished them: no searcher, no rounds to wait for, no dashboards.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ CPUS = os.cpu_count() or 1
 
 
 def begun_and_ended(folder: StudyFolder, row: Row) -> tuple[float, float]:
-    """When a trial began and ended, from its row's file."""
+    """Start and end time of a trial, from its row's file."""
     ended = (Path(folder.store.uri) / folder.name / "trials" / row.trial / "row.json").stat().st_mtime
     return ended - row.wall_seconds, ended
 
 
 def train_again(task: tuple[Study, str, str, Cell, int, float, str]) -> float:
-    """One trial of the sweep, in a process of the pool; returns its validation error."""
+    """Run one trial of the sweep in a process of the pool; returns its validation error."""
     from scaling.sweep.sweep import Sweep
 
     study, store, cache, cell, number, lr, rival = task
@@ -47,7 +47,7 @@ def train_again(task: tuple[Study, str, str, Cell, int, float, str]) -> float:
 
 
 def main() -> None:
-    """Run both, print the ratios."""
+    """Run both and print the ratios."""
     from scaling.sweep.run import run_study
 
     parser = argparse.ArgumentParser(description=__doc__)

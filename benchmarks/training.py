@@ -1,11 +1,11 @@
-"""How fast a step is, against the original way and against the processor's peak: ratios of rates measured in one run.
+"""Speed of a training step relative to the original's and to the CPU's peak: ratios of rates measured in one run.
 
     python -m benchmarks.training [--rounds 3] [--batch 32] [--json OUT]
 
-step   samples/s of our step ÷ the original way (`benchmarks.original`) at equal batch on the same tensors: our model, loss, gradient
-       clipping and optimiser at the same recipe, in bf16 and fp32, and in bf16 with the dropout of attention weights off
-peak   model FLOP/s ÷ what large matrix products of that precision reach on as many threads, by rung and precision, dropout 0.1
-where  what the time of the reference model's step in bf16 goes into
+step   samples/s of our step ÷ the original's (`benchmarks.original`) at equal batch on the same tensors: our model, loss, gradient
+       clipping and optimiser with the same recipe, in bf16 and fp32, and in bf16 without dropout of attention weights
+peak   model FLOP/s ÷ rate of large matrix products in that precision on as many threads, by rung and precision, dropout 0.1
+where  breakdown of the time of the reference model's step in bf16
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ KINDS = {
 
 @dataclasses.dataclass
 class InMemory:
-    """One batch, again and again: flux (row, pixel) and labels (row, label)."""
+    """One batch, repeated: flux (row, pixel) and labels (row, label)."""
 
     flux: Tensor
     labels: Tensor
@@ -62,15 +62,15 @@ class InMemory:
         return self.flux, self.labels
 
     def global_rows(self, step: int) -> int:
-        """Its rows."""
+        """Its number of rows."""
         return len(self.labels)
 
     def close(self) -> None:
-        """Nothing."""
+        """No-op."""
 
 
 def our_step(config: ModelConfig, precision: Precision, flux: Tensor, labels: Tensor) -> Callable[[], None]:
-    """A function that takes one step of ours."""
+    """Create a function that takes one of our steps."""
     recipe = Recipe(budget=Budget(epochs=1), weight_decay=WEIGHT_DECAY, batch_size=len(labels), precision=precision)
     stepper = Stepper(config, recipe, InMemory(flux, labels), lr=LR, seed=0)
     (run,) = recipe.runs(len(labels))
@@ -78,7 +78,7 @@ def our_step(config: ModelConfig, precision: Precision, flux: Tensor, labels: Te
 
 
 def rate(step: Callable[[], object], rows: int, seconds: float = 2.0) -> float:
-    """Samples a second over some seconds, two steps at least."""
+    """Samples per second over some seconds, at least two steps."""
     steps, started = 0, time.perf_counter()
     while steps < 2 or time.perf_counter() - started < seconds:
         step()
@@ -87,7 +87,7 @@ def rate(step: Callable[[], object], rows: int, seconds: float = 2.0) -> float:
 
 
 def compare(config: ModelConfig, rows: int, rounds: int) -> dict[str, list[float]]:
-    """Samples/s of the original way and of ours, one after the other, several times."""
+    """Samples/s of the original step and of ours, alternately, several times."""
     quiet = dataclasses.replace(config, attention_dropout=0.0)
     flux, labels = torch.randn(rows, config.num_pixels), torch.randn(rows, 1)
     original = original_step(OriginalModel(config, SpecViT(config)))
@@ -107,7 +107,7 @@ def compare(config: ModelConfig, rows: int, rounds: int) -> dict[str, list[float
 
 
 def where_time_goes(rows: int) -> dict[str, float]:
-    """Shares of the reference model's step in bf16, by kind of work."""
+    """Fraction of time in the reference model's bf16 step, by kind of operation."""
     config = Ladder().rung(256)
     step = our_step(config, "bf16", torch.randn(rows, config.num_pixels), torch.randn(rows, 1))
     step()
@@ -120,7 +120,7 @@ def where_time_goes(rows: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print tables, and write JSON where asked."""
+    """Measure, print tables, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="repetitions, of which the median counts")
     parser.add_argument("--batch", type=int, default=32)

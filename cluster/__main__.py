@@ -1,4 +1,4 @@
-"""`python -m cluster submit | status | logs | stop | fetch`. Exit status 0 done, 1 the job failed, 2 the user's mistake (one line)."""
+"""`python -m cluster submit | status | logs | stop | fetch`; exit: 0 done, 1 job failed, 2 user error (one line)."""
 
 from __future__ import annotations
 

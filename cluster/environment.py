@@ -1,4 +1,4 @@
-"""What a job takes along: the working tree, settings, and where wanted the dependencies."""
+"""The runtime environment of a job: the working tree, settings, and optionally the dependencies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scaling.files import require_no_password
 from scaling.sweep.code import COMMIT, code_commit
 
 ROOT = Path(__file__).resolve().parents[1]
-"""The working tree: where `scaling`, `experiments` and this package lie."""
+"""The working tree, which contains `scaling`, `experiments` and this package."""
 EXCLUDED = [
     "/.git",
     "/tests",
@@ -26,21 +26,21 @@ EXCLUDED = [
     "*.safetensors",
     "*.parquet",
 ]
-"""What no job needs, in gitignore's patterns; Ray leaves out what the tree's own .gitignore names as well."""
+"""Files that no job needs, as gitignore patterns; Ray also excludes those in the tree's own .gitignore."""
 SECRET = re.compile(r"SECRET|TOKEN|PASSW|PASSPHRASE|CREDENTIAL|APIKEY|(^|_)KEY(_|$)|CONNECTION_STRING")
 WORKING_DIR = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
 """Ray's name for the working tree on a node."""
 
 
 def runtime_env(settings: Sequence[str], *, pip: bool) -> dict[str, Any]:
-    """The runtime environment of a job, as `ray.job_submission` takes it.
+    """The runtime environment of a job, in the form of `ray.job_submission`.
 
     Args:
         settings: Environment variables of the job, NAME=VALUE, or NAME for this shell's value.
-        pip: Install the project's dependencies on the nodes, by constraints.txt; Ray itself must be there.
+        pip: Whether to install the project's dependencies on the nodes, by constraints.txt; Ray must already be installed.
 
     Raises:
-        UserError: A variable is not set, or is or holds a secret: everybody who sees the dashboard sees them.
+        UserError: A variable is not set, or contains a secret: everybody who sees the dashboard sees the variables.
     """
     found: dict[str, Any] = {
         "working_dir": str(ROOT),
@@ -48,13 +48,13 @@ def runtime_env(settings: Sequence[str], *, pip: bool) -> dict[str, Any]:
         "env_vars": {COMMIT: code_commit(), **dict(map(_setting, settings))},
     }
     if pip:
-        pins = f"--constraint {WORKING_DIR}/constraints.txt"  # a line of the requirements, in which Ray puts the place
+        pins = f"--constraint {WORKING_DIR}/constraints.txt"  # a line of requirements.txt; Ray expands the path
         found["pip"] = {"packages": [pins, *dependencies()], "pip_install_options": ["--no-cache-dir"]}
     return found
 
 
 def dependencies() -> list[str]:
-    """The project's dependencies without Ray, which a running cluster has and must keep."""
+    """The project's dependencies except Ray, which a running cluster has and must keep."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return [each for each in project["dependencies"] if not re.match(r"ray\b", each)]
 

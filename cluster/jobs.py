@@ -1,4 +1,4 @@
-"""Jobs of a Ray cluster by its HTTP API: submitted, followed, stopped, and what a study has found fetched."""
+"""Jobs on a Ray cluster through its HTTP API: submit, follow and stop jobs, and fetch a study's results."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ POLL_SECONDS = 1.0
 
 @dataclass(slots=True)
 class Cluster:
-    """The job API of a cluster's head.
+    """The job API of a cluster's head node.
 
     Attributes:
         address: http://HOST:8265.
-        say: Takes a line.
+        say: Called with each line of output.
     """
 
     address: str
@@ -41,10 +41,10 @@ class Cluster:
 
     @property
     def client(self) -> JobSubmissionClient:
-        """The connection, with the token of this user's Ray ($RAY_AUTH_TOKEN, or ~/.ray/auth_token).
+        """The connection, with the user's Ray token ($RAY_AUTH_TOKEN, or ~/.ray/auth_token).
 
         Raises:
-            UserError: Nothing answers, or the token is wrong.
+            UserError: There is no response, or the token is wrong.
         """
         if self._client is None:
             if not self.address.startswith(("http://", "https://")):
@@ -53,7 +53,7 @@ class Cluster:
             from ray.job_submission import JobSubmissionClient
 
             for name in ("ray", *(f"ray.dashboard.modules.{each}" for each in ("dashboard_sdk", "job.sdk"))):
-                logging.getLogger(name).setLevel(logging.ERROR)  # they tell of each file that is not packed
+                logging.getLogger(name).setLevel(logging.ERROR)  # they log each file that is not packed
             self._client = self._ask(lambda: JobSubmissionClient(self.address))
         return self._client
 
@@ -91,7 +91,7 @@ class Cluster:
         return 0 if succeeded else 1
 
     def details(self, job: str) -> JobDetails:
-        """What the cluster says of a job.
+        """The cluster's information on a job.
 
         Raises:
             UserError: There is no such job.
@@ -112,12 +112,12 @@ class Cluster:
         self._ask(lambda: self.client.stop_job(job))
 
     def fetch(self, job: str, out: Path) -> list[str]:
-        """Copy a study's report and table from the cluster, whose store this machine need not see; returns what was written.
+        """Copy a study's report and table from the cluster, whose store may be inaccessible here; returns the paths.
 
-        A job there prints them as text into its log, through which they come.
+        A job on the cluster prints them as text into its log, from which they are read.
 
         Raises:
-            UserError: The job is none of `submit`'s, the study has no report yet, or the folder holds other files.
+            UserError: The job was not submitted by `submit`, the study has no report yet, or the folder holds other files.
         """
         about = self.details(job).metadata or {}
         if not {"study", "store"} <= about.keys():
@@ -146,12 +146,12 @@ class Cluster:
         return names
 
     def _ask(self, question: Callable[[], Any]) -> Any:
-        """Ask the cluster, and turn Ray's ways to say no into one line."""
+        """Send a request to the cluster, and convert Ray's various errors into one line."""
         try:
             return question()
         except (UserError, KeyboardInterrupt):
             raise
-        except Exception as error:  # of several libraries, by way of Ray's client
+        except Exception as error:  # from several libraries, through Ray's client
             text = " ".join(str(error).split())
             if "401" in text or "403" in text or "oken" in text:
                 text = "the token is missing or wrong: set RAY_AUTH_TOKEN, or put the cluster's into ~/.ray/auth_token"
@@ -159,7 +159,7 @@ class Cluster:
 
 
 def _reason(details: JobDetails) -> str:
-    """What Ray says of a job that failed: the last line that names an error, without the log that follows."""
+    """Ray's reason for a failed job: the last line that names an error, without the log that follows."""
     lines = [line.strip() for line in str(details.message).splitlines() if line.strip()] or ["no reason given"]
     errors = [line for line in lines if line.startswith("ERROR")]
     return (errors[-1] if errors else lines[0]).partition(", last available logs")[0]

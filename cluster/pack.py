@@ -1,4 +1,4 @@
-"""Print a study's report and table as text, for `python -m cluster fetch`: run as a job, where the store is seen."""
+"""Print a study's report and table as text, for `python -m cluster fetch`; runs as a job with access to the store."""
 
 from __future__ import annotations
 

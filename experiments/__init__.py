@@ -1,1 +1,1 @@
-"""One module a study. Run one with `scaling run experiments.NAME --store STORE`."""
+"""One module per study. Run one with `scaling run experiments.NAME --store STORE`."""

@@ -3,12 +3,12 @@
     BOSZ_1M=/data/mag205_225_lowT_1M SHARDS=/data/shards/bosz_1m scaling plan experiments.bosz_1m
     BOSZ_1M=... SHARDS=... scaling run experiments.bosz_1m --store /data/results
 
-The recipe is the original study's but for bf16 in place of fp16, standardised inputs, and a schedule that moves each
-step after a warm-up. Noise is one fixed draw a spectrum and every trial sees 25.6 M samples (100 epochs of 256k), so
-that the D axis is distinct spectra; for the original's axis set noise="fresh" and Budget(epochs=200).
+The recipe is the original study's, except for bf16 instead of fp16, standardised inputs, and a schedule that is updated each
+step after a warm-up. Noise is one fixed draw per spectrum and every trial sees 25.6 M samples (100 epochs of 256k), so
+that the D axis is the number of distinct spectra; for the original's axis set noise="fresh" and Budget(epochs=200).
 
-Not yet run: neither its hours nor its results are known here. `scaling plan` counts its FLOPs exactly, its hours from
-an assumed speed.
+Not run yet: neither its duration nor its results are known. `scaling plan` counts its FLOPs exactly and estimates its hours
+from an assumed speed.
 """
 
 import os

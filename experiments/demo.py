@@ -2,8 +2,8 @@
 
     make demo            or     scaling run experiments.demo --store results
 
-Noise is one fixed draw a spectrum and every trial sees the same number of samples, so the D axis is distinct
-spectra and nothing else.
+Noise is one fixed draw per spectrum and every trial sees the same number of samples, so the D axis is the number of
+distinct spectra and nothing else.
 """
 
 from scaling.study.declaration import (

@@ -3,10 +3,10 @@
     BOSZ_1M=/data/mag205_225_lowT_1M SHARDS=/data/shards/bosz_1m scaling plan experiments.reference
     BOSZ_1M=... SHARDS=... scaling run experiments.reference --store /data/results
 
-Every declaration is the original's: 4,809,729 parameters, raw flux, fresh noise each epoch, L1 on z-scored log g, AdamW at 3e-4, cosine
-once an epoch over 200 epochs, fp16, seed 42, one learning rate. It reported test MAEs of 0.575, 0.472, 0.415, 0.383 and 0.372
+All settings are the original's: 4,809,729 parameters, raw flux, fresh noise each epoch, L1 on z-scored log g, AdamW at 3e-4, a cosine
+updated once an epoch over 200 epochs, fp16, seed 42, one learning rate. It reported test MAEs of 0.575, 0.472, 0.415, 0.383 and 0.372
 standard deviations (the last on the 1,000 validation spectra); compare them with `test_mae_z`. Its published curve used a
-weight decay of 1e-4, its best checkpoint 0.01. Not yet run.
+weight decay of 1e-4, its best checkpoint 0.01. Not run yet.
 
 Its own checkpoint is scored with `scaling evaluate best.ckpt SHARDS`.
 """

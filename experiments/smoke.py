@@ -1,8 +1,8 @@
-"""The whole chain in about a minute: 2 sizes x 3 numbers of spectra x 2 learning rates, as the tests run it.
+"""The whole pipeline in about a minute: 2 sizes x 3 numbers of spectra x 2 learning rates, also run by the tests.
 
     scaling run experiments.smoke --store DIR
 
-The demo's rules on a smaller grid: it shows that the chain works; its law means nothing.
+The demo's rules on a smaller grid: it shows that the pipeline works, but its law is meaningless.
 """
 
 import dataclasses

@@ -1,1 +1,1 @@
-"""The scaling-study harness: data, model, training and study. The only package that knows Ray."""
+"""The scaling-study harness: data, model, training and study. Besides `cluster`, the only package that uses Ray."""

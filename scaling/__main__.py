@@ -1,4 +1,7 @@
-"""The command line: operational flags only; a study's science is in its module. Exit status 0 done, 1 failed, 2 user's mistake."""
+"""The command line: operational flags only. Exit status: 0 done, 1 failed, 2 user error.
+
+A study's science is in its module.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from scaling.files import FINAL
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; a user's mistake is one line on stderr and status 2."""
+    """Run one command; a user error is printed as one line on stderr and gives exit status 2."""
     options = _parser().parse_args(arguments)
     try:
         check_json(options)

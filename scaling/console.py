@@ -1,4 +1,4 @@
-"""What a person sees of work that takes long: a bar on a terminal, else lines with the rate and the time left."""
+"""Progress of long-running work: a bar on a terminal, otherwise lines with the rate and the time left."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 
 Count = Callable[[int, int], None]
-"""Called with how much is done, and of how much."""
+"""Called with (amount done, total)."""
 Counting = Callable[[str], contextlib.AbstractContextManager[Count]]
-"""Given what is counted, shows how far it is, as `counting` does."""
+"""Given a description of the items, reports progress as `counting` does."""
 QUIET_SECONDS = 2.0
-"""Work that ends sooner has no lines."""
+"""Work that ends sooner prints no lines."""
 
 
 def uncounted(done: int, total: int) -> None:
@@ -25,7 +25,7 @@ def not_counting(what: str) -> Iterator[Count]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 40 s, 12 min, 3.5 h."""
+    """Format seconds for people: 40 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -33,13 +33,13 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def counting(what: str, say: Callable[[str], None]) -> Iterator[Count]:
-    """Show how far a piece of work is, for the length of the block.
+    """Report the progress of a piece of work for the duration of the block.
 
     Args:
-        what: is counted, in the plural.
-        say: takes a line, where no terminal shows a bar.
+        what: The items that are counted, in the plural.
+        say: Called with each line where no terminal shows a bar.
     """
-    from rich.console import Console  # not for the sake of a command that counts nothing
+    from rich.console import Console  # imported lazily: most commands report no progress
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     console, started = Console(stderr=True), time.monotonic()
@@ -57,7 +57,7 @@ def counting(what: str, say: Callable[[str], None]) -> Iterator[Count]:
 
 
 def lines(what: str, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Count:
-    """A line in each tenth of the way, in steps of any size."""
+    """Print at most one line per tenth of the work, whatever the step size."""
     started, said = clock(), 0
 
     def count(done: int, total: int) -> None:

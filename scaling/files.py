@@ -1,6 +1,6 @@
-"""Local files: written whole or not at all, never in place of an input; a full disk, sizes and NaN said one way.
+"""Local files: atomic writes that never replace an input, and common handling of full disks, sizes and NaN.
 
-Needs neither Ray nor torch, so that `analysis` can use it too. `scaling.folder` does the same at any URI.
+Needs neither Ray nor torch, so that `analysis` can use it too. `scaling.folder` does the same for any URI.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ Location = str | Path
 """A folder: a local path, or a URI such as s3://bucket/path."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-"""Errors that trying again does not change."""
+"""Errors that a retry cannot fix."""
 JSON_STARTS, PARQUET_STARTS = re.compile(rb"\s*[{\[]"), re.compile(rb"PAR1")
 MODEL_STARTS = re.compile(rb".{8}\{", re.DOTALL)
-"""How outputs of each kind begin; the last is safetensors, whose JSON head follows its length."""
+"""First bytes of each kind of output; the last is safetensors, whose JSON header follows its length."""
 START_BYTES = 16
 PASSWORD = re.compile(
     r"s3://[^/?@:]*:[^?]*@|[\w+.-]+://([^/?@]*:[^/?@]*@|[^?]*\?(.*&)?(sig|[^=&]*(secret|passw|token|signature|_key))=)",
     re.IGNORECASE,
 )
-"""In an address, before its host or as an option at its end; the keys of S3 may have slashes."""
+"""A secret in an address, either before its host or as a trailing option; S3 keys may contain slashes."""
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class FullError(UserError):
-    """There is no room left. Nothing is lost; the same command continues once there is room."""
+    """There is no space left. Nothing is lost; the same command continues once there is space."""
 
 
 def location(text: str) -> Location:
-    """A place named on the command line: a URI as it is, else a local path."""
+    """Parse a location from the command line: a URI unchanged, otherwise a local path."""
     return text if "://" in text else Path(text)
 
 
 def require_no_password(place: str, what: str) -> None:
-    """Refuse an address that holds a secret: addresses are shown in logs, on dashboards and in reports.
+    """Reject an address that contains a secret: addresses are shown in logs, on dashboards and in reports.
 
     Raises:
-        UserError: It has the form scheme://name:password@…, or an option such as client_secret; the message repeats neither.
+        UserError: It has the form scheme://name:password@…, or an option such as client_secret. The message shows neither.
     """
     if PASSWORD.match(place):
         raise UserError(
@@ -62,13 +62,13 @@ def require_no_password(place: str, what: str) -> None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room: HDF5 gives the system's reason in words only."""
+    """Whether a write failed for lack of space; HDF5 gives the system's reason only in its message."""
     said = [os.strerror(code) for code in NO_ROOM]
     return getattr(error, "errno", None) in NO_ROOM or any(reason in str(error) for reason in said)
 
 
 def size_text(num_bytes: float) -> str:
-    """A size for a person, such as "1.23 GB"."""
+    """Format a size in bytes, such as "1.23 GB"."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(num_bytes) >= factor:
             return f"{num_bytes / factor:.3g} {unit}"
@@ -76,7 +76,7 @@ def size_text(num_bytes: float) -> str:
 
 
 def human(number: float) -> str:
-    """A count as people say it: 512, 16k, 1.5M."""
+    """Format a count for people: 512, 16k, 1.5M."""
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{suffix}"
@@ -93,7 +93,7 @@ def disk_is_full(path: Location, needed: int) -> FullError:
 
 
 def require_space(path: Location, needed: int) -> None:
-    """Refuse to begin to write what does not fit; a URI is not asked.
+    """Fail before writing what does not fit; URIs are not checked.
 
     Raises:
         FullError: Fewer than ``needed`` bytes are free where ``path`` is or will be.
@@ -107,7 +107,7 @@ def _existing(path: Path) -> Path:
 
 
 def plain(value: Any) -> Any:
-    """A value for JSON: NaN and infinity, which JSON has no word for, become null; NumPy's scalars become Python's."""
+    """Convert a value to JSON types: NaN and infinity become null, NumPy scalars become Python scalars."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -124,17 +124,17 @@ def json_bytes(value: Any) -> bytes:
 
 @contextmanager
 def published(path: Path, replace: bool = True) -> Iterator[Path]:
-    """A temporary name to write a file under; it gets its own name when it is written and on the disk, or is removed.
+    """Write a file atomically: yields a temporary path, renamed to `path` once it is written and synced, or removed.
 
-    Where the file system can, the temporary file has no name at all, so that not even a killed process leaves it behind.
+    Where the file system supports it (O_TMPFILE), the temporary file has no name, so that even a killed process leaves none behind.
 
     Raises:
-        FileExistsError: Not to `replace` one, and there is one by then.
+        FileExistsError: `replace` is False and the file exists by then.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         nameless = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
-    except (AttributeError, OSError):  # no Linux, or a network file system
+    except (AttributeError, OSError):  # not Linux, or a network file system
         nameless = None
     try:
         yield temporary if nameless is None else Path(f"/proc/self/fd/{nameless}")
@@ -143,7 +143,7 @@ def published(path: Path, replace: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
         else:
             os.fsync(nameless)
-            # With a directory's descriptor, which an absolute path does not use, Python follows the link (linkat).
+            # An absolute path ignores the directory descriptor, but with one Python follows the link (linkat).
             os.link(f"/proc/self/fd/{nameless}", temporary, src_dir_fd=nameless, follow_symlinks=True)
         (os.replace if replace else _link)(temporary, path)
     finally:
@@ -153,7 +153,7 @@ def published(path: Path, replace: bool = True) -> Iterator[Path]:
 
 
 def _link(file: Path, path: Path) -> None:
-    """Give a file a name that none has, in one step where the file system has links."""
+    """Rename a file to a name that must not exist, atomically where the file system has hard links."""
     try:
         os.link(file, path)
     except FileExistsError:
@@ -168,16 +168,16 @@ def _link(file: Path, path: Path) -> None:
 def output(
     path: Path, inputs: Iterable[Location] = (), starts: re.Pattern[bytes] | None = JSON_STARTS
 ) -> Iterator[Path]:
-    """`published` for what a command writes for its user: it never destroys anything but an earlier output.
+    """`published` for the user-visible output of a command: never destroys anything but an earlier output.
 
     Args:
-        path: Where to.
-        inputs: What the command reads: files, or folders, in which nothing is written.
-        starts: What files of this kind begin with: a file that is there and begins otherwise is not the command's.
-            None where another file beside it already says whose it is.
+        path: The output file.
+        inputs: What the command reads: files, or folders, inside which nothing is written.
+        starts: The first bytes of files of this kind; an existing file that begins differently is not the command's own.
+            None where another file beside it already identifies its owner.
 
     Raises:
-        UserError: The place is an input, is not a regular file, holds something else, or cannot be written.
+        UserError: The path is an input, is not a regular file, holds something else, or cannot be written.
     """
     check_output(path, inputs, starts)
     try:
@@ -192,7 +192,7 @@ def output(
 
 
 def check_output(path: Path, inputs: Iterable[Location] = (), starts: re.Pattern[bytes] | None = JSON_STARTS) -> None:
-    """Refuse an output before anything is computed. See `output`."""
+    """Reject an output path before anything is computed. See `output`."""
     try:
         if not path.parent.is_dir():
             raise UserError(f"{path}: there is no folder {path.parent}: make it, or name another output")
@@ -226,21 +226,21 @@ def _why_not(path: Path, inputs: Iterable[Location], starts: re.Pattern[bytes] |
 
 
 def write_json_output(path: Path | None, value: Any, inputs: Iterable[Location] = ()) -> None:
-    """Write a command's ``--json``; nothing where no path is given. See `output` for what is refused."""
+    """Write the ``--json`` output of a command, if a path is given. See `output` for the checks."""
     if path is not None:
         with output(path, inputs) as temporary:
             temporary.write_bytes(json_bytes(value))
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder of this user alone, mode 0700, or refuse the one that is there.
+    """Create a folder private to this user, mode 0700, or check the existing one.
 
     Raises:
-        UserError: It is a link, is another user's, or others may write to it or replace it.
+        UserError: It is a link, belongs to another user, or others may write to it or replace it.
     """
     path = path.absolute()
     try:
-        for place in (path.parent, path):  # mode is that of the last folder only
+        for place in (path.parent, path):  # mkdir's mode applies to the last folder only
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         parent, there = path.parent.stat(), path.lstat()
     except OSError as error:
@@ -258,7 +258,7 @@ def private_folder(path: Path) -> Path:
 
 
 def user_cache(name: str) -> Path:
-    """A private folder of this user for what can be made again: $XDG_CACHE_HOME or ~/.cache, spectral-scaling/``name``."""
+    """A private folder for regenerable files: $XDG_CACHE_HOME or ~/.cache, then spectral-scaling/``name``."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     base = given if given.is_absolute() else Path.home() / ".cache"
     return private_folder(private_folder(base / "spectral-scaling") / name)

@@ -1,4 +1,4 @@
-"""A folder, local or at any URI that pyarrow's file systems open (s3://, gs://, …): its files are read and written whole."""
+"""A folder, local or at any URI supported by pyarrow (s3://, gs://, …); files are read and written whole."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _CLIENTS: list[fs.FileSystem] = []
 
 @functools.lru_cache(maxsize=1024)
 def _file_system(uri: str) -> tuple[fs.FileSystem, str]:
-    """The process's one client for the server and settings of a URI, and the path there."""
-    once = "allow_delayed_open=true"  # a small object is written by one request, not by three
+    """The process-wide client for the server and settings of a URI, and the path on it."""
+    once = "allow_delayed_open=true"  # a small object takes one request, not three
     if uri.startswith("s3://") and "allow_delayed_open=" not in uri:
         uri += f"{'&' if '?' in uri else '?'}{once}"
     new, path = fs.FileSystem.from_uri(uri)
@@ -39,7 +39,7 @@ def _file_system(uri: str) -> tuple[fs.FileSystem, str]:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder, local or at a URI. Files in it are named by their path below it, with slashes."""
+    """A folder, local or at a URI. Its files are named by their relative path, with slashes."""
 
     uri: str
 
@@ -49,7 +49,7 @@ class Folder:
         return location if isinstance(location, cls) else cls(str(location))
 
     def __post_init__(self) -> None:
-        """Make a local path absolute, so that workers elsewhere resolve it alike; refuse a URI with a password."""
+        """Make a local path absolute, so that workers resolve it identically; reject a URI with a password."""
         require_no_password(self.uri, "folder")
         if self.uri.startswith("file://"):
             object.__setattr__(self, "uri", self.uri.removeprefix("file://"))
@@ -58,14 +58,14 @@ class Folder:
 
     @property
     def local(self) -> Path | None:
-        """The folder as a local path, or None where it is elsewhere."""
+        """The folder as a local path, or None where it is remote."""
         return None if "://" in self.uri else Path(self.uri)
 
     def __str__(self) -> str:
         return self.uri
 
     def locate(self, path: str) -> str:
-        """The place of a file or folder below, as a local path or a URI; options of this URI stay at its end."""
+        """The location of a file or folder below, as a local path or a URI; options of this URI stay at its end."""
         base, mark, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
         return f"{base.rstrip('/')}/{path}{mark}{options}"
 
@@ -80,28 +80,28 @@ class Folder:
             ) from error
 
     def _call(self, function: Callable[[fs.FileSystem, str], Result], path: str) -> Result:
-        """Do something with a file or folder below; on an object store again where it fails for a passing reason."""
+        """Apply a function to a file or folder below; on an object store, transient failures are retried."""
         filesystem, root = self._open()
         target = posixpath.join(root, path)
         return function(filesystem, target) if self.local else retrying(lambda: function(filesystem, target))
 
     def open(self, path: str) -> pa.NativeFile:
-        """A file to read at any place.
+        """Open a file for random access.
 
         Raises:
-            OSError: It cannot be read, or is no regular file: a FIFO would be waited for.
+            OSError: It cannot be read, or is not a regular file (opening a FIFO would block).
         """
         self._require_file(path)
         return self._call(lambda filesystem, target: filesystem.open_input_file(target), path)
 
     def read(self, path: str, limit: int | None = None) -> bytes | None:
-        """The content of a file or its first ``limit`` bytes, or None if there is no regular file of this name."""
+        """The content of a file or its first ``limit`` bytes, or None if there is no such regular file."""
 
         def read(filesystem: fs.FileSystem, target: str) -> bytes:
             with filesystem.open_input_stream(target) as stream:
                 return stream.read(limit)
 
-        if self.local and self.size(path) is None:  # a FIFO would be waited for
+        if self.local and self.size(path) is None:  # opening a FIFO would block
             return None
         try:
             self._require_file(path)
@@ -111,13 +111,13 @@ class Folder:
 
     @contextlib.contextmanager
     def writing(self, path: str, *, replace: bool = True) -> Iterator[pa.NativeFile]:
-        """A stream whose content becomes a file when the block ends well, and is dropped when it does not.
+        """A stream whose content becomes the file if the block succeeds, and is discarded otherwise.
 
-        It is written to a local disk as it comes, under a temporary name, and to an object store from memory, at the end.
+        A local file is written as data arrive, under a temporary name; an object is buffered in memory and written at the end.
 
         Raises:
-            FullError: There is no room; the file is as it was.
-            FileExistsError: Not to `replace` one, and there is one.
+            FullError: There is no space; the file is unchanged.
+            FileExistsError: `replace` is False and the file exists.
         """
         with self._naming_full(path):
             if self.local:
@@ -134,18 +134,18 @@ class Folder:
                 self._call(lambda filesystem, target: _put(filesystem, target, content), path)
 
     def write(self, path: str, content: bytes | memoryview | pa.Buffer) -> None:
-        """Write a file whole; see `writing`."""
+        """Write a file atomically; see `writing`."""
         with self.writing(path) as stream:
             stream.write(content)
 
     def extend(self, path: str, content: bytes, head: int) -> None:
-        """Write a file whole; but where it is the beginning of `content` on a local disk, it grows in place.
+        """Write a file atomically, but append in place where a local file is already a prefix of `content`.
 
-        A program that follows the file has it open, and would not see another that takes its name. The first `head` bytes
-        may differ.
+        A program that follows the file keeps it open and would not notice a replacement. The first `head` bytes may
+        differ.
 
         Raises:
-            FullError: There is no room. The next call completes what was cut short.
+            FullError: There is no space. The next call completes a truncated file.
         """
         old = (self.read(path) if self.local else None) or b""
         if self.local is None or len(old) < head or old[head:] != content[head : len(old)]:
@@ -167,25 +167,25 @@ class Folder:
             ) from error
 
     def rename(self, path: str, new: str) -> None:
-        """Give a file another name, in place of what had it."""
+        """Rename a file, replacing an existing one."""
         self._call(lambda filesystem, target: filesystem.move(target, posixpath.join(self._open()[1], new)), path)
 
     def delete(self, path: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it exists."""
         with contextlib.suppress(FileNotFoundError):
             if self.local is None or self.size(path) is not None:
                 self._call(lambda filesystem, target: filesystem.delete_file(target), path)
 
     def delete_folder(self, path: str) -> None:
-        """Remove a folder and all in it, if it is there."""
+        """Remove a folder and its contents, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._call(lambda filesystem, target: filesystem.delete_dir(target), path)
 
     def write_if_absent(self, path: str, content: bytes) -> bool:
-        """Write a file unless there is one; returns whether it was written.
+        """Create a file unless it exists; returns whether it was created.
 
-        A file system decides that in one step, whatever an NFS client remembers. An object store is asked first, and a file
-        that comes between is replaced: Arrow has no conditional put.
+        A file system decides this atomically, whatever an NFS client has cached. On an object store it is a check followed
+        by a put, so a file created in between is replaced: Arrow has no conditional put.
         """
         try:
             with self.writing(path, replace=False) as stream:
@@ -199,8 +199,8 @@ class Folder:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(self.local / path))
 
     def size(self, path: str) -> int | None:
-        """The bytes of a regular file, or None if there is none of this name."""
-        if self.local and not (self.local / path).is_file():  # Arrow calls a FIFO unknown, and a link what it points to
+        """The size of a regular file in bytes, or None if there is no such file."""
+        if self.local and not (self.local / path).is_file():  # Arrow reports a FIFO as unknown, and follows links
             return None
         found = self._call(lambda filesystem, target: filesystem.get_file_info(target), path)
         return found.size if found.type == fs.FileType.File else None
@@ -214,7 +214,7 @@ class Folder:
         return self._names(path, fs.FileType.File)
 
     def tree(self, path: str) -> list[str]:
-        """All files and folders below ``path``, by their path from there, sorted; a thousand with one request."""
+        """Relative paths of all files and folders below ``path``, sorted; one request lists a thousand."""
         found, root = self._list(path, recursive=True)
         return sorted(info.path.removeprefix(root).lstrip("/") for info in found)
 
@@ -222,7 +222,7 @@ class Folder:
         return sorted(info.base_name for info in self._list(path, recursive=False)[0] if info.type == kind)
 
     def _list(self, path: str, recursive: bool) -> tuple[list[fs.FileInfo], str]:
-        """What lies below a folder, nothing where there is none, and the folder's own path in its filesystem."""
+        """The entries below a folder, none if it does not exist, and the folder's own path in its file system."""
 
         def ask(filesystem: fs.FileSystem, target: str) -> tuple[list[fs.FileInfo], str]:
             selector = fs.FileSelector(target, allow_not_found=True, recursive=recursive)
@@ -230,11 +230,11 @@ class Folder:
 
         try:
             return self._call(ask, path)
-        except FileNotFoundError:  # created after Arrow could not open it, before Arrow asked whether it exists
+        except FileNotFoundError:  # created between Arrow's failed open and its existence check
             return self._call(ask, path)
 
     def check_writable(self) -> None:
-        """Write and remove a probe.
+        """Write and remove a probe file.
 
         Raises:
             UserError: The folder cannot be written.

@@ -1,4 +1,4 @@
-"""`scaling inspect`: what is there, in words, and what is wrong with it."""
+"""`scaling inspect`: describes data, models and stores, and reports their problems."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scaling.study.store import Store, StudyFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What was inspected: in words, as JSON values, and what is wrong with it (the words and the values say that too)."""
+    """The result of an inspection as text, as JSON values, and as a list of problems (included in both)."""
 
     text: str
     data: dict[str, Any]
@@ -28,11 +28,11 @@ class Finding:
 def inspect(paths: list[str], progress: Count = uncounted) -> Finding:
     """Describe HDF5 files, folders of such files, shard sets, model files, stores, or single studies of a store.
 
-    Files, from several folders too, are described together: what differs between them, and spectra that are in two splits.
-    ``progress`` is called with (shards read, shards in all) of a set.
+    HDF5 files, also from several folders, are described together: how they differ, and which spectra occur in two splits.
+    ``progress`` is called with (shards read, total shards) of a set.
 
     Raises:
-        UserError: if there is nothing, or nothing known.
+        UserError: There is nothing, or nothing of a known kind.
     """
     findings, files = [], []
     for path in paths:
@@ -59,7 +59,7 @@ def inspect(paths: list[str], progress: Count = uncounted) -> Finding:
 
 
 def _check_kind(path: Path) -> None:
-    """Refuse what is neither a file nor a folder: a FIFO or a device would be waited for."""
+    """Reject what is neither a file nor a folder: opening a FIFO or a device would block."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if not (path.is_file() or path.is_dir()):
@@ -74,7 +74,7 @@ def _is_shard_set(path: str) -> bool:
 
 
 def _spectra_below(folder: Path) -> list[Path]:
-    """The files of a folder of splits, `<split>/dataset.h5`, or of one split."""
+    """The files of a folder of splits, `<split>/dataset.h5`, or of a single split."""
     return sorted([*folder.glob("dataset.h5"), *folder.glob("*/dataset.h5")])
 
 
@@ -103,7 +103,7 @@ def _inspect_shards(folder: Location, progress: Count) -> Finding:
     data = json.loads(Folder.at(folder).read(MANIFEST) or "{}") | {"path": str(folder)}
     del data["wave"]
     known, damage = data["problems"], verify(folder, progress=progress)
-    lines = [f"  PROBLEM: {problem}" for problem in damage]  # the text has those that are known
+    lines = [f"  PROBLEM: {problem}" for problem in damage]  # the text already lists known damage
     problems = known + damage
     if not problems:
         lines = ["  no problems found"]
@@ -113,7 +113,7 @@ def _inspect_shards(folder: Location, progress: Count) -> Finding:
 def _inspect_store(uri: str) -> Finding:
     store = Store(uri)
     names = [name for name in store.folders() if StudyFolder(store, name).read_declaration() is not None]
-    if not names:  # perhaps the folder of one study
+    if not names:  # may be the folder of one study
         store, name = _parent(store)
         names = [name]
         if StudyFolder(store, name).read_declaration() is None:
@@ -130,7 +130,7 @@ def _inspect_store(uri: str) -> Finding:
 
 
 def _parent(store: Store) -> tuple[Store, str]:
-    """The store that holds a folder, and the folder's name; options of a URI stay at its end."""
+    """The store that contains a folder, and the folder's name; options of a URI stay at its end."""
     base, mark, options = store.uri.partition("?") if "://" in store.uri else (store.uri, "", "")
     parent, _, name = base.rstrip("/").rpartition("/")
     return Store(f"{parent or '/'}{mark}{options}"), name
@@ -148,7 +148,7 @@ def _inspect_study(folder: StudyFolder) -> Finding:
             f"    N {human(min(params))} to {human(max(params))}, D {human(min(spectra))} to {human(max(spectra))}"
         )
         done = [row for row in rows if row.status == "done"]
-        if done:  # the test set chooses nothing: its error is that of the trial which validation chose
+        if done:  # trials are selected on validation only; report that trial's test error
             best = min(done, key=lambda row: row.val_error)
             val, test = (best.measure.tell(error, 4) for error in (best.val_error, best.test_error))
             lines.append(f"    best trial {best.trial}: val {val}, test {test}")

@@ -1,4 +1,4 @@
-"""Parquet files that another could have written: they are read as plain values, and run no code.
+"""Parquet files from untrusted sources, read as plain values so that they run no code.
 
 Needs neither Ray nor torch, so that `analysis` can use it too.
 """
@@ -14,20 +14,20 @@ import pyarrow.parquet as pq
 
 
 def open_parquet(source: Path | bytes | pa.NativeFile, **options: Any) -> pq.ParquetFile:
-    """Open a Parquet file, or its content, for `pyarrow.parquet.ParquetFile`'s options.
+    """Open a Parquet file, or its content; ``options`` are those of `pyarrow.parquet.ParquetFile`.
 
-    A file may name a type for a column that a library of this process defines in Python, and Arrow then lets that library make
+    A column may name an extension type that a library in this process defines in Python, and Arrow lets that library construct
     the values: Ray Data's `ray.data.arrow_pickled_object` unpickles them. Arrow's own types run no code.
 
     Raises:
-        pa.ArrowInvalid: It has such a column.
+        pa.ArrowInvalid: The file has such a column.
     """
     try:
         opened = pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source, **options)
         schema = opened.schema_arrow
     except pa.ArrowException:
         raise
-    except ValueError as error:  # the type's library cannot make it of what the file says
+    except ValueError as error:  # the library cannot construct the type from the file's metadata
         raise pa.ArrowInvalid(f"a column of a type that is not Arrow's own: {error}") from error
     for column in schema:
         if odd := next((kind for kind in _kinds(column.type) if isinstance(kind, pa.ExtensionType)), None):
@@ -36,16 +36,16 @@ def open_parquet(source: Path | bytes | pa.NativeFile, **options: Any) -> pq.Par
 
 
 def read_parquet(source: Path | bytes, columns: list[str] | None = None) -> pa.Table:
-    """A whole Parquet file, or its content, read by this thread alone; see `open_parquet`.
+    """Read a whole Parquet file, or its content, in this thread alone; see `open_parquet`.
 
-    `pyarrow.parquet.read_table` leaves the end of its work to threads of its own, which abort a process that ends meanwhile.
+    `pyarrow.parquet.read_table` leaves the end of its work to its own threads, which abort a process that exits meanwhile.
     """
     with open_parquet(source) as opened:
         return opened.read(columns=columns, use_threads=False)
 
 
 def _kinds(kind: pa.DataType) -> Iterator[pa.DataType]:
-    """A type with those that it is made of."""
+    """A type and the types it contains."""
     yield kind
     below = [kind.field(at).type for at in range(kind.num_fields)]
     for inner in (getattr(kind, "storage_type", None), getattr(kind, "value_type", None), *below):

@@ -1,4 +1,4 @@
-"""The door for what comes from outside: JSON and declarations, parsed once, strictly; what is wrong is one line."""
+"""Strict parsing of external input (JSON and declarations), done once; every problem is reported as one line."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ CONFIG = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=Fals
 
 
 class Strict(BaseModel):
-    """A record whose fields must all be there, of exactly their type, and no other; finite numbers only."""
+    """A record whose fields are all required and strictly typed; extra fields and non-finite numbers are rejected."""
 
     model_config = CONFIG
 
 
 def _not_negative(value: float) -> float:
-    if value < 0:  # NaN is not
+    if value < 0:  # False for NaN
         raise ValueError("must be 0 or more")
     return value
 
@@ -43,7 +43,7 @@ MaybeNaN = Annotated[
     BeforeValidator(lambda value: math.nan if value is None else value),
     PlainSerializer(lambda value: None if math.isnan(value) else value),
 ]
-"""A number that JSON writes as null where it is NaN. For a field that is declared to allow NaN."""
+"""A number that JSON writes as null where it is NaN, for fields that allow NaN."""
 Amount = Annotated[MaybeNaN, AfterValidator(_not_negative)]
 """The same, 0 or more."""
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
@@ -57,10 +57,10 @@ Record = TypeVar("Record")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 def declared(cls: type[Record]) -> type[Record]:
-    """A frozen dataclass with slots, by keyword only, whose fields are checked when it is made.
+    """A frozen, keyword-only dataclass with slots, whose fields are validated on construction.
 
-    Types are taken strictly: a whole number may stand for a `float`, but True is no number and a list no tuple; numbers
-    are finite. What is wrong is a `UserError` of one line: class, field, value, and what must be there.
+    Types are strict: an integer is accepted for a `float`, but True is not a number and a list is not a tuple; numbers
+    must be finite. An invalid value raises a one-line `UserError` with class, field, value, and what is expected.
     """
     made: type[Any] = pydantic.dataclasses.dataclass(kw_only=True, slots=True, config=CONFIG)(cls)
     checked = made.__init__
@@ -79,14 +79,14 @@ def declared(cls: type[Record]) -> type[Record]:
 
 
 def _as_given(given: Any, checked: Any) -> Any:
-    """A whole number that stands for a float stays one: a study's fingerprint is of what its module says."""
+    """Keep an integer given for a float: a study's fingerprint hashes the values as its module gives them."""
     if type(given) is tuple:
         return tuple(map(_as_given, given, checked))
     return given if type(given) is int else checked
 
 
 def _mistake(name: str, error: ValidationError) -> UserError:
-    """What is wrong with a declaration; its own rules say that themselves."""
+    """The error for an invalid declaration; the class's own rules bring their own message."""
     first, *others = error.errors(include_url=False)
     own = first.get("ctx", {}).get("error")
     if isinstance(own, UserError):
@@ -95,22 +95,22 @@ def _mistake(name: str, error: ValidationError) -> UserError:
     place = "".join([name, f".{field}" if isinstance(field, str) else "", *(f"[{k}]" for k in below if type(k) is int)])
     if first["type"] == "missing":
         return UserError(f"{place}: must be given")
-    # Of a union there is an error for each of its members.
+    # A union gives one error for each of its members.
     of_union = [other for other in others if other["loc"][0] == field] if below and isinstance(below[0], str) else []
     expected = " or ".join([first["msg"], *(other["msg"].removeprefix("Input should be ") for other in of_union)])
     return UserError(f"{place} = {_short(first['input'])}: {expected.replace('Input should', 'must', 1)}")
 
 
 def parse_object(content: bytes | str, place: str, remedy: str) -> dict[str, Any]:
-    """A JSON object as plain values.
+    """Parse a JSON object into plain values.
 
     Args:
         content: The text.
         place: The file, for the message.
-        remedy: What to do where it cannot be used, for the message.
+        remedy: What to do if it cannot be used, for the message.
 
     Raises:
-        UserError: It is not JSON, nested too deeply, or not an object.
+        UserError: It is not JSON, is nested too deeply, or is not an object.
     """
     try:
         found = pydantic_core.from_json(content, allow_inf_nan=False)
@@ -125,14 +125,14 @@ _adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 
 def parse(record: type[Record], fields: dict[str, Any], place: str, remedy: str) -> Record:
-    """Plain JSON values as a record: a `Strict`, or a dataclass, which is taken as strictly.
+    """Validate plain JSON values as a record: a `Strict`, or a dataclass, which is validated as strictly.
 
     Raises:
-        UserError: naming the field, what was found and what was expected.
+        UserError: Names the field, what was found and what was expected.
     """
     try:
-        # JSON's rules: a list for a tuple, no number for a text.
-        content = pydantic_core.to_json(fields, inf_nan_mode="null")  # such as 1e999
+        # JSON rules: a list is accepted for a tuple, a number is not accepted for a string.
+        content = pydantic_core.to_json(fields, inf_nan_mode="null")  # 1e999, for example, parses as infinity
         return _adapter(record).validate_json(content, strict=True, extra="forbid")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -144,6 +144,6 @@ def parse(record: type[Record], fields: dict[str, Any], place: str, remedy: str)
 def _short(value: object) -> str:
     try:
         text = " ".join(repr(value)[:200].split())
-    except ValueError:  # an integer of thousands of digits
+    except ValueError:  # repr of an integer with thousands of digits
         text = f"a very large {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

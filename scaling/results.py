@@ -25,7 +25,7 @@ REMEDY = "delete it and run the study again"
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What trials are selected and judged by: its name, its unit, and its column after "val_" and "test_"."""
+    """The metric for selecting and evaluating trials: its name, its unit, and its column without "val_" or "test_"."""
 
     name: str
     unit: str
@@ -43,15 +43,15 @@ class Measure:
 
     @property
     def noun(self) -> str:
-        """The error as a sentence calls it."""
+        """The noun for the error in a sentence."""
         return "error" if self.unit else self.name
 
     def tell(self, value: float, digits: int = 3) -> str:
-        """A value in words: "MAE 0.123 dex"."""
+        """Format a value with the metric's name: "MAE 0.123 dex"."""
         return f"{self.name} {self.value(value, digits)}"
 
     def value(self, value: float, digits: int = 3) -> str:
-        """A value with its unit: "0.123 dex"."""
+        """Format a value with its unit: "0.123 dex"."""
         return f"{value:.{digits}f} {self.unit}".rstrip()
 
 
@@ -60,28 +60,28 @@ MAE, ERROR_RATE = Measure("MAE", "dex", "mae_dex"), Measure("error rate", "", "e
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One trial's result. Units stand in the names: `_dex` as measured, `_z` in standard deviations of the training labels.
+    """One trial's result; units are in the names: `_dex` as measured, `_z` in standard deviations of training labels.
 
     `num_params` counts the parameters that reach the loss and is the N of the laws; `num_spectra` (distinct spectra)
-    is their D. `epochs` is samples_seen / num_spectra. `noise` is "fresh" (drawn each epoch) or "fixed" (one draw a
+    is their D. `epochs` is samples_seen / num_spectra. `noise` is "fresh" (drawn each epoch) or "fixed" (one draw per
     spectrum). `eval_pin` identifies the validation and test spectra with their noise: rows with different pins must
-    not be compared. `held_out` marks cells that the study keeps out of its fit, to score the forecast.
-    `test_by_snr` and `test_by_label` are JSON: a list of {low, high, count, mae_dex, bias_dex, rmse_dex, sem_dex}, one a bin of
+    not be compared. `held_out` marks cells that the study excludes from its fit, to score the forecast.
+    `test_by_snr` and `test_by_label` are JSON: a list of {low, high, count, mae_dex, bias_dex, rmse_dex, sem_dex}, one per bin of
     signal to noise (of the noise-free flux, as `scaling inspect` defines it) and of the true label; empty lists without
-    metrics. `test_guess_mae_dex` is the error of always answering the training mean, `test_p90_dex` the 90th percentile
+    metrics. `test_guess_mae_dex` is the error of always predicting the training mean, `test_p90_dex` the 90th percentile
     of |error|.
-    `access` says where the trial read its spectra: "resident", "mapped", or "streamed" in an order that mixes 8 shards at a time.
-    `budget_share` is 1 but for the branches of a "wsd" trial: results of that fraction of its budget. A trial's row of
-    share 1 is its last; `device_seconds` of a branch leave out what it shares with a shorter one, so that they add up.
+    `access` says how the trial read its spectra: "resident", "mapped", or "streamed" in an order that mixes 8 shards at a time.
+    `budget_share` is 1 except for the branches of a "wsd" trial, which are results at that fraction of its budget. A trial's
+    row of share 1 is its last; `device_seconds` of a branch exclude the steps shared with a shorter one, so that they add up.
     `val_error_rate` and `test_error_rate` are those of a classification, whose errors in dex are NaN and whose `label`
-    is like "log_g > 2.5". `other_labels` is JSON: {label: {val_mae, test_mae, test_r2, test_rmse, test_bias}} of further
-    labels, each in its own unit. `eval_draws` noise draws of the evaluation spectra are averaged.
-    `lr_bracketed` says whether the cell's best learning rate has a worse one tried on either side; set when rows are collected,
-    as `held_out` is.
-    `eval_seconds` went into scoring the validation split on the way; `samples_per_second` and `mfu` leave them out. `mfu` is
-    the model's FLOPs (`train_flops`) per second as a fraction of `peak_flops`, what a worker's device reaches in large
-    matrix products at that precision. `workers` is as declared, and
-    `device_seconds` count so many: an elastic trial (`Placement.min_workers`) may have had fewer for a while.
+    is like "log_g > 2.5". `other_labels` is JSON: {label: {val_mae, test_mae, test_r2, test_rmse, test_bias}} of the other
+    labels, each in its own unit. Metrics are averaged over `eval_draws` noise draws of the evaluation spectra.
+    `lr_bracketed` says whether a worse learning rate was tried on both sides of the cell's best; like `held_out`, it is set
+    when rows are collected.
+    `eval_seconds` is the time spent scoring the validation split during training; `samples_per_second` and `mfu` exclude it.
+    `mfu` is the model's FLOPs (`train_flops`) per second as a fraction of `peak_flops`, the rate that a worker's device
+    reaches in large matrix products at that precision. `workers` is as declared, and `device_seconds` assume that number:
+    an elastic trial (`Placement.min_workers`) may have had fewer for a while.
     Metrics are NaN unless `status` is "done"; `error` then says what happened. A "pruned" trial was stopped as hopeless.
     """
 
@@ -148,7 +148,7 @@ class Row:
     device: str
     skipped_steps: Natural
     device_seconds: Amount
-    wall_seconds: MaybeNaN  # by a clock that may be set back
+    wall_seconds: MaybeNaN  # from the wall clock, which may be set back
     eval_seconds: Amount
     samples_per_second: Amount
     peak_flops: Amount
@@ -158,21 +158,21 @@ class Row:
 
     @property
     def measure(self) -> Measure:
-        """What the trial is judged by."""
+        """The metric by which the trial is judged."""
         return ERROR_RATE if math.isnan(self.test_mae_dex) and not math.isnan(self.test_error_rate) else MAE
 
     @property
     def val_error(self) -> float:
-        """What the trial is selected by; NaN unless it is done."""
+        """The error by which the trial is selected; NaN unless it is done."""
         return getattr(self, self.measure.val)
 
     @property
     def test_error(self) -> float:
-        """What a law is fitted to; NaN unless it is done."""
+        """The error to which a law is fitted; NaN unless the trial is done."""
         return getattr(self, self.measure.test)
 
     def to_json(self) -> str:
-        """The row as one JSON object, its last field a checksum of the others; NaN is written as null."""
+        """The row as one JSON object whose last field is a checksum of the others; NaN is written as null."""
         values = plain(dataclasses.asdict(self))
         return json_bytes(values | {"checksum": _checksum(values)}).decode()
 
@@ -181,7 +181,7 @@ class Row:
         """Read a row written by `to_json`.
 
         Raises:
-            UserError: naming `source`: it is no row, or has fields of another version, or was edited.
+            UserError: Names `source`, which is not a row, has fields of another version, or was edited.
         """
         values = parse_object(content, source, REMEDY)
         checksum = values.pop("checksum", None)
@@ -200,7 +200,7 @@ def _checksum(values: dict[str, Any]) -> str:
 
 
 def measure_of(rows: pd.DataFrame) -> Measure:
-    """What the trials of a table are judged by."""
+    """The metric by which the trials of a table are judged."""
     classified = rows["test_mae_dex"].isna().all() and rows["test_error_rate"].notna().any()
     return ERROR_RATE if classified else MAE
 
@@ -213,16 +213,16 @@ def schema() -> pa.Schema:
 
 
 def to_table(rows: list[Row]) -> pa.Table:
-    """Rows as an Arrow table in the order of (cell, trial, share), so that the same rows always give the same file."""
+    """Convert rows to an Arrow table, sorted by (cell, trial, share), so that equal rows always give equal files."""
     ordered = sorted(rows, key=lambda row: (row.cell, row.trial, row.budget_share))
     return pa.Table.from_pylist([dataclasses.asdict(row) for row in ordered], schema=schema())
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Read `results.parquet`, or text of the same columns, separated by commas, semicolons or tabs (.csv, .tsv, .txt).
+    """Read `results.parquet`, or the same columns as text (.csv, .tsv, .txt), separated by comma, semicolon or tab.
 
     Raises:
-        UserError: if the file is missing or unreadable.
+        UserError: The file is missing or unreadable.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Calls to an object store: again while it is out of reach, up to one limit; and many side by side."""
+"""Object-store calls: retried up to a time limit while the store is unreachable, and run concurrently."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Result = TypeVar("Result")
 Item = TypeVar("Item")
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 8.0
 PATIENCE = "SCALING_PATIENCE"
-"""The retry limit of a process, in this variable of its environment: no call to an object store is begun again later
-than so many seconds after its first attempt. An attempt at a server that is gone takes Arrow's client about six."""
+"""Environment variable with the process's retry limit in seconds: no call to an object store is retried later than this
+after its first attempt. One attempt at an unreachable server takes Arrow's client about six seconds."""
 PATIENCE_SECONDS, RUN_PATIENCE_SECONDS = 8.0, 120.0
-"""The limit unless the variable says otherwise: of a command that a person waits for, and of a sweep with its workers."""
+"""Default limits: for a command that a person waits for, and for a sweep with its workers."""
 REFUSED = re.compile(
     "ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH"
 )
-"""Words of Arrow's errors that are an answer, which trying again does not change."""
+"""Arrow error codes that are final answers; a retry cannot fix them."""
 REQUESTS_AT_ONCE = 16
 
 
 @contextlib.contextmanager
 def patient() -> Iterator[None]:
-    """Within, this process and the workers it starts wait for a store that is out of reach, unless the user set a limit."""
+    """Within the block, this process and its new workers use the longer retry limit, unless the user has set one."""
     given = os.environ.get(PATIENCE)
     os.environ.setdefault(PATIENCE, str(RUN_PATIENCE_SECONDS))
     try:
@@ -41,11 +41,11 @@ def patient() -> Iterator[None]:
 
 
 def retrying(function: Callable[[], Result]) -> Result:
-    """Call a function that talks to an object store, again with growing waits where it fails for a passing reason.
+    """Call a function that talks to an object store; transient failures are retried with exponential backoff.
 
     Raises:
-        OSError: As the last attempt raised it: a lasting one at once, a passing one at the retry limit.
-        UserError: The retry limit in the environment is no number.
+        OSError: From the last attempt: a permanent error at once, a transient one at the retry limit.
+        UserError: The retry limit in the environment is not a number.
     """
     limit, started, wait = os.environ.get(PATIENCE, PATIENCE_SECONDS), time.monotonic(), FIRST_WAIT_SECONDS
     try:
@@ -70,6 +70,6 @@ def retrying(function: Callable[[], Result]) -> Result:
 
 
 def side_by_side(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """The function of each item, in their order; many at once, as each waits for its answer."""
+    """Map a function over items concurrently and return the results in order; each call mostly waits for a server."""
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         return list(pool.map(function, items))

@@ -1,1 +1,1 @@
-"""What the laws say: forecasts and their backtests, checks, why the curve stops, and how to spend compute."""
+"""Answers from the laws: forecasts and their backtests, checks, why the curve stops, and how to spend compute."""

@@ -1,4 +1,4 @@
-"""How to spend compute: the compute-optimal path of a law."""
+"""Allocation of compute: the compute-optimal path of a law."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from analysis.points.cost import SIX_N_D, Cost
 from scaling.errors import UserError
 
 _LEAST_RATIO = 0.1
-_GRID = 600  # sizes tried at each compute where the optimum has no closed form
+_GRID = 600  # sizes tried per compute budget if the optimum has no closed form
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
-    """The best N and D for each compute, by the selected law.
+    """The best N and D for each compute budget, by the selected law.
 
     Attributes:
-        table: one row a compute: C; N, D, loss, each with its _low and _high.
+        table: One row per compute budget: C; N, D, loss, each with its _low and _high.
         exponent: a in N* ∝ C^a; then D* ∝ C^(1 − a).
-        interval: of a.
-        form: the selected form.
-        cost: what C means.
-        words: the result in a sentence or two.
+        interval: Interval of a.
+        form: The selected form.
+        cost: The definition of C.
+        words: The result in one or two sentences.
     """
 
     table: pd.DataFrame
@@ -41,19 +41,19 @@ class Path:
 
 
 def compute_optimal(comparison: Comparison, cost: Cost = SIX_N_D, C: ArrayLike | None = None) -> Path | None:
-    """N and D that give the smallest loss for a compute C = κ N D, with the exponent a in N* ∝ C^a.
+    """The N and D with the smallest loss for a compute C = κ N D, and the exponent a in N* ∝ C^a.
 
     For Chinchilla's form N* = G (C/κ)^(β/(α+β)), G = (αA/(βB))^(1/(α+β)) (Hoffmann et al. 2022, arXiv 2203.15556,
-    eq. 4); `gamma`, `kaplan` and `quadrature` have the same kind of optimum, other forms are minimised numerically and a is the mean
-    slope over the range of C. Intervals are the bootstrap's: in each replicate, of the form that it selects.
+    eq. 4); `gamma`, `kaplan` and `quadrature` have the same kind of optimum. Other forms are minimised numerically, and a is the
+    mean slope over the range of C. Intervals are from the bootstrap, with the form selected in each replicate.
 
     Args:
-        comparison: the fits, over N and D.
-        cost: what a run costs.
-        C: compute in FLOPs, (m,); from the smallest run's to ten times the largest run's if not given.
+        comparison: Fits over N and D.
+        cost: The cost of a run.
+        C: Compute in FLOPs, (m,); by default from the smallest run's to ten times the largest run's.
 
     Returns:
-        The path, or None where there is none; `no_path` says why.
+        The path, or None if there is none; `no_path` gives the reason.
     """
     if no_path(comparison, cost):
         return None
@@ -90,7 +90,7 @@ def compute_optimal(comparison: Comparison, cost: Cost = SIX_N_D, C: ArrayLike |
 
 
 def no_path(comparison: Comparison, cost: Cost) -> str:
-    """Why the selected law has no compute-optimal path, in words; empty if it has one."""
+    """Why the selected law has no compute-optimal path, as text; empty if it has one."""
     if comparison.points.axis != "ND":
         return "Only one of N and D varies, so there is no compute-optimal path."
     if comparison.points.collinear:
@@ -110,12 +110,12 @@ def no_path(comparison: Comparison, cost: Cost) -> str:
 
 
 def second_floor(fitted: Fit) -> bool:
-    """Whether the overfitting term of `ridge` hardly depends on N/D: then it stands for a floor, and no split of the error holds."""
+    """Whether the overfitting term of `ridge` is nearly constant in N/D, a second floor that prevents a split."""
     return fitted.parameters.get("rho", np.inf) < _LEAST_RATIO
 
 
 def local_exponent(comparison: Comparison, cost: Cost, N: float, D: float) -> float | None:
-    """a in N* ∝ C^a at the compute of a run at (N, D), by the selected law; None where there is no path."""
+    """a in N* ∝ C^a at the compute of a run at (N, D), by the selected law; None if there is no path."""
     if no_path(comparison, cost):
         return None
     law, theta = comparison.law.law, comparison.law.theta[None]
@@ -123,7 +123,7 @@ def local_exponent(comparison: Comparison, cost: Cost, N: float, D: float) -> fl
 
 
 def _optimum(law: Law, theta: Array, logs: Array, epochs: float) -> tuple[Array, Array, Array]:
-    """log N* (K, m), the loss there (K, m) and a (K,), for parameters (K, p) and log(C/κ) (m,); N and D are at least 1."""
+    """log N* (K, m), the loss there (K, m) and a (K,), for parameters (K, p) and log(C/κ) (m,); N, D ≥ 1."""
     if law.powers is None:
         ends = np.append(logs, [logs.min() - np.log(2.0), logs.max() + np.log(2.0)])
         size = np.stack([_searched(law, theta, each, epochs) for each in ends], axis=1)
@@ -147,7 +147,7 @@ def _at(law: Law, size: Array, data: Array, epochs: float) -> Array:
 
 
 def _searched(law: Law, theta: Array, log_product: float, epochs: float) -> Array:
-    """log N (K,) of the smallest loss where log N + log D is given: the best of a grid, then a parabola about it."""
+    """log N (K,) of the smallest loss for given log N + log D: the best grid point, refined by a parabola."""
     size = np.linspace(0.0, log_product, _GRID)
     with np.errstate(over="ignore"):
         loss = law.value(theta, _at(law, size, log_product - size, epochs))

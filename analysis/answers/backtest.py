@@ -1,4 +1,4 @@
-"""Forecasts against what happened: of runs that were held out, and of the larger points from the smaller ones."""
+"""Forecasts compared with outcomes: for held-out runs, and for the larger points forecast from the smaller ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from analysis.points.table import Points, large_enough
 from scaling.errors import UserError
 
 SHARES = (0.5, 0.7)
-"""Of the runs, by N·D, that are fitted; the others are forecast."""
+"""Fractions of the runs, by N·D, that are fitted; the others are forecast."""
 _REPLICATES = 300
 
 
@@ -26,10 +26,10 @@ class HeldOut:
     """The score of a forecast.
 
     Attributes:
-        table: one row a held-out run: N, D, observed, predicted, low, high, inside, flags; of held-out cells also trial.
-        inside: how many lie within their interval.
-        mean_abs_log_error: mean |log(observed/predicted)|.
-        words: the verdict in a sentence or two.
+        table: One row per held-out run: N, D, observed, predicted, low, high, inside, flags; for held-out cells also trial.
+        inside: Number of runs within their interval.
+        mean_abs_log_error: Mean |log(observed/predicted)|.
+        words: The verdict in one or two sentences.
     """
 
     table: pd.DataFrame
@@ -43,11 +43,11 @@ class Backtest:
     """A forecast of the larger runs from the smaller ones.
 
     Attributes:
-        share: of the runs that was asked to be fitted.
-        fitted: how many were: runs of one size N·D stay together.
-        form: the form that weighed most in their forecast.
-        reach: the largest N·D that was forecast, over the largest that was fitted.
-        score: of the forecast.
+        share: Requested fraction of fitted runs.
+        fitted: Actual number of fitted runs; runs of one size N·D are not separated.
+        form: The form with the largest weight in their forecast.
+        reach: The largest forecast N·D divided by the largest fitted one.
+        score: The score of the forecast.
     """
 
     share: float
@@ -58,7 +58,7 @@ class Backtest:
 
     @property
     def words(self) -> str:
-        """What happened, in a sentence or two."""
+        """The outcome in one or two sentences."""
         return (
             f"Fitted to the {self.fitted} smallest runs by N·D, the laws ({self.form} weighs most) forecast the others, up to "
             f"{self.reach:.3g} times as large: {self.score.words}"
@@ -66,11 +66,11 @@ class Backtest:
 
 
 def backtests(comparison: Comparison, shares: tuple[float, ...] = SHARES) -> list[Backtest]:
-    """Fit the same forms in the same way to the smallest runs by N·D, and score the forecasts of the others.
+    """Fit the same forms with the same settings to the smallest runs by N·D, and score the forecasts of the others.
 
     Args:
-        comparison: the fits to all points.
-        shares: of the runs that are fitted; a share whose runs are too few, or support no law, is left out.
+        comparison: Fits to all points.
+        shares: Fractions of fitted runs; a share with too few runs, or whose runs support no law, is skipped.
     """
     points, found = comparison.points, list[Backtest]()
     size = points.N * points.D
@@ -88,7 +88,7 @@ def backtests(comparison: Comparison, shares: tuple[float, ...] = SHARES) -> lis
             fewer = min(comparison.replicates, _REPLICATES)
             earlier = compare_alike(comparison, part, list(comparison.fits), fewer)
             score = held_out_score(earlier, rest)
-        except UserError:  # no form fits so few
+        except UserError:  # too few runs for any form
             continue
         reach = float(size.max() / size[small].max())
         found.append(
@@ -98,11 +98,11 @@ def backtests(comparison: Comparison, shares: tuple[float, ...] = SHARES) -> lis
 
 
 def held_out_score(comparison: Comparison, held: Points) -> HeldOut:
-    """Score the forecast of runs that took no part in the fit.
+    """Score the forecast of runs that were excluded from the fit.
 
     Args:
-        comparison: fitted without them.
-        held: their N, D, loss, and samples seen where the fit knows them.
+        comparison: A comparison fitted without them.
+        held: Their N, D and loss, and samples seen if the fit has them.
     """
     table = prediction_table(comparison, held.N, held.D, held.S).rename(columns={"value": "predicted"})
     table = table[["N", "D", "predicted", "low", "high", "flags"]]
@@ -126,7 +126,7 @@ def _verdict(inside: int, error: Array, cells: int, level: float) -> str:
     )
     if inside < count / 2:
         words += " The forecast failed: most held-out runs fall outside, so do not plan with this law."
-    elif stats.binom.cdf(inside / count * cells, cells, level) < UNLIKELY:  # seeds of a cell fall together
+    elif stats.binom.cdf(inside / count * cells, cells, level) < UNLIKELY:  # seeds of a cell are correlated
         words += " That is fewer than chance allows: the intervals are too narrow for this extrapolation."
     bias = float(error.mean())
     if count > 1 and abs(bias) > 0.03 and abs(bias) > 0.7 * np.abs(error).mean():

@@ -1,4 +1,4 @@
-"""What a Transformer has to beat: the data law of each baseline, and from how many spectra on the study's model is better."""
+"""Comparison with baselines: their data laws, and the number of spectra from which the study's model is better."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scaling.results import measure_of
 
 DRAWS = 2000
 SCATTER = 0.01
-"""Standard deviation of ln error between seeds where no cell was repeated, as `Search.seed_noise` assumes it."""
+"""Standard deviation of ln error between seeds if no cell is repeated, as assumed by `Search.seed_noise`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +27,12 @@ class Crossing:
     """The number of spectra at which the study's models and a baseline are equally good.
 
     Attributes:
-        better: which side of it the study's models are better on, "above" or "below".
-        D: the best value: 0 where all numbers that were run lie above it, infinite where none does.
-        interval: its ends, likewise.
-        ratio: error of the study's best model over the baseline's, at the largest number that both were run on.
-        largest: that number.
-        words: the same in a sentence.
+        better: The side on which the study's models are better, "above" or "below".
+        D: Best estimate: 0 if all numbers run are above it, infinite if none is.
+        interval: Its interval, likewise.
+        ratio: Error of the study's best model divided by the baseline's, at the largest number that both ran on.
+        largest: That number.
+        words: The result in one sentence.
     """
 
     better: Literal["above", "below"]
@@ -48,11 +48,11 @@ class Baseline:
     """A family of rows beside the study's own.
 
     Attributes:
-        family: its name in the table.
-        cells: its cells, in the order of D.
-        law: its error over D, or None with `problem` saying why.
-        crossing: None where it has no number of spectra in common with the study's models.
-        problem: or "".
+        family: Its name in the table.
+        cells: Its cells, ordered by D.
+        law: Its error over D, or None with a `problem`.
+        crossing: The crossing with the study's models; None if they have no number of spectra in common.
+        problem: Why there is no law, or "".
     """
 
     family: str
@@ -65,14 +65,14 @@ class Baseline:
 def baselines(
     every: pd.DataFrame, own: pd.DataFrame, *, level: float = 0.9, limit: Limit | None = None, seed: int = 0
 ) -> list[Baseline]:
-    """The families beside the one that the law over N and D is fitted to.
+    """The families other than the one that the law over N and D is fitted to.
 
     Args:
-        every: the cells of all families (`CellTable.cells`).
-        own: those of the law's family.
-        level: of intervals.
-        limit: the information limit of the test spectra, which bounds the floor of every law.
-        seed: of random numbers.
+        every: Cells of all families (`CellTable.cells`).
+        own: Cells of the law's family.
+        level: Coverage of intervals.
+        limit: The information limit of the test spectra, a lower bound on the floor of every law.
+        seed: Seed of random numbers.
     """
     found = []
     others = every[~every["family"].isin(own["family"])]
@@ -81,7 +81,7 @@ def baselines(
         try:
             if cells["num_spectra"].nunique() < MIN_CELLS["D"]:
                 raise UserError(f"{cells['num_spectra'].nunique()} numbers of spectra are too few for a law")
-            # Its parameters grow with the data by themselves: its error is a curve over D alone.
+            # The number of its parameters grows with the data, so its error is a curve over D alone.
             law = compare(points_from_cells(cells.assign(num_params=1), limit=limit), level=level, seed=seed)
         except UserError as error:
             problem = str(error).removeprefix("table: ")
@@ -91,13 +91,13 @@ def baselines(
 
 
 def crossing_with(family: str, own: pd.DataFrame, cells: pd.DataFrame, level: float, seed: int) -> Crossing | None:
-    """Where the curves of measured errors cross, straight in log error over log D between the numbers run.
+    """Where the measured error curves cross, interpolated linearly in log error over log D.
 
-    At each D the study's model is the size of the lowest validation error. The ratio is taken to fall with D throughout, or to
-    rise, whichever is closer to what was measured; scatter would make crossings of its own, so draws of it are smoothed by
-    isotonic regression. Errors are drawn about what was measured by the
-    scatter between seeds, for the baseline too, and by the standard errors from the finite test set. Both are scored on the same
-    spectra, so the difference is known better than that, and the interval is wide rather than narrow.
+    At each D the study's model is the size with the lowest validation error. The ratio is assumed to be monotonic in D, falling
+    or rising, whichever is closer to the measurements; since scatter would create spurious crossings, draws of it are smoothed
+    by isotonic regression. Errors are drawn about the measurements with the scatter between seeds, for the baseline too, and
+    with the standard errors from the finite test set. Both are scored on the same spectra, so the difference is known better
+    than that, and the interval is conservative.
     """
     ours, theirs = _by_data(_best_sizes(own)), _by_data(cells)
     both = ours.index.intersection(theirs.index)
@@ -131,7 +131,7 @@ def crossing_with(family: str, own: pd.DataFrame, cells: pd.DataFrame, level: fl
 
 
 def _best_sizes(own: pd.DataFrame) -> pd.DataFrame:
-    """The cells of the size that is best on the validation split, for each number of spectra."""
+    """Cells of the size that is best on the validation split, for each number of spectra."""
     means = own.groupby(["num_spectra", "num_params"])[measure_of(own).val].mean().reset_index()
     chosen = means.loc[means.groupby("num_spectra")[measure_of(own).val].idxmin(), ["num_spectra", "num_params"]]
     return own.merge(chosen, on=["num_spectra", "num_params"])
@@ -146,7 +146,7 @@ def _by_data(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _scatter(own: pd.DataFrame) -> float:
-    """Standard deviation of ln error between the seeds of a cell: pooled over cells with several, of the best sizes if they have."""
+    """Standard deviation of ln error between seeds of a cell, pooled over repeated cells, best sizes if possible."""
     for cells in (_best_sizes(own), own):
         logs = np.log(cells[measure_of(own).test].astype(float)).groupby([cells["num_params"], cells["num_spectra"]])
         squares, freedom = float((logs.var(ddof=1) * (logs.size() - 1)).sum()), int((logs.size() - 1).sum())
@@ -156,7 +156,7 @@ def _scatter(own: pd.DataFrame) -> float:
 
 
 def _last_crossing(apart: NDArray[np.float64], logs: NDArray[np.float64]) -> float:
-    """The D above which `apart`, straight between its places, stays below 0; infinite where its last value is not."""
+    """The D above which the interpolated `apart` stays below 0; infinite if its last value is not below 0."""
     above = np.flatnonzero(apart >= 0)
     if not len(above):
         return 0.0
@@ -183,5 +183,5 @@ def _words(family: str, found: Crossing, smallest: int, level: float) -> str:
 
 
 def _rounded(value: float) -> str:
-    """To two significant digits."""
+    """Format with two significant digits."""
     return f"{float(f'{value:.1e}'):,.0f}"

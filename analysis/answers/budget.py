@@ -1,4 +1,4 @@
-"""Why the curve stops, and what would lower it: the error budget at a cell, and what more data or a larger model buys."""
+"""The error budget of a cell: why the curve stops, and the gain from more data or a larger model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from analysis.intervals.profile import Interval
 from analysis.laws import LAWS, Array, Law
 from analysis.points.cost import SIX_N_D, Cost
 
-_ENDLESS = np.array([1e6, 2e6, 2e6])  # logarithms where every power has vanished, that of N/D (`ridge`) too
+_ENDLESS = np.array([1e6, 2e6, 2e6])  # logarithms at which every power vanishes, including that of N/D (`ridge`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +22,13 @@ class ErrorBudget:
     """The parts of the error at one cell; they add up to the selected law.
 
     Attributes:
-        N: parameters of the model.
-        D: distinct spectra.
-        form: the selected form, whose split `value` and `share` are.
-        table: rows irreducible, capacity, data, and repetition where the form knows repeated spectra (a curve of one
+        N: Number of parameters of the model.
+        D: Number of distinct spectra.
+        form: The selected form, which gives `value` and `share`.
+        table: Rows irreducible, capacity, data, and repetition if the form has repeated spectra (a curve of one
             variable has irreducible and one other): term; value, low, high in the unit of the loss; share, share_low,
             share_high of their sum.
-        note: what to know when reading it.
+        note: Remarks on its interpretation.
     """
 
     N: float
@@ -39,29 +39,29 @@ class ErrorBudget:
 
 
 def error_budget(comparison: Comparison, N: float, D: float, S: float | None = None) -> ErrorBudget | None:
-    """Split the error at (N, D) into what a larger model, more data, and neither would remove.
+    """Split the error at (N, D) into the parts removable by a larger model, by more data, and by neither.
 
-    irreducible is the law's limit for endless N and D. capacity and data are what the loss would fall by if N, or D,
-    were endless. In sums of terms this is each term: E, A/N^alpha, B/D^beta. Where capacity and data act together
-    (`kaplan`, `gamma`, `quadrature`) it matters which is taken away first: both orders are averaged (the Shapley value), so that the
-    parts always add up. In `data_constrained`, repetition is what it costs that D spectra are seen S/D times each
+    irreducible is the law's limit for infinite N and D. capacity and data are the decrease of the loss for infinite N
+    or D. In sums of terms this is each term: E, A/N^alpha, B/D^beta. Where capacity and data interact
+    (`kaplan`, `gamma`, `quadrature`), the result depends on which is removed first; both orders are averaged (the Shapley
+    value), so that the parts always add up. In `data_constrained`, repetition is the cost of seeing D spectra S/D times each
     instead of S spectra once.
 
-    Intervals are the bootstrap's, in each replicate of the form that it selects, widened about the best value by as much as the
-    profile interval of the selected form's floor is wider than the bootstrap's: few points scatter little in replicates that
-    are made of their own residuals.
+    Intervals are from the bootstrap, with the form selected in each replicate. They are widened about the best value by the
+    ratio of the profile interval of the selected form's floor to the bootstrap's, because with few points, replicates built
+    from their own residuals scatter too little.
 
     Args:
-        comparison: the fits.
-        N: parameters; anything for curves over D.
-        D: distinct spectra; anything for curves over N.
-        S: samples seen; what the points have in common if not given.
+        comparison: The fits.
+        N: Number of parameters; ignored for curves over D.
+        D: Number of distinct spectra; ignored for curves over N.
+        S: Samples seen; by default the points' common value.
 
     Returns:
         The budget; None if the selected form has no limit or a second floor, or N and D move together in the points.
 
     Raises:
-        UserError: if a form needs the samples seen, which differ between the points, and S is not given.
+        UserError: A form needs the samples seen, which differ between the points, and S is not given.
     """
     if comparison.points.collinear or second_floor(comparison.law):
         return None
@@ -91,7 +91,7 @@ def error_budget(comparison: Comparison, N: float, D: float, S: float | None = N
 
 
 def _widening(comparison: Comparison) -> float:
-    """How much wider the floor's interval is than the bootstrap's; 1 where it is not, or has an open end."""
+    """Ratio of the floor's interval to the bootstrap's; 1 if it is not wider, or has an open end."""
     own = comparison.law_intervals.get("E")
     if own is None or comparison.interval_method == "bootstrap":
         return 1.0
@@ -102,7 +102,7 @@ def _widening(comparison: Comparison) -> float:
 
 
 def _widened(interval: Interval, value: float, factor: float, most: float) -> Interval:
-    """An interval about a value, its ends as many times as far away, within 0 and `most`."""
+    """Scale an interval about a value by a factor, clipped to 0 and `most`."""
     low, high = (value + factor * (end - value) for end in interval)
     return min(max(low, 0.0), interval[0]), max(min(high, most), interval[1])
 
@@ -165,21 +165,21 @@ def what_would_it_buy(
 ) -> pd.DataFrame:
     """Forecasts of a run like (N, D), and with more data, a larger model, more compute, and both.
 
-    More compute is shared between N and D as the compute-optimal path does: N grows by factor^a, D by factor^(1−a).
-    That scenario is left out where the path is not defined. With S given, it stays as it is, and more training (S) is
-    a scenario of its own.
+    More compute is divided between N and D along the compute-optimal path: N grows by factor^a, D by factor^(1−a).
+    That scenario is omitted if the path is not defined. If S is given, it is held fixed, and more training (S) is
+    a separate scenario.
 
     Args:
-        comparison: the fits.
-        N: parameters.
-        D: distinct spectra.
-        factor: how much more.
-        S: samples seen; what the points have in common if not given.
-        cost: what a run costs, see `analysis.answers.allocation`.
+        comparison: The fits.
+        N: Number of parameters.
+        D: Number of distinct spectra.
+        factor: The factor of increase.
+        S: Samples seen; by default the points' common value.
+        cost: The cost of a run, see `analysis.answers.allocation`.
 
     Returns:
-        One row a scenario: scenario, the columns of `forecast`, and gain, gain_low, gain_high: the fall of the law
-        itself relative to its value at (N, D), as a fraction (0.1 is a tenth less error), with the forecast's interval of the curve.
+        One row per scenario: scenario, the columns of `forecast`, and gain, gain_low, gain_high: the decrease of the law
+        relative to its value at (N, D), as a fraction (0.1 is 10 % less error), with the forecast's interval of the curve.
     """
     axis, k = comparison.points.axis, factor
     scenarios = [("as now", 1.0, 1.0, 1.0)]

@@ -1,4 +1,4 @@
-"""Was the form right: lack of fit, and trends of the residuals."""
+"""Checks of the selected form: lack of fit, and trends of the residuals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from analysis.intervals.compare import Comparison
 from analysis.points.table import Points
 
 UNLIKELY = 0.05
-"""A result less likely than this by chance is called one: lack of fit, or too few held-out runs inside."""
+"""Significance level for lack of fit and for too few held-out runs inside their intervals."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,11 +22,11 @@ class LackOfFit:
     """F test of the cells' means about a law against the scatter between seeds.
 
     Attributes:
-        F: variance of the cells' means about the law over that expected from the scatter between seeds.
+        F: Variance of the cells' means about the law divided by its expectation from the scatter between seeds.
         dof_lack: cells − parameters.
         dof_pure: runs − cells.
-        p: probability of an F as large if the form is right.
-        pure_error: standard deviation of log loss between seeds of a cell.
+        p: Probability of at least this F if the form is right.
+        pure_error: Standard deviation of log loss between seeds of a cell.
     """
 
     F: float
@@ -37,10 +37,10 @@ class LackOfFit:
 
 
 def lack_of_fit(fitted: Fit, points: Points) -> LackOfFit | None:
-    """Test a fit against the scatter between seeds (pure error), weights taken into account.
+    """Test a fit against the scatter between seeds (pure error), taking weights into account.
 
     Returns:
-        None unless there are repeats in at least half as many runs as cells, and more cells than parameters.
+        None unless there are at least half as many repeats as cells, and more cells than parameters.
     """
     cells = cell_means(points, fitted.weights)
     m, p = len(cells.runs), len(fitted.theta)
@@ -61,13 +61,13 @@ def lack_of_fit(fitted: Fit, points: Points) -> LackOfFit | None:
 
 
 def residual_trends(comparison: Comparison) -> pd.DataFrame:
-    """Do the selected form's residuals trend or bend over log N, log D, or their product?
+    """Test whether the selected form's residuals have a trend or curvature over log N, log D, or their product.
 
-    Each term is added to a linear model of the cells' mean residuals that holds the law's own derivatives, so that
-    what the law could still absorb does not count (the score test of an added term).
+    Each term is added to a linear model of the cells' mean residuals that contains the law's own derivatives, so that
+    what the law could still absorb is excluded (the score test of an added term).
 
     Returns:
-        One row a term: axis, statistic (Student's t), p.
+        One row per term: axis, statistic (Student's t), p.
     """
     fitted, points = comparison.law, comparison.points
     cells = cell_means(points, fitted.weights)
@@ -94,7 +94,7 @@ def residual_trends(comparison: Comparison) -> pd.DataFrame:
         rest = residuals - basis @ (basis.T @ residuals)
         dof, left = len(rest) - len(fitted.theta) - 1, float(column @ column)
         if dof < 1 or left < 1e-6 * float((root * values) @ (root * values)):
-            rows.append({"axis": name, "statistic": 0.0, "p": 1.0})  # the law absorbs this term whole
+            rows.append({"axis": name, "statistic": 0.0, "p": 1.0})  # the law fully absorbs this term
             continue
         slope = float(column @ rest) / left
         error = np.sqrt(max(float(rest @ rest) - slope**2 * left, 0.0) / dof / left)

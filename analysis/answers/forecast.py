@@ -1,4 +1,4 @@
-"""What a run at (N, D) will give: a value, the interval of one new run, and what to beware of."""
+"""Forecasts of runs at (N, D): the value, the interval for one new run, and warnings."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from analysis.points.table import Points
 from scaling.errors import UserError
 
 FAR = 4.0
-"""A forecast further outside the fitted range than this factor, in N or in D, is flagged."""
+"""A forecast outside the fitted range by more than this factor, in N or in D, is flagged."""
 
-_NEGLIGIBLE = 0.02  # weight of a form below which it is left out of the mixture
+_NEGLIGIBLE = 0.02  # forms with a smaller weight are left out of the mixture
 _GRID = 300
-_HALVINGS = 40  # a quantile is exact to this many bits of the range
-_SHIFTS = (np.arange(200) + 0.5) / 200  # quantiles of what all forms get wrong together
+_HALVINGS = 40  # precision of a quantile, in bits of the range
+_SHIFTS = (np.arange(200) + 0.5) / 200  # quantiles of the error common to all forms
 
 
 def forecast(comparison: Comparison, N: ArrayLike, D: ArrayLike, S: ArrayLike | None = None) -> pd.DataFrame:
     """Predict single new runs, scored on the same test spectra.
 
-    The value is that of the form with the largest weight, see `Extrapolation`. Intervals mix the predictive distributions of all forms by
-    their weights, and widen beyond the points: they hold the choice of form, the uncertainty of the parameters, the
-    scatter of a run, and what all forms got wrong together in the backtests.
+    The value is from the form with the largest weight, see `Extrapolation`. Intervals mix the predictive distributions of all
+    forms by their weights, and widen beyond the points: they include the choice of form, the uncertainty of the parameters,
+    the scatter of a run, and the error common to all forms in the backtests.
 
     Args:
-        comparison: the fits.
-        N: model sizes, (m,) or a number; the value of x for curves over N.
-        D: numbers of distinct spectra, likewise; the value of x for curves over D.
-        S: samples seen; what the points have in common if not given.
+        comparison: The fits.
+        N: Model sizes, (m,) or a number; the value of x for curves over N.
+        D: Numbers of distinct spectra, likewise; the value of x for curves over D.
+        S: Samples seen; by default the points' common value.
 
     Returns:
-        One row a run: N, D, value, low, high (one new run), curve_low, curve_high (the law itself), flags (a list of
-        words), refused. The numbers of a refused forecast are NaN.
+        One row per run: N, D, value, low, high (one new run), curve_low, curve_high (the law itself), flags (a list of
+        warnings), refused. The numbers of a refused forecast are NaN.
     """
     table = prediction_table(comparison, N, D, S)
     table.loc[table["refused"], ["value", "low", "high", "curve_low", "curve_high"]] = np.nan
@@ -50,12 +50,12 @@ def forecast(comparison: Comparison, N: ArrayLike, D: ArrayLike, S: ArrayLike | 
 
 
 def flags(comparison: Comparison, N: float, D: float, S: float | None = None) -> list[str]:
-    """What to beware of in a forecast at (N, D), in words; empty if nothing."""
+    """Warnings about a forecast at (N, D), as text; empty if there are none."""
     return _law_flags(comparison) + _far(comparison.points, N, D, S)
 
 
 def prediction_table(comparison: Comparison, N: ArrayLike, D: ArrayLike, S: ArrayLike | None = None) -> pd.DataFrame:
-    """As `forecast`, with the numbers of refused forecasts too."""
+    """Like `forecast`, but including the numbers of refused forecasts."""
     N, D = np.broadcast_arrays(np.atleast_1d(np.asarray(N, float)), np.atleast_1d(np.asarray(D, float)))
     S = None if S is None else np.broadcast_to(np.asarray(S, float), N.shape)
     for name, values in (("N", N), ("D", D), ("S", N if S is None else S)):
@@ -86,7 +86,7 @@ def places(points: Points, law: Law, N: Array, D: Array, S: Array | None = None)
     """Logarithms (v, m) of a law's variables at (N, D), and S.
 
     Raises:
-        UserError: if the law needs the samples seen, and the points have neither one number of them nor one of epochs.
+        UserError: The law needs the samples seen, and neither they nor the epochs are constant over the points.
     """
     if law.variables == ("x",):
         return np.log(N if points.axis == "N" else D)[None]
@@ -104,7 +104,7 @@ def places(points: Points, law: Law, N: Array, D: Array, S: Array | None = None)
 
 
 def central(comparison: Comparison, N: Array, D: Array, S: Array | None = None) -> Array:
-    """The loss (m,) at (N, D) by the form that weighs most in forecasts."""
+    """The loss (m,) at (N, D) by the form with the largest weight in forecasts."""
     fitted = comparison.fits[comparison.extrapolation.leading]
     return fitted.law.value(fitted.theta, places(comparison.points, fitted.law, N, D, S))
 
@@ -126,7 +126,7 @@ def prediction_intervals(comparison: Comparison, N: Array, D: Array, S: Array | 
         np.array([_mixed(kind, weights, k, common[k], comparison.level) for k in range(len(N))])
         for kind in zip(*parts, strict=True)
     )
-    # a run scatters about its curve: its interval holds the curve's, also where approximations of both all but agree
+    # a run scatters about its curve, so its interval contains the curve's, even if approximations make both nearly equal
     new_run = np.stack([np.minimum(new_run[:, 0], curve[:, 0]), np.maximum(new_run[:, 1], curve[:, 1])], axis=1)
     return curve, new_run
 
@@ -135,11 +135,11 @@ def _mixed(parts: Sequence[Predictive], share: Array, place: int, common: Array,
     """The central interval (2,) of a mixture of distributions plus an error common to them, in the unit of the loss.
 
     Args:
-        parts: the distributions.
-        share: their weights.
-        place: which of their places.
-        common: quantiles of the common error, in log loss.
-        level: coverage.
+        parts: The distributions.
+        share: Their weights.
+        place: Index of the place.
+        common: Quantiles of the common error, in log loss.
+        level: Coverage.
     """
     finite = np.array([np.isfinite(part.logs[place]).all() and np.isfinite(part.t[place]).all() for part in parts])
     if not finite.any():
@@ -164,7 +164,7 @@ def _mixed(parts: Sequence[Predictive], share: Array, place: int, common: Array,
 def _bootstrap_intervals(
     comparison: Comparison, share: Mapping[str, float], common: Array, N: Array, D: Array, S: Array | None
 ) -> tuple[Array, Array]:
-    """Percentiles of the refits' curves, as many of each form as it weighs, with the common error and residuals of single runs added."""
+    """Percentiles of the refits' curves, sampled by the forms' weights, plus common error and run residuals."""
     sample, fitted = comparison.bootstrap, comparison.law
     rng = np.random.default_rng([comparison.seed, 1])
     count = len(sample.chosen)
@@ -182,7 +182,7 @@ def _bootstrap_intervals(
 
 
 def _doubtful(comparison: Comparison) -> bool:
-    """Whether the selected law is known to be wrong, or lacks a term: then it says nothing far outside."""
+    """Whether the selected law is known to be wrong or to lack a term, so that it is useless far outside the points."""
     law = comparison.law
     lack = lack_of_fit(law, comparison.points)
     return (lack is not None and lack.p < UNLIKELY) or (law.status == "bound_hit" and "not determined" in law.message)
@@ -205,7 +205,7 @@ def _law_flags(comparison: Comparison) -> list[str]:
 
 
 def _far(points: Points, N: float, D: float, S: float | None = None) -> list[str]:
-    """Words for each axis on which (N, D) lies more than a factor `FAR` outside the fitted points."""
+    """Warnings for each axis on which (N, D) lies more than a factor `FAR` outside the fitted points."""
     words = []
     axes = [(name, value, getattr(points, name)) for name, value in (("N", N), ("D", D)) if name in points.axis]
     if S is not None and points.S is not None:

@@ -1,4 +1,4 @@
-"""IsoFLOP profiles: the best size at each compute from the runs themselves, which needs no law."""
+"""IsoFLOP profiles: the best size at each compute budget, directly from the runs without a law."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from analysis.points.table import Points
 from scaling.errors import UserError
 
 _SAME_BUDGET = 1.05  # runs whose compute differs by less than this factor share an isoFLOP profile
-_ONE_BUDGET = 1.25  # budgets span less than this factor, and are further apart
+_ONE_BUDGET = 1.25  # each budget spans less than this factor, and the gaps between budgets are larger
 _FEWEST_PROFILES, _FEWEST_SIZES = 3, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IsoFlop:
-    """Approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2): the best N at each compute, without a law.
+    """Approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2): the best N per compute, without a law.
 
     Attributes:
-        profiles: one row a compute budget: C, points, N_opt, D_opt, loss_opt (NaN if refused), bracketed, reason (why
-            it is refused; empty if not).
-        a: exponent of N* ∝ C^a; NaN with fewer than three optima.
-        a_interval: its interval, from the scatter of the optima about the line; infinite if unknown.
-        b: exponent of D* ∝ C^b.
-        b_interval: its interval.
+        profiles: One row per compute budget: C, points, N_opt, D_opt, loss_opt (NaN if rejected), bracketed, reason (of
+            the rejection; empty if accepted).
+        a: Exponent of N* ∝ C^a; NaN with fewer than three optima.
+        a_interval: Its interval, from the scatter of the optima about the line; infinite if unknown.
+        b: Exponent of D* ∝ C^b.
+        b_interval: Its interval.
         a_log_loss: a from parabolas of log loss instead of loss.
-        level: coverage of the intervals.
-        words: the result in a sentence or two.
+        level: Coverage of the intervals.
+        words: The result in one or two sentences.
     """
 
     profiles: pd.DataFrame
@@ -47,20 +47,20 @@ class IsoFlop:
 
 
 def isoflop_profiles(N: ArrayLike, D: ArrayLike, C: ArrayLike, loss: ArrayLike, *, level: float = 0.9) -> IsoFlop:
-    """Fit a parabola of loss in log N at each compute, and log N* and log D* against log C.
+    """Fit a parabola of loss in log N at each compute budget, and lines of log N* and log D* over log C.
 
-    Runs whose compute differs by less than 5 % share a profile. An optimum is refused if it lies outside the sizes
-    that were tried, if the parabola does not open upwards, or if it has fewer than three sizes.
+    Runs whose compute differs by less than 5 % share a profile. An optimum is rejected if it lies outside the sizes
+    tried, if the parabola does not open upwards, or if there are fewer than three sizes.
 
     Args:
-        N: model sizes (n,).
-        D: samples of each run (n,).
-        C: its compute (n,).
-        loss: its loss (n,).
-        level: coverage of the intervals.
+        N: Model sizes (n,).
+        D: Samples of each run (n,).
+        C: Compute of each run (n,).
+        loss: Loss of each run (n,).
+        level: Coverage of the intervals.
 
     Raises:
-        UserError: if the columns differ in length or hold values that are not positive numbers.
+        UserError: The columns differ in length or contain values that are not positive numbers.
     """
     columns = {name: np.asarray(each, float) for name, each in (("N", N), ("D", D), ("C", C), ("loss", loss))}
     for name, values in columns.items():
@@ -88,15 +88,15 @@ def isoflop_profiles(N: ArrayLike, D: ArrayLike, C: ArrayLike, loss: ArrayLike, 
 
 
 def planned_profiles(points: Points, cost: Cost, level: float) -> IsoFlop | None:
-    """The profiles of runs that were planned at a few budgets of compute, κ N D; None where they were not.
+    """The profiles of runs planned at a few compute budgets, κ N D; None if they were not planned so.
 
-    Runs were planned so if at least three budgets, each well apart from the next, have three sizes or more, and hold at least half of
-    the runs.
+    Runs count as planned so if at least three well-separated budgets have three or more sizes each, and together contain at
+    least half of the runs.
 
     Args:
-        points: the runs; seeds of a cell count as one, by their geometric mean.
-        cost: what compute is.
-        level: coverage of the intervals.
+        points: The runs; seeds of a cell count as one, by their geometric mean.
+        cost: The definition of compute.
+        level: Coverage of the intervals.
     """
     if points.axis != "ND" or not cost.defined:
         return None
@@ -119,7 +119,7 @@ def planned_profiles(points: Points, cost: Cost, level: float) -> IsoFlop | None
 
 
 def _budgets(C: pd.Series) -> pd.Series:
-    """The number of each run's budget, (n,), for rising compute (n,)."""
+    """The number of each run's budget, (n,), for ascending compute (n,)."""
     return (_SAME_BUDGET * C.shift() < C).cumsum()
 
 
@@ -138,7 +138,7 @@ def _profile(runs: pd.DataFrame) -> dict[str, object]:
 
 
 def _slope(C: pd.Series, optimum: pd.Series, level: float) -> tuple[float, Interval]:
-    """The slope of log optimum against log C, with its t-interval; NaN where fewer than three optima are known."""
+    """The slope of log optimum over log C, with its t-interval; NaN with fewer than three known optima."""
     known = optimum.notna().to_numpy()
     if known.sum() < _FEWEST_PROFILES:
         return float("nan"), (float("-inf"), float("inf"))

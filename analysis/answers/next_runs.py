@@ -1,4 +1,4 @@
-"""Where the next runs would tell most about a forecast, for each device-hour."""
+"""Experimental design: which new runs would improve a forecast most per device-hour."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from scaling.errors import UserError
 Hours = Callable[[Array, Array], Array]
 """(N (m,), D (m,)) -> device-hours of one run at each, (m,)."""
 
-_BEYOND = (2.0, 4.0)  # how far beyond the largest rung of each axis runs are considered
+_BEYOND = (2.0, 4.0)  # candidate factors beyond the largest rung of each axis
 
 
 def run_hours(cells: pd.DataFrame) -> Hours | None:
-    """Device-hours of one trial, from `device_seconds` of the cells: a power of N times a power of D, by least squares.
+    """Device-hours of one trial, from `device_seconds` of the cells: a least-squares power law in N and D.
 
     Returns:
-        The function, or None if no cell says what it took. A search over learning rates costs as many times more.
+        The function, or None if no cell has a duration. A search over learning rates costs one trial per rate.
     """
     timed = cells[cells["device_seconds"].astype(float) > 0]
     if not len(timed):
@@ -32,7 +32,7 @@ def run_hours(cells: pd.DataFrame) -> Hours | None:
     logs = np.log(timed[["num_params", "num_spectra"]].to_numpy(float))
     seconds = np.log(timed["device_seconds"].to_numpy(float))
     middle = logs.mean(axis=0)
-    slopes = np.linalg.lstsq(logs - middle, seconds - seconds.mean(), rcond=None)[0]  # 0 on an axis that does not vary
+    slopes = np.linalg.lstsq(logs - middle, seconds - seconds.mean(), rcond=None)[0]  # 0 for an axis that does not vary
 
     def hours(N: Array, D: Array) -> Array:
         return np.exp(seconds.mean() + (np.log(np.stack([N, D], axis=-1)) - middle) @ slopes) / 3600
@@ -46,26 +46,26 @@ def next_runs(
     hours: Hours,
     candidates: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """By how much one more run at each candidate narrows the law's interval at a target, for each device-hour.
+    """The reduction of the law's interval at a target by one more run at each candidate, per device-hour.
 
     The law is linearised at the fit (D-optimal design with one target: Chaloner & Verdinelli 1995, section 2): with
     Σ the covariance of its parameters and g the gradient of the log loss, a run at x with variance s² reduces the
-    variance at the target T, g_Tᵀ Σ g_T, by (g_Tᵀ Σ g_x)² / (s² + g_xᵀ Σ g_x). The selected form is taken as right; a run
-    that tells forms apart is worth more than this says, and a repeat of a cell that the form misfits is worth less.
+    variance at the target T, g_Tᵀ Σ g_T, by (g_Tᵀ Σ g_x)² / (s² + g_xᵀ Σ g_x). The selected form is assumed to be right; a run
+    that discriminates between forms is worth more than this, and a repeat of a cell that the form misfits is worth less.
 
     Args:
-        comparison: the fits.
+        comparison: The fits.
         target: (N, D) of the forecast.
-        hours: what a run costs, see `run_hours`.
-        candidates: N and D, one row a candidate; if not given, every pair of the rungs that were run and of those two
+        hours: The cost of a run, see `run_hours`.
+        candidates: N and D, one row per candidate; by default every pair of the existing rungs and those two
             and four times beyond the largest, except the target itself.
 
     Returns:
-        One row a candidate, the best first: N, D, kind ("repeat" or "new"), hours, shrink (the fraction by which the
+        One row per candidate, the best first: N, D, kind ("repeat" or "new"), hours, shrink (the fraction by which the
         interval at the target narrows), shrink_per_hour.
 
     Raises:
-        UserError: if a candidate, the target or its cost is not a positive number.
+        UserError: A candidate, the target or its cost is not a positive number.
     """
     points, likely = comparison.points, _likelihood(comparison)
     table = _candidates(comparison, target) if candidates is None else candidates[["N", "D"]].astype(float)
@@ -88,7 +88,7 @@ def next_runs(
 
 
 def _likelihood(comparison: Comparison) -> Likelihood:
-    """The sum of squares about the selected fit; robust fits are taken by the scatter about them."""
+    """The sum of squares near the selected fit; for robust fits, from the scatter about them."""
     if comparison.best in comparison.likelihoods:
         return comparison.likelihoods[comparison.best]
     return likelihood(replace(comparison.law, objective="lsq"), comparison.points)
@@ -105,7 +105,7 @@ def _candidates(comparison: Comparison, target: tuple[float, float]) -> pd.DataF
 
 
 def _linearised(likely: Likelihood, logs: Array) -> tuple[Array, Array]:
-    """Gradients at logs (v, m) of what is fitted, (p, m), and the covariance of the parameters (p, p)."""
+    """Gradients at logs (v, m) of the fitted quantity, (p, m), and the covariance of the parameters (p, p)."""
     law, known = likely.law, likely.cells.points.logs(likely.law.variables)
     offsets = law.middle(known)
     theta = law.shifted(likely.fitted.theta, -offsets)

@@ -1,4 +1,4 @@
-"""The optimum of a quantity that was tried at a few places: a parabola, believed only between them."""
+"""The optimum of a quantity measured at a few places, by a parabola that is trusted only between them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from analysis.laws import Array
 
 
 class Optimum(NamedTuple):
-    """Where a parabola is smallest, and its value there; NaN with a reason (not empty) if it cannot be believed."""
+    """The minimum of a parabola and its value; NaN with a non-empty reason if it is rejected."""
 
     x: float
     y: float
@@ -20,8 +20,8 @@ class Optimum(NamedTuple):
 def bracketed_optimum(x: Array, y: Array) -> Optimum:
     """Fit a parabola of y (n,) in x (n,) by least squares.
 
-    The optimum is refused if fewer than three places were tried, if the parabola does not open upwards, or if its
-    lowest point lies outside the places tried.
+    The optimum is rejected if there are fewer than three places, if the parabola does not open upwards, or if its
+    minimum lies outside the places.
     """
     nothing = float("nan")
     tried = len(np.unique(x))

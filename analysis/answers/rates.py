@@ -1,4 +1,4 @@
-"""The learning-rate law: the best learning rate of each cell, and how it changes with N and D."""
+"""The learning-rate law: the best learning rate of each cell, and its dependence on N and D."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from analysis.laws import Array
 from analysis.points.trials import CELL
 from scaling.results import measure_of
 
-_FEWEST = 3  # learning rates that a parabola needs
+_FEWEST = 3  # minimum number of learning rates for a parabola
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +22,13 @@ class RateLaw:
     """log lr* = c + Σ exponent · log(N or D).
 
     Attributes:
-        optima: one row a cell with three finished learning rates or more: study, N, D, seed, rates (how many), lr_best
-            (the best tried), lr_opt (of the parabola; NaN if refused), bracketed, reason (why it is refused).
-        exponents: "N" and "D", those of them that vary, to the exponent; empty if too few optima are known.
-        intervals: of the exponents, from Student's t.
+        optima: One row per cell with at least three finished learning rates: study, N, D, seed, rates (their number), lr_best
+            (the best tried), lr_opt (of the parabola; NaN if rejected), bracketed, reason (of the rejection).
+        exponents: Maps "N" and "D", if they vary, to the exponent; empty if too few optima are known.
+        intervals: Intervals of the exponents, from Student's t.
         constant: lr* at the middle of the optima (geometric means of N and D); NaN if no optimum is known.
-        level: coverage of the intervals.
-        words: the result in a sentence or two.
+        level: Coverage of the intervals.
+        words: The result in one or two sentences.
     """
 
     optima: pd.DataFrame
@@ -45,11 +45,11 @@ def learning_rate_law(rows: pd.DataFrame, *, level: float = 0.9) -> RateLaw | No
     An optimum counts only if it lies between learning rates that were tried. The power law is fitted by least squares.
 
     Args:
-        rows: a results table of one family (`scaling.results.Row`).
-        level: coverage of the intervals.
+        rows: A results table of one family (`scaling.results.Row`).
+        level: Coverage of the intervals.
 
     Returns:
-        The law; None if no cell finished three learning rates.
+        The law; None if no cell has three finished learning rates.
     """
     error = measure_of(rows).val
     done = rows[(rows["status"] == "done") & (rows[error].astype(float) > 0)]

@@ -1,4 +1,4 @@
-"""Why the curve stops, as one statement with its evidence."""
+"""Why the curve stops: one statement with its evidence."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """What holds the error up at the largest cell.
+    """The main cause of the error at the largest cell.
 
     Attributes:
-        cause: the largest part of the error; "undecided" where its interval overlaps another's.
-        words: the statement, with the evidence for it.
+        cause: The largest part of the error; "undecided" if its interval overlaps another's.
+        words: The statement, with its evidence.
     """
 
     cause: Cause
@@ -38,14 +38,14 @@ def why_it_stops(
 ) -> Stop:
     """Name the largest part of the error at a cell, if the intervals of the shares separate it from the others.
 
-    A floor whose interval holds the information limit of the test spectra is that limit: no model does better on them. Training
-    length is no part of the law, but where a study has results of shorter budgets, what the last doubling gave is stated.
+    A floor whose interval contains the information limit of the test spectra is that limit: no model can do better on them.
+    Training length is not part of the law, but if a study has results of shorter budgets, the gain of the last doubling is stated.
 
     Args:
-        budget: the error's parts at the largest cell.
-        limit: the information limit of the test spectra, where it is known.
-        shorter: of `shorter_budgets`, where the study has branches.
-        unit: of the error.
+        budget: The error's parts at the largest cell.
+        limit: The information limit of the test spectra, if known.
+        shorter: Result of `shorter_budgets`, if the study has branches.
+        unit: Unit of the error.
     """
     table = budget.table.set_index("term")
     order = table["share"].sort_values(ascending=False).index
@@ -76,7 +76,7 @@ def why_it_stops(
 
 
 def _training(shorter: dict[str, Any] | None) -> str:
-    """What the longest of the shorter budgets says of training longer."""
+    """What the longest of the shorter budgets implies for longer training."""
     lines = [] if shorter is None else [line for line in shorter["lines"] if line["share"] < 1]
     if not lines:
         return ""

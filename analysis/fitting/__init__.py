@@ -1,1 +1,1 @@
-"""One law to points: the objectives, the solver, typed outcomes, the scatter of runs, and selection between forms."""
+"""Fitting of a law to points: objectives, solver, typed outcomes, scatter of runs, and selection between forms."""

@@ -1,8 +1,8 @@
-"""How each form extrapolates within the points: fitted to the smaller part of them, compared with the rest.
+"""Extrapolation error of each form, measured by fitting the smaller points and forecasting the larger ones.
 
-A form that fits well inside the data may be wrong beyond it, and no measure of the fit shows by how much. So forms are weighed by
-how they forecast the larger points from the smaller ones (leave-future-out validation: Bürkner, Gabry & Vehtari 2020,
-arXiv 1902.06281), and a forecast's spread grows with its distance from the data as those forecasts' errors did.
+A form that fits well inside the data may be wrong beyond it, and no goodness of fit shows by how much. So forms are weighted by
+how well they forecast the larger points from the smaller ones (leave-future-out validation: Bürkner, Gabry & Vehtari 2020,
+arXiv 1902.06281), and a forecast's spread grows with its distance from the data as the errors of those forecasts did.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from analysis.laws import Array
 from analysis.points.table import Points, large_enough
 
 SHARES = (0.5, 0.6, 0.7, 0.8)
-"""Of the runs, by N·D, to which the forms are fitted; the others are forecast."""
+"""Fractions of the runs, by N·D, to which the forms are fitted; the others are forecast."""
 
 PRIOR_SHARE, PRIOR_DOF = 0.15, 1.5
-"""What is assumed before any backtest: beyond the points the error grows by this share of what the loss itself falls in a decade
-of N·D, with the weight of so many forecasts.
+"""Prior before any backtest: the error's growth per decade of N·D beyond the points, and its weight in forecasts.
 
-Chosen on 86 forecasts of the larger runs from the smaller ones in 15 public families of runs, of which 90 % intervals then hold
-90 % (62 % when AICc alone decides); in the lowest family 75 %."""
+The growth is this share of the decrease of the loss itself per decade. Chosen on 86 forecasts of the larger runs from the
+smaller ones in 15 public families of runs, for which 90 % intervals then cover 90 % (62 % when AICc alone decides); in the
+lowest family 75 %."""
 
 FEWEST_CELLS = 6
-"""A part with fewer cells than this is no backtest: almost any form meets them."""
+"""A part with fewer cells than this is not used as a backtest: almost any form fits it."""
 
 AS_MANY_CELLS = 10
-"""AICc counts as if there were no more cells than this: a form that is only nearly true grows certain with every cell, and is
-no truer for it (a tempered likelihood: Grünwald & van Ommen 2017, arXiv 1412.3730)."""
+"""Maximum number of cells that AICc counts (a tempered likelihood: Grünwald & van Ommen 2017, arXiv 1412.3730).
 
-_SAME = 0.01  # decades within which runs have one size
-_OVERLAP = 0.5  # of what a further split tells that the first one has not: their forecasts share runs
+A form that is only approximately true gains certainty with every cell without becoming truer."""
+
+_SAME = 0.01  # decades within which runs count as the same size
+_OVERLAP = 0.5  # share of new information in a further split, since the forecasts of splits share runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +46,10 @@ class Split:
     """Forecasts of the larger points from the smaller ones.
 
     Attributes:
-        fitted: how many runs were fitted.
-        distances: how far each of the other runs lies beyond those, in decades, (m,), see `beyond`.
-        errors: form to log(observed / forecast) of the other runs, (m,).
-        variances: form to the variance that its fit expects of these, (m,).
+        fitted: Number of fitted runs.
+        distances: Distance of each other run beyond those, in decades, (m,), see `beyond`.
+        errors: Maps each form to log(observed / forecast) of the other runs, (m,).
+        variances: Maps each form to the variance that its fit predicts for these errors, (m,).
     """
 
     fitted: int
@@ -59,13 +60,13 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extrapolation:
-    """What the splits say of forecasts beyond the points.
+    """Results of the backtests for forecasts beyond the points.
 
     Attributes:
-        splits: the backtests that all forms of `weights` took part in; none where the points are too few.
-        weights: form to its weight in a forecast; they add up to 1.
-        growth: standard deviation of the error of all forms in common, in log loss for each decade beyond the points.
-        dof: degrees of freedom of that estimate.
+        splits: The backtests in which all forms of `weights` took part; empty if there are too few points.
+        weights: Maps each form to its weight in a forecast; they add up to 1.
+        growth: Standard deviation of the error common to all forms, in log loss per decade beyond the points.
+        dof: Degrees of freedom of that estimate.
     """
 
     splits: list[Split]
@@ -75,12 +76,12 @@ class Extrapolation:
 
     @property
     def leading(self) -> str:
-        """The form that weighs most."""
+        """The form with the largest weight."""
         return max(self.weights, key=self.weights.__getitem__)
 
     @property
     def words(self) -> str:
-        """How forecasts are made, in a sentence or two."""
+        """How forecasts are made, in one or two sentences."""
         grows = f"the error that all forms have in common is taken to grow by {100 * self.growth:.2g} % a decade"
         if np.isinf(self.dof):
             return "Forecasts weigh the forms by AICc, as if one of them were true everywhere."
@@ -97,22 +98,22 @@ class Extrapolation:
 
     @property
     def errors(self) -> dict[str, float]:
-        """Form to the root mean square of its log errors, over all splits alike."""
+        """Root mean square of the log errors of each form, with equal weight for all splits."""
         return {form: float(np.sqrt(_mean_square(self.splits, form))) for form in self.weights if self.splits}
 
 
 def extrapolation(points: Points, fits: Mapping[str, Fit], aicc: Mapping[str, float]) -> Extrapolation:
-    """Weigh forms by how they extrapolate, and estimate how their common error grows.
+    """Weight forms by how well they extrapolate, and estimate how their common error grows.
 
     A form's log weight is −½ (t·AICc + K·log of its mean squared error over K splits), with t = `AS_MANY_CELLS` over the number of
-    cells: each split counts as one independent forecast. Forms that cannot be fitted to the smallest of the splits take no part; where no
-    split is possible, weights are Akaike's. The growth is the excess of the mixture's squared errors over what the fits
-    expect, in the mean over the splits, and `prior_growth` with the weight of `PRIOR_DOF`.
+    cells: each split counts as one independent forecast. Forms that cannot be fitted to the smallest of the splits are excluded;
+    without any split, the weights are Akaike's. The growth combines the excess of the mixture's squared errors over the fits'
+    expectation, averaged over the splits, with `prior_growth` at the weight of `PRIOR_DOF`.
 
     Args:
-        points: what was fitted.
-        fits: the usable forms' fits to all points, of one objective.
-        aicc: their corrected Akaike criterion.
+        points: The fitted points.
+        fits: Fits of the usable forms to all points, with one objective.
+        aicc: Their corrected Akaike criterion.
     """
     splits = [_split(points, small, fits) for small in _parts(points)]
     forms = list(fits)
@@ -121,7 +122,7 @@ def extrapolation(points: Points, fits: Mapping[str, Fit], aicc: Mapping[str, fl
         if able:
             forms = able
             break
-        splits = splits[1:]  # of the fewest runs
+        splits = splits[1:]  # drop the split with the fewest runs
     cells = len(np.unique(points.groups))
     score = np.array([aicc[form] for form in forms]) * (min(1.0, AS_MANY_CELLS / cells) if splits else 1.0)
     if splits:
@@ -137,7 +138,7 @@ def extrapolation(points: Points, fits: Mapping[str, Fit], aicc: Mapping[str, fl
 
 
 def prior_growth(points: Points) -> float:
-    """`PRIOR_SHARE` of the standard deviation of log loss over that of log10 N·D; of log10 N where N·D is the same for all runs."""
+    """`PRIOR_SHARE` times std(log loss)/std(log10 N·D), or over std(log10 N) if N·D is constant."""
     size = float(np.std(np.log10(points.N * points.D)))
     if size < _SAME:
         size = float(np.std(np.log10(points.N)))
@@ -145,7 +146,7 @@ def prior_growth(points: Points) -> float:
 
 
 def beyond(points: Points, N: Array, D: Array, S: Array | None = None) -> Array:
-    """How many decades (m,) a run lies outside the points: in N, D, N·D or S, whichever is most; 0 inside."""
+    """Distance in decades (m,) of a run outside the points: the largest of those in N, D, N·D and S; 0 inside."""
     axes = [(N, points.N), (D, points.D)] + ([] if S is None or points.S is None else [(S, points.S)])
     outside = [np.log10(N * D / np.max(points.N * points.D))]
     for value, seen in axes:
@@ -154,13 +155,13 @@ def beyond(points: Points, N: Array, D: Array, S: Array | None = None) -> Array:
 
 
 def smallest(size: Array, share: float) -> NDArray[np.bool_]:
-    """Which runs (n,) are the smallest part; runs of one size are on one side."""
+    """Mask (n,) of the smallest runs; runs of one size are never separated."""
     last = np.sort(size)[max(0, int(np.ceil(share * len(size))) - 1)]
     return size <= last * (1 + 1e-9)
 
 
 def _parts(points: Points) -> list[NDArray[np.bool_]]:
-    """The smaller parts that support a law, each once, the smallest first."""
+    """The distinct smaller parts that support a law, the smallest first."""
     found: list[NDArray[np.bool_]] = []
     for share in SHARES:
         small = smallest(points.N * points.D, share)
@@ -173,7 +174,7 @@ def _parts(points: Points) -> list[NDArray[np.bool_]]:
 
 
 def _split(points: Points, small: NDArray[np.bool_], fits: Mapping[str, Fit]) -> Split:
-    """Fit every form to the small runs in the same way, and forecast the others."""
+    """Fit every form to the small runs with the same settings, and forecast the others."""
     part, rest = points.take(small), points.take(~small)
     cells = len(np.unique(part.groups))
     errors, variances = {}, {}
@@ -188,7 +189,7 @@ def _split(points: Points, small: NDArray[np.bool_], fits: Mapping[str, Fit]) ->
 
 
 def _variance(fitted: Fit, points: Points, rest: Points) -> Array:
-    """Variance of log loss of new runs (m,), from the scatter of the fitted ones and the curvature at the fit."""
+    """Variance of log loss of new runs (m,), from the scatter of the fitted ones and the curvature of the fit."""
     law, logs = fitted.law, points.logs(fitted.law.variables)
     offsets = law.middle(logs)
     theta = law.shifted(fitted.theta, -offsets)
@@ -209,7 +210,7 @@ def _mean_square(splits: list[Split], form: str) -> float:
 
 
 def _growth(split: Split, weights: Mapping[str, float]) -> float:
-    """Squared growth that a split's errors ask for, beyond what the fits expect and the forms' own differences."""
+    """Squared growth implied by a split's errors, in excess of the fits' variances and differences between forms."""
     share = np.array(list(weights.values()))
     errors = np.stack([split.errors[form] for form in weights])
     variances = np.stack([split.variances[form] for form in weights])

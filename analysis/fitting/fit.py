@@ -1,4 +1,4 @@
-"""Fitting a law to points: global, deterministic, with a typed outcome."""
+"""Fitting of a law to points: global, deterministic, with a typed outcome."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Status = Literal["converged", "bound_hit", "not_identified", "failed"]
 DELTA = 1e-3
 """Huber's delta in log loss, as in Hoffmann et al. 2022 (arXiv 2203.15556, appendix D.2)."""
 
-_MANY = 1000  # points from which minima are first sought among fewer
-_KEPT = 6  # distinct rough minima that are followed to their last digit
-_SAME = 1e-6  # minima whose values differ by less than this share are one
+_MANY = 1000  # with more points, minima are first sought on a subset
+_KEPT = 6  # number of rough minima that are refined to full precision
+_SAME = 1e-6  # minima whose values differ relatively by less are considered equal
 _AT_BOUND = 1e-6
-_BATCH = 500_000  # losses that are refitted at once: about 100 MB
+_BATCH = 500_000  # losses per batch of refits: about 100 MB
 _SINGULAR = 1e8
 _TOLERANCE = {"lsq": 1e-14, "linear": 1e-14, "huber": 1e-12, "l1": 1e-9}
-_STAGE_TOLERANCE = 1e-9  # stages of the continuation; less exact ones end beside the minimum of "l1"
-_REFIT_TOLERANCE = 1e-7  # a refit need only be exact to a small part of its own scatter
+_STAGE_TOLERANCE = 1e-9  # for the continuation's stages; with less precision "l1" misses its minimum
+_REFIT_TOLERANCE = 1e-7  # a refit need only be precise relative to the scatter of refits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,18 +34,18 @@ class Fit:
     """The outcome of one fit.
 
     Attributes:
-        law: the form that was fitted, with its bounds.
-        status: "converged"; "bound_hit" (a parameter stands at its bound, named in `message`); "not_identified" (the
+        law: The fitted form, with its bounds.
+        status: "converged"; "bound_hit" (a parameter is at its bound, named in `message`); "not_identified" (the
             points do not determine the parameters); "failed" (no minimum was found).
         objective: "lsq" (squares of log residuals), "linear" (squares of plain residuals), "huber" and "l1" (of log
             residuals).
-        delta: where "huber" turns from squares to absolute values, in log loss.
-        value: the summed objective: Σ w r² for "lsq" and "linear", Σ w·(r²/2 or δ(|r| − δ/2)) for "huber", Σ w |r|
+        delta: Threshold between squares and absolute values for "huber", in log loss.
+        value: The summed objective: Σ w r² for "lsq" and "linear", Σ w·(r²/2 or δ(|r| − δ/2)) for "huber", Σ w |r|
             for "l1".
-        parameters: name to value, full precision; NaN where there are fewer points than parameters.
+        parameters: Maps names to values in full precision; NaN if there are fewer points than parameters.
         weights: w of each point (n,).
-        residuals: log(loss) − log(law) of each point (n,), whatever the objective.
-        message: what `status` means here, in words.
+        residuals: log(loss) − log(law) of each point (n,), for any objective.
+        message: Explanation of `status`.
     """
 
     law: Law
@@ -60,12 +60,12 @@ class Fit:
 
     @property
     def usable(self) -> bool:
-        """Whether the law may be used to predict: a minimum was found and it is unique."""
+        """Whether the law may be used for prediction: a minimum was found and is unique."""
         return self.status in ("converged", "bound_hit")
 
     @property
     def form(self) -> str:
-        """Its name."""
+        """The form's name."""
         return self.law.name
 
     @property
@@ -74,7 +74,7 @@ class Fit:
         return self.law.vector(self.parameters)
 
     def predict(self, *variables: ArrayLike) -> Array:
-        """The law's loss at its variables (N and D, or x), broadcast against each other."""
+        """The law's loss for given variables (N and D, or x), broadcast against each other."""
         return self.law.predict(self.parameters, *variables)
 
 
@@ -88,22 +88,22 @@ def fit(
 ) -> Fit:
     """Fit a law within its bounds, at the global optimum of the objective.
 
-    Starts from a grid over the exponents, with the amplitudes solved exactly at each node, are followed together by a
-    batched Levenberg–Marquardt method; the distinct minima are then followed to full precision and the best is kept.
-    "huber" and "l1" are reached by shrinking delta from a least-squares solution (a continuation).
+    Starts from a grid over the exponents, with the amplitudes solved exactly at each node, are minimised together by a
+    batched Levenberg–Marquardt method; the distinct minima are then refined to full precision and the best is returned.
+    "huber" and "l1" are reached by shrinking delta from a least-squares solution (continuation).
 
     Args:
-        law: the form.
-        points: what is fitted.
-        objective: what is minimised, see `Fit`.
-        delta: of "huber", in log loss.
+        law: The form.
+        points: The points to fit.
+        objective: The objective to minimise, see `Fit`.
+        delta: Threshold of "huber", in log loss.
         weights: w, (n,), positive; 1 if not given.
 
     Returns:
-        The fit; a problem that cannot be fitted gives a status, not an exception.
+        The fit; points that cannot be fitted give a status, not an exception.
 
     Raises:
-        UserError: if the objective is unknown, delta or a weight is not positive, or the points lack a variable.
+        UserError: The objective is unknown, delta or a weight is not positive, or the points lack a variable.
     """
     if objective not in get_args(Objective):
         raise UserError(f"objective {objective!r} is unknown; use one of {', '.join(get_args(Objective))}")
@@ -138,10 +138,10 @@ def refit(fitted: Fit, points: Points, *, loss: Array | None = None, weights: Ar
     """Fit many variants of the same points, each from the optimum of the original (a local search).
 
     Args:
-        fitted: the fit of `points`.
-        points: where the variants lie.
-        loss: other losses, (k, n) or (n,); those of the points if not given.
-        weights: other weights, (k, n) or (n,); those of the fit if not given. Zero leaves a point out.
+        fitted: The fit of `points`.
+        points: The original points.
+        loss: Other losses, (k, n) or (n,); those of the points if not given.
+        weights: Other weights, (k, n) or (n,); those of the fit if not given. Zero excludes a point.
     """
     law = fitted.law
     logs = points.logs(law.variables)
@@ -169,12 +169,12 @@ def _problem(law: Law, logs: Array, loss: Array, weights: Array, objective: Obje
 
 
 def _global_minimum(problem: Problem) -> Solutions:
-    """The best of the minima that the law's starts lead to, to full precision: a batch of one."""
+    """The best minimum reached from the law's starts, in full precision: a batch of one."""
     law = problem.law
     few = _thinned(problem)
     starts = np.clip(law.starts(few.logs, few.loss), law.lower, law.upper)
     rough = _distinct(minimise(_with(few, "lsq", few.delta), starts, tolerance=1e-4, iterations=40))
-    if problem.objective == "linear":  # the largest losses rule it, so it has basins of its own
+    if problem.objective == "linear":  # dominated by the largest losses, so it has other basins
         rough = np.concatenate([rough, _distinct(minimise(few, starts, tolerance=1e-4, iterations=40))])
     found = _followed(problem, rough, _TOLERANCE[problem.objective])
     best = [int(np.argmin(np.where(np.isfinite(found.value), found.value, np.inf)))]
@@ -182,7 +182,7 @@ def _global_minimum(problem: Problem) -> Solutions:
 
 
 def _thinned(problem: Problem) -> Problem:
-    """Of very many points as many as show where the minima are, evenly by size."""
+    """Subsample very many points, evenly by size, as far as the minima remain visible."""
     n = problem.logs.shape[1]
     if n <= _MANY:
         return problem
@@ -195,7 +195,7 @@ def _with(problem: Problem, objective: Objective, delta: float) -> Problem:
 
 
 def _distinct(found: Solutions) -> Array:
-    """The parameters of the lowest minima, each once: (k, p)."""
+    """The parameters of the lowest distinct minima: (k, p)."""
     order = np.argsort(np.where(np.isfinite(found.value), found.value, np.inf))
     kept: list[int] = []
     for place in order:
@@ -206,7 +206,7 @@ def _distinct(found: Solutions) -> Array:
 
 
 def _followed(problem: Problem, theta: Array, tolerance: float) -> Solutions:
-    """Follow starts to their minima; a Huber delta shrinks from the size of the residuals to what the objective asks."""
+    """Minimise from each start; a Huber delta shrinks from the size of the residuals to the objective's value."""
     if problem.objective in ("huber", "l1"):
         typical = float(np.median(np.abs(problem.residuals(theta))))
         steps = int(np.ceil(np.log(max(typical / problem.delta, 1.0)) / np.log(4.0)))
@@ -232,7 +232,7 @@ def _undetermined(law: Law, points: Points, objective: Objective, delta: float, 
 
 
 def _outcome(problem: Problem, found: Solutions, offsets: Array) -> tuple[Status, str]:
-    """The status of a solved fit, with its reason in words."""
+    """The status of a fit, with an explanation."""
     law, theta = problem.law, found.theta[0]
     if not np.all(np.isfinite(theta)) or not np.isfinite(found.value[0]):
         return "failed", "the solver left the finite numbers"
@@ -240,7 +240,7 @@ def _outcome(problem: Problem, found: Solutions, offsets: Array) -> tuple[Status
         return "failed", "no minimum was reached; the form may not suit these points"
     smallest = problem.loss.min()
     size = np.where([name in AMPLITUDES for name in law.parameters], smallest, 1.0)
-    natural = law.shifted(theta, offsets)  # bounds hold for centred variables, people read the others
+    natural = law.shifted(theta, offsets)  # bounds apply to centred variables, messages to the original ones
     words = []
     for side, gap in (("lower", theta - law.lower), ("upper", law.upper - theta)):
         words += [

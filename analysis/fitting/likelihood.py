@@ -1,4 +1,4 @@
-"""The sum of squares about a fit's minimum, over the means of cells: what profiles and predictions are made of."""
+"""The sum of squares near a fit's minimum, over cell means: the basis of profiles and predictions."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from analysis.fitting.weights import VarianceModel, run_weights, variance_model
 from analysis.laws import Array, Law
 from analysis.points.table import Points
 
-_LEAST_FREE = 0.05  # share of a cell's variance that stays in its residual, at least
+_LEAST_FREE = 0.05  # minimum share of a cell's variance that remains in its residual
 _MODEL_ROUNDS = 3
 _ROUNDING = 1e-9
-_EXACT = 1e-16  # relative variance of points that lie on the law to rounding
+_EXACT = 1e-16  # relative variance of points that lie exactly on the law
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cells:
-    """Means of the runs of each cell; what a form gets wrong in a cell, its runs share.
+    """Means of the runs of each cell; runs of a cell share the form's misfit there.
 
     Attributes:
-        points: one point a cell, (m,): the geometric mean of its losses, or the mean for the objective "linear".
-        weights: sum of its runs' weights, (m,).
-        runs: how many runs it has, (m,).
-        pure_error: variance between runs of a cell at weight 1; NaN without repeats.
-        dof_pure: its degrees of freedom.
+        points: One point per cell, (m,): the geometric mean of its losses, or the mean for the objective "linear".
+        weights: Sum of its runs' weights, (m,).
+        runs: Number of its runs, (m,).
+        pure_error: Variance between runs of a cell at weight 1; NaN without repeats.
+        dof_pure: Its degrees of freedom.
     """
 
     points: Points
@@ -58,17 +58,17 @@ def cell_means(points: Points, weights: Array, linear: bool = False) -> Cells:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Likelihood:
-    """The sum of squares about the minimum of a least-squares fit, over the means of cells.
+    """The sum of squares near the minimum of a least-squares fit, over cell means.
 
     Attributes:
-        fitted: the fit, of objective "lsq" or "linear".
-        cells: what was fitted.
-        minimum: the smallest sum of squares.
+        fitted: The fit, with objective "lsq" or "linear".
+        cells: The fitted cell means.
+        minimum: The smallest sum of squares.
         dof: cells − parameters.
-        variance: minimum/dof, of a run with weight 1 where cells have no misfit of their own.
-        seeds: the variance that the runs' weights stand for.
-        left: variance of the residuals relative to those weights; constant unless they plainly show otherwise.
-        excess: mean of `left` over the residuals, by which `variance` counts it already.
+        variance: minimum/dof, the variance of a run with weight 1 where cells have no misfit of their own.
+        seeds: The variance model behind the runs' weights.
+        left: Variance of the residuals relative to those weights; constant unless the residuals clearly contradict it.
+        excess: Mean of `left` over the residuals, which is already included in `variance`.
     """
 
     fitted: Fit
@@ -97,23 +97,23 @@ class Likelihood:
         )
 
     def slopes(self, theta: Array, logs: Array) -> Array:
-        """Derivatives (p, n) of what is squared, at parameters in the frame of the logarithms (v, n)."""
+        """Derivatives (p, n) of the residuals, for parameters in the frame of the logarithms (v, n)."""
         jacobian = self.law.jacobian(theta, logs)
         return jacobian if self.fitted.objective == "linear" else jacobian / self.law.value(theta, logs)
 
     def inflation(self, directions: Array, slopes: Array, inverse: Array) -> tuple[Array, Array]:
-        """By how much a variance that is not constant changes that of linear combinations of parameters.
+        """Ratio by which a non-constant variance changes the variance of linear combinations of parameters.
 
-        The sandwich estimate (White 1980) with the modelled variance in the middle, over the usual one.
+        The sandwich estimate (White 1980) with the modelled variance in the middle, divided by the usual estimate.
 
         Args:
-            directions: combinations, (k, p).
-            slopes: derivatives at the cells times the roots of their weights, (p, m).
-            inverse: of slopes slopesᵀ, (p, p).
+            directions: Linear combinations, (k, p).
+            slopes: Derivatives at the cells times the square roots of their weights, (p, m).
+            inverse: Inverse of slopes slopesᵀ, (p, p).
 
         Returns:
-            The ratio of variances (k,), and where the estimate's variance comes from: the mean of (1, log N, log D)
-            over the cells by their shares in it, (k, 3).
+            The ratio of variances (k,), and the source of the estimate's variance: the mean of (1, log N, log D)
+            over the cells, weighted by their contributions, (k, 3).
         """
         points = self.cells.points
         spread = (directions @ inverse @ slopes) ** 2
@@ -125,10 +125,10 @@ class Likelihood:
         return ratio, shares @ self.left.design(points.N, points.D)
 
     def effective_dof(self, source: Array) -> Array:
-        """Degrees of freedom of variances, (k,), that come from cells about `source` (k, 3).
+        """Degrees of freedom (k,) of variances that originate from cells around `source` (k, 3).
 
         A modelled variance is less certain far from the middle: 2/dof is the relative variance of its estimate, from
-        the information of the gamma regression (after Satterthwaite 1946).
+        the information of the gamma regression (following Satterthwaite 1946).
         """
         points = self.cells.points
         design = self.left.design(points.N, points.D)
@@ -137,7 +137,7 @@ class Likelihood:
         return np.clip(dof, 1.0, self.dof)
 
     def run_variance(self, N: Array, D: Array) -> Array:
-        """Variance of one new run about the law at (N, D), (m,): its own scatter and its cell's misfit."""
+        """Variance of one new run about the law at (N, D), (m,): its own scatter plus its cell's misfit."""
         shape = self.seeds.relative(N, D) / self._scale() * self.left.relative(N, D) / self.excess
         if not self.cells.dof_pure:
             return self.variance * shape
@@ -152,10 +152,10 @@ class Likelihood:
 
 
 def likelihood(fitted: Fit, points: Points) -> Likelihood:
-    """The sum of squares of a fit of these points about its minimum.
+    """The sum of squares of a fit of these points near its minimum.
 
-    A variance that changes over N or D is sought in the residuals, whatever weights the runs have: without repeats
-    there are none, and a cell's misfit need not scatter as its seeds do.
+    A variance that changes over N or D is estimated from the residuals, whatever the runs' weights: without repeats
+    there are none, and a cell's misfit need not scatter like its seeds.
     """
     linear = fitted.objective == "linear"
     cells = cell_means(points, fitted.weights, linear)
@@ -178,12 +178,12 @@ def likelihood(fitted: Fit, points: Points) -> Likelihood:
     leverage = np.einsum("pk,pq,qk->k", slopes, inverse, slopes)
 
     def residual_variance(relative: Array) -> Array:
-        """Of the cells' residuals, (m,), where their own variances are these: (1 − H)² of them, H being the hat matrix."""
+        """Variance (m,) of the cells' residuals for given variances of the cells: by (1 − H)² (H: the hat matrix)."""
         shared = inverse @ (slopes * relative) @ slopes.T @ inverse
         return relative * (1 - 2 * leverage) + np.einsum("pk,pq,qk->k", slopes, shared, slopes)
 
     left, relative = seeds, np.ones(len(squares))
-    for _ in range(_MODEL_ROUNDS):  # a fit moves variance from cells that scatter much to others
+    for _ in range(_MODEL_ROUNDS):  # a fit moves variance from cells with large scatter to others
         expected = np.maximum(residual_variance(relative), _LEAST_FREE * relative)
         left = variance_model(cells.points.N, cells.points.D, squares * relative / expected, np.ones(len(squares)))
         relative = left.relative(cells.points.N, cells.points.D)
@@ -191,7 +191,7 @@ def likelihood(fitted: Fit, points: Points) -> Likelihood:
 
 
 def frame(likely: Likelihood) -> tuple[Array, Array]:
-    """Offsets that centre the variables (v,), and the parameters there (p,)."""
+    """Offsets that centre the variables (v,), and the parameters in that frame (p,)."""
     offsets = likely.law.middle(likely.cells.points.logs(likely.law.variables))
     return offsets, likely.law.shifted(likely.fitted.theta, -offsets)
 
@@ -206,14 +206,14 @@ def information(likely: Likelihood) -> tuple[Array, Array]:
 
 
 def at_bound(law: Law, theta: Array) -> NDArray[np.bool_]:
-    """Which parameters stand at a bound, but for rounding, and so cannot follow when another one moves, (p,)."""
+    """Mask (p,) of parameters at a bound, up to rounding, which therefore cannot follow when another one moves."""
     low, high = np.array(law.lower), np.array(law.upper)
     near = [_ROUNDING * np.where(np.isfinite(bound), np.abs(bound), 0.0) for bound in (low, high)]
     return (theta <= low + near[0]) | (theta >= high - near[1])
 
 
 def inverse_products(slopes: Array) -> Array:
-    """(slopes slopesᵀ)⁻¹, scaled first; a parameter without effect gets a variance of zero."""
+    """(slopes slopesᵀ)⁻¹, computed after scaling; a parameter without effect gets zero variance."""
     size = np.linalg.norm(slopes, axis=1)
     size = np.where(size > 0, size, np.inf)
     scaled = slopes / size[:, None]

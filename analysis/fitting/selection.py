@@ -1,4 +1,4 @@
-"""Which form: the corrected Akaike criterion over cells, and a rule of parsimony."""
+"""Selection of a form: the corrected Akaike criterion over cells, and a parsimony rule."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from analysis.points.table import Points
 PARSIMONY = 4.0
 """A form with more parameters is selected only if its AICc is lower by more than this than that of a simpler form.
 
-AICc itself would take a needless parameter in one study of six (χ² with one degree of freedom above 2), for each such
-form that competes, and five do. With 4 it must gain χ² > 6, which chance gives in 1.4 % of studies, or somewhat more
-often where a break may be placed anywhere: about 5 % over all forms (`benchmarks/coverage.md`). A larger threshold
-would refuse too many forms that are right."""
+AICc alone would accept a needless parameter in one study of six (χ² with one degree of freedom above 2), for each of the five
+forms that compete this way. With 4 a form must gain χ² > 6, which happens by chance in 1.4 % of studies, or somewhat more
+often if a break may be placed anywhere: about 5 % over all forms (`benchmarks/coverage.md`). A larger threshold
+would reject too many forms that are right."""
 
 FEWEST_LEFT = 2
-"""Degrees of freedom, cells − parameters, with fewer than which a form does not compete."""
+"""Minimum degrees of freedom, cells − parameters, for a form to compete."""
 
-_EXACT = 1e-18  # smaller mean objectives are rounding, which must not decide between forms
+_EXACT = 1e-18  # smaller mean objectives are rounding errors, which must not decide between forms
 
 
 def aicc(fitted: Fit, points: Points, squares: bool | None = None) -> float:
-    """Corrected Akaike criterion (Hurvich & Tsai 1989); infinite if the fit is unusable or too few cells are left.
+    """Corrected Akaike criterion (Hurvich & Tsai 1989); infinite if unusable or with too few degrees of freedom.
 
-    The scatter counts as one more parameter: k = p + 1. The sample is the cells, m of them: seeds of one cell share
-    whatever the form gets wrong there. Residuals are taken as normal for "lsq" and "linear", and as Laplace's for
+    The scatter counts as one more parameter: k = p + 1. The sample consists of the m cells, since seeds of one cell share
+    the form's misfit there. Residuals are assumed normal for "lsq" and "linear", and Laplacian for
     "huber" and "l1". The correction's denominator m − k − 1 is at least 1, so that a form with two degrees of freedom
-    left can be selected, by a wide margin. `squares` is `sum_of_squares` of all forms that are compared.
+    left can be selected, if by a wide margin. `squares` is `sum_of_squares` of all forms that are compared.
     """
     m, p = int(points.groups.max()) + 1, len(fitted.theta)
     if not fitted.usable or m < p + FEWEST_LEFT:
@@ -42,10 +42,10 @@ def aicc(fitted: Fit, points: Points, squares: bool | None = None) -> float:
 
 
 def sum_of_squares(fits: Iterable[Fit]) -> bool:
-    """Whether the objective of these fits is one of squares, and not of absolute values, for most runs.
+    """Whether the objective of these fits is quadratic rather than absolute for most runs.
 
-    "huber" is what it is for the usable form that lies closest to the runs, for all forms alike: criteria of two likelihoods
-    do not compare.
+    "huber" is classified by the usable form that lies closest to the runs, for all forms alike, because criteria of two
+    different likelihoods are not comparable.
     """
     usable = [fitted for fitted in fits if fitted.usable]
     if not usable or usable[0].objective != "huber":
@@ -54,7 +54,7 @@ def sum_of_squares(fits: Iterable[Fit]) -> bool:
 
 
 def _between_cells(fitted: Fit, points: Points) -> float:
-    """The sum of squares without the scatter of seeds within cells."""
+    """The sum of squares minus the scatter of seeds within cells."""
     cells = cell_means(points, fitted.weights, fitted.objective == "linear")
     within = cells.pure_error * cells.dof_pure if cells.dof_pure else 0.0
     return max(fitted.value - within, 0.0)
@@ -68,10 +68,10 @@ def criterion(values: Array, fitted: Fit, m: int, squares: bool) -> Array:
 
 
 def selected(scores: Mapping[str, Array]) -> NDArray[np.str_]:
-    """The form with the fewest parameters among those within `PARSIMONY` of the lowest AICc; of equals the lowest.
+    """The form with the fewest parameters among those within `PARSIMONY` of the lowest AICc; in a tie the lowest AICc.
 
     Args:
-        scores: form to AICc, (K,).
+        scores: Maps each form to its AICc, (K,).
 
     Returns:
         The selected form of each, (K,).

@@ -1,4 +1,4 @@
-"""Many small fits at once: a projected Levenberg–Marquardt method over a batch of problems."""
+"""Batched solver for many small fits: a projected Levenberg–Marquardt method."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from analysis.laws.law import TINY, Array, Law
 Objective = Literal["lsq", "linear", "huber", "l1"]
 
 L1_DELTA = 1e-9
-"""Residuals of "l1" are absolute down to this size (in log loss), where the objective becomes smooth."""
+"""Smoothing of "l1": residuals below this size (in log loss) count quadratically."""
 
 _DAMPING_START, _DAMPING_MAX, _DAMPING_MIN = 1e-3, 1e12, 1e-14
 _RIDGE = 1e-14
-_TRUSTED = 0.1  # with more damping than this a small step says nothing about the minimum
+_TRUSTED = 0.1  # with more damping, a small step does not imply convergence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,15 +31,15 @@ class Solutions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """What is minimised: a law over points, with an objective. All problems of a batch share the law and the points' places.
+    """A batch of objectives of one law over points that share their variables.
 
     Attributes:
-        law: the form.
-        logs: (v, n).
-        loss: (n,) or (k, n).
-        weights: (n,) or (k, n).
-        objective: the name.
-        delta: where "huber" turns from squares to absolute values, in log loss.
+        law: The form.
+        logs: Logarithms of the variables, (v, n).
+        loss: The loss, (n,) or (k, n).
+        weights: The weights, (n,) or (k, n).
+        objective: Name of the objective.
+        delta: Threshold between squares and absolute values for "huber", in log loss.
     """
 
     law: Law
@@ -50,14 +50,14 @@ class Problem:
     delta: float
 
     def part(self, chosen: NDArray[np.intp]) -> Problem:
-        """The problems with these numbers in the batch."""
+        """The problems with these indices in the batch."""
         loss, weights = (each if each.ndim == 1 else each[chosen] for each in (self.loss, self.weights))
         return Problem(
             law=self.law, logs=self.logs, loss=loss, weights=weights, objective=self.objective, delta=self.delta
         )
 
     def residuals(self, theta: Array) -> Array:
-        """Law − loss, of logarithms except for "linear": (k, n)."""
+        """Law − loss, in logarithms except for "linear": (k, n)."""
         predicted = self.law.value(theta, self.logs)
         if self.objective == "linear":
             return predicted - self.loss
@@ -75,11 +75,11 @@ class Problem:
         return scale * np.sum(self.weights * huber, axis=-1)
 
     def normal_equations(self, theta: Array, residuals: Array) -> tuple[Array, Array, Array]:
-        """Half the gradient (k, p), the Gauss–Newton matrix and the damping matrix (k, p, p), to a common scale.
+        """Half the gradient (k, p), the Gauss–Newton matrix and the damping matrix (k, p, p), on a common scale.
 
-        For "huber" the matrix counts the points in the quadratic part only (the true curvature); the damping matrix
-        is that of iteratively reweighted least squares (Huber 1981), whose step never overshoots: damping leads from
-        Newton's step to that one.
+        For "huber" the matrix includes only the points in the quadratic part (the true curvature); the damping matrix
+        is that of iteratively reweighted least squares (Huber 1981), whose step never overshoots. Damping thus interpolates
+        between Newton's step and that one.
         """
         jacobian = self.law.jacobian(theta, self.logs)
         if self.objective != "linear":
@@ -112,17 +112,17 @@ def minimise(
     tolerance: float = 1e-12,
     iterations: int = 200,
 ) -> Solutions:
-    """Follow each start to the minimum of its problem, within the law's bounds.
+    """Minimise each problem from its start, within the law's bounds.
 
     Args:
-        problem: a batch of k problems, or one problem for k starts.
-        start: (k, p); clipped to the bounds.
-        fixed: parameters that keep their start, (p,) or (k, p).
-        tolerance: a problem has converged when the decrease that a full step promises is below this share of its
+        problem: A batch of k problems, or one problem for k starts.
+        start: Starting parameters, (k, p); clipped to the bounds.
+        fixed: Mask of parameters that are held at their start, (p,) or (k, p).
+        tolerance: A problem has converged when the predicted decrease of a full step is below this fraction of its
             objective.
-        iterations: steps at most.
+        iterations: Maximum number of steps.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # a step that leaves the finite numbers is not taken
+    with np.errstate(over="ignore", invalid="ignore"):  # non-finite steps are rejected
         return _minimise(problem, start, fixed, tolerance, iterations)
 
 
@@ -180,7 +180,7 @@ def _step(
     lower: Array,
     upper: Array,
 ) -> tuple[Array, Array]:
-    """The damped Newton step (k, p) in the free parameters, and half the decrease that it promises (k,).
+    """The damped Newton step (k, p) in the free parameters, and half its predicted decrease (k,).
 
     A parameter at a bound that the gradient pushes against is not free (Bertsekas 1982).
     """

@@ -1,4 +1,4 @@
-"""How much each run counts: the scatter between seeds, as a smooth function of N and D."""
+"""Weights of runs: the inverse scatter between seeds, as a smooth function of N and D."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from analysis.laws import Array
 from analysis.points.table import Points
 
 SIGNIFICANT = 0.05
-"""A slope of the variance is kept if chance alone gives one as large less often than this."""
+"""Significance level at which a slope of the variance is kept."""
 
 _LIKELIHOOD_RATIO = 3.841  # the 95 % point of χ² with one degree of freedom
-_FEWEST = 8  # degrees of freedom of variances that determine a slope
-_LARGEST = np.log(100.0)  # change of the log variance along an axis, at most: scatter tenfold from end to end
-_REACH = np.log(4.0)  # beyond this distance outside the points the variance is taken as constant
+_FEWEST = 8  # minimum degrees of freedom of the variances to fit a slope
+_LARGEST = np.log(100.0)  # maximum change of the log variance along an axis: a factor 10 in scatter
+_REACH = np.log(4.0)  # beyond this distance outside the points the variance is constant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +24,10 @@ class VarianceModel:
     """A variance that changes as powers of N and D: its logarithm is linear in log N and log D.
 
     Attributes:
-        slopes: exponents of the variance over N and D, (2,); zero where none is significant.
+        slopes: Exponents of the variance over N and D, (2,); zero if not significant.
         middle: (log N, log D) where the relative variance is 1, (2,).
-        low: smallest (log N, log D) of the points, (2,).
-        high: largest, (2,).
+        low: Minimum (log N, log D) of the points, (2,).
+        high: Maximum (log N, log D) of the points, (2,).
     """
 
     slopes: Array
@@ -47,19 +47,19 @@ class VarianceModel:
         return np.exp(self.slopes @ (logs - self.middle[:, None]))
 
     def design(self, N: ArrayLike, D: ArrayLike) -> Array:
-        """(1, log N, log D) from the middle, (m, 3), with zeros on an axis along which the variance does not change."""
+        """(1, log N, log D) relative to the middle, (m, 3), with zeros for axes of constant variance."""
         logs = np.log(np.stack(np.broadcast_arrays(np.asarray(N, float), np.asarray(D, float)))).T - self.middle
         return np.hstack([np.ones((len(logs), 1)), np.where(self.slopes != 0, logs, 0.0)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Weights of runs, with their reason.
+    """Weights of runs, with their explanation.
 
     Attributes:
         weights: (n,), mean 1: the inverse of each run's variance of log loss.
-        words: where they come from, in a sentence.
-        model: the variance they come from.
+        words: Their origin, in one sentence.
+        model: The variance model they are derived from.
     """
 
     weights: Array
@@ -70,7 +70,7 @@ class Weights:
 def run_weights(points: Points) -> Weights:
     """Inverse variances of log loss from the scatter between seeds, pooled over all cells; ones without repeats.
 
-    A variance from two or three seeds is far too uncertain to weigh a cell by, so that one smooth model is fitted to
+    A variance from two or three seeds is far too uncertain to weight a cell by, so one smooth model is fitted to
     all of them (`variance_model`).
     """
     groups = points.groups
@@ -99,23 +99,23 @@ def run_weights(points: Points) -> Weights:
 
 
 def variance_model(N: Array, D: Array, variances: Array, dof: Array) -> VarianceModel:
-    """Fit log variance = c + a log N + b log D by maximum likelihood; only significant slopes stay.
+    """Fit log variance = c + a log N + b log D by maximum likelihood; only significant slopes are kept.
 
-    A variance estimate with f degrees of freedom follows a gamma distribution with shape f/2, so that this is a gamma
+    A variance estimate with f degrees of freedom follows a gamma distribution with shape f/2, so this is a gamma
     regression with a logarithmic link (McCullagh & Nelder 1989, ch. 8). Slopes are dropped, the least significant
-    first, until the likelihood ratio of each is significant at `SIGNIFICANT`. No axis changes the variance by more than a factor of 100:
-    the residuals of a form that fits some runs exactly would ask for any slope.
+    first, until the likelihood ratio of each is significant at `SIGNIFICANT`. No axis changes the variance by more than a
+    factor of 100: the residuals of a form that fits some runs exactly would allow any slope.
 
     Args:
-        N: (m,).
-        D: (m,).
-        variances: estimates, (m,), not negative.
-        dof: degrees of freedom of each, (m,).
+        N: Model sizes, (m,).
+        D: Numbers of spectra, (m,).
+        variances: Variance estimates, (m,), not negative.
+        dof: Degrees of freedom of each, (m,).
     """
     flat = _flat(N, D)
     if dof.sum() < _FEWEST or not np.any(variances > 0):
         return flat
-    variances = variances / np.average(variances, weights=dof)  # slopes do not depend on the unit, but exp overflows
+    variances = variances / np.average(variances, weights=dof)  # slopes do not depend on the unit, but exp may overflow
     logs = np.log(np.stack([N, D])) - flat.middle[:, None]
     kept = [axis for axis in range(2) if np.ptp(logs[axis]) > 0]
     while kept:
@@ -145,7 +145,7 @@ def _gamma_regression(logs: Array, variances: Array, dof: Array) -> tuple[Array,
     for _ in range(50):
         change = variances * np.exp(-design @ coefficients) - 1.0
         step = np.linalg.lstsq(design * root[:, None], change * root, rcond=None)[0]
-        step *= min(1.0, 1.0 / max(np.abs(design @ step).max(), 1e-12))  # no variance changes by more than e at once
+        step *= min(1.0, 1.0 / max(np.abs(design @ step).max(), 1e-12))  # limits each variance's change to a factor e
         coefficients = coefficients + step
         if np.abs(step).max() < 1e-8:
             break

@@ -1,1 +1,1 @@
-"""How far to trust a fit: profile likelihood, predictive distributions, the bootstrap, and the forms weighed together."""
+"""Uncertainty of a fit: profile likelihood, predictive distributions, bootstrap, and weighted combination of forms."""

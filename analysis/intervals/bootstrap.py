@@ -1,4 +1,4 @@
-"""Cluster bootstrap: every form refitted to resampled cells, and the form selected again each time."""
+"""Cluster bootstrap: every form is refitted to resampled cells, and the form is selected again each time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from analysis.laws import LAWS, Array
 from analysis.points.table import Points
 
 Selection = Callable[[Mapping[str, Array]], NDArray[np.str_]]
-"""(form to the objective in each replicate (K,)) -> the selected form of each (K,)."""
+"""(form to its objective in each replicate (K,)) -> the selected form of each replicate (K,)."""
 
 _REDRAWS = 100
-_FEW_SIZES = 30  # of more distinct sizes a replicate always has three
+_FEW_SIZES = 30  # with more distinct sizes, a replicate always has at least three
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +26,11 @@ class Bootstrap:
     """Replicates of the fits of one or more forms to resampled cells.
 
     Attributes:
-        draws: form to the refitted parameters (K, p), in the law's order.
-        chosen: the form that each replicate selects, (K,).
-        level: coverage of the intervals.
-        seed: of the resampling.
-        unfinished: form to the number of refits that stopped before their minimum; they are among `draws`.
+        draws: Maps each form to its refitted parameters (K, p), in the law's order.
+        chosen: The form selected in each replicate, (K,).
+        level: Coverage of the intervals.
+        seed: Seed of the resampling.
+        unfinished: Maps each form to the number of refits that stopped before their minimum; they are included in `draws`.
     """
 
     draws: dict[str, Array]
@@ -48,8 +48,8 @@ class Bootstrap:
         """Replicates of the law's curve, (K, m): of one form, or of the form selected in each replicate.
 
         Args:
-            variables: N and D, each (m,); with S for forms that know repeated data; or x alone.
-            form: its name; the selected ones if not given.
+            variables: N and D, each (m,); with S for forms of repeated data; or x alone.
+            form: Its name; by default the form selected in each replicate.
         """
         arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(values, float)) for values in variables))
         logs = np.log(np.stack(arrays))
@@ -67,21 +67,21 @@ def bootstrap(
 ) -> Bootstrap:
     """Refit every form to cells drawn with replacement, each with all its seeds.
 
-    Where every run is a cell of its own this is the pairs bootstrap (Davison & Hinkley 1997, algorithm 6.2). All forms
+    If every run is a cell of its own, this is the pairs bootstrap (Davison & Hinkley 1997, algorithm 6.2). All forms
     see the same replicates.
 
     Args:
-        points: what was fitted.
-        fits: form to its fit; all must be usable.
-        select: the rule of selection.
+        points: The fitted points.
+        fits: Maps each form to its fit; all must be usable.
+        select: The selection rule.
         replicates: K.
-        level: coverage of the intervals.
-        seed: the same seed gives the same replicates.
+        level: Coverage of the intervals.
+        seed: Seed of the resampling; the same seed gives the same replicates.
     """
     counts = _resampled(points, max(len(each.theta) for each in fits.values()), replicates, seed)
     draws, values, unfinished = {}, {}, {}
     for form, fitted in fits.items():
-        if fitted.objective in ("lsq", "linear"):  # runs of a cell count by their mean, which is faster
+        if fitted.objective in ("lsq", "linear"):  # runs of a cell are replaced by their mean, which is faster
             cells = cell_means(points, fitted.weights, fitted.objective == "linear")
             found = refit(fitted, cells.points, weights=counts * cells.weights)
         else:
@@ -94,10 +94,10 @@ def bootstrap(
 
 
 def _resampled(points: Points, parameters: int, replicates: int, seed: int) -> Array:
-    """How often each cell is drawn in each replicate, (K, m).
+    """Number of times each cell is drawn in each replicate, (K, m).
 
-    Cells are drawn by their order in the table, so that the usual pairs bootstrap of its rows is had where no cell has
-    repeats. A replicate with too few distinct cells, or sizes, to determine the largest form is drawn again.
+    Cells are drawn in table order, so that without repeats the result equals the usual pairs bootstrap of the rows. A
+    replicate with too few distinct cells, or sizes, to determine the largest form is drawn again.
     """
     groups = points.groups
     first = np.unique(groups, return_index=True)[1]

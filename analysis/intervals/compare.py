@@ -1,4 +1,4 @@
-"""Which form: fits of all that suit the points, weighed by AICc, selected with parsimony, each with its intervals."""
+"""Comparison of forms: fits of all suitable ones, AICc weights, parsimonious selection, and intervals of each."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Comparison:
     """Several forms fitted to the same points. Expensive attributes are computed lazily and cached.
 
     Attributes:
-        points: what was fitted.
-        fits: form to its fit, in the order asked for, whatever the outcome.
-        aicc: form to its corrected Akaike criterion; infinite where the form is not usable.
-        weights: form to its Akaike weight; they add up to 1 over the usable forms.
-        best: the selected form: the simplest whose AICc is within `PARSIMONY` of the lowest.
-        scatter: how much each run counts, and why.
-        replicates: of the bootstrap.
-        level: coverage of all intervals.
-        seed: of the bootstrap.
-        weigh: what forecasts weigh forms by.
+        points: The fitted points.
+        fits: Maps each form to its fit, in the requested order, whatever the outcome.
+        aicc: Maps each form to its corrected Akaike criterion; infinite if the form is not usable.
+        weights: Maps each form to its Akaike weight; they add up to 1 over the usable forms.
+        best: The selected form: the simplest whose AICc is within `PARSIMONY` of the lowest.
+        scatter: The weights of the runs, with their explanation.
+        replicates: Number of bootstrap replicates.
+        level: Coverage of all intervals.
+        seed: Seed of the bootstrap.
+        weigh: The criterion by which forecasts weight forms.
     """
 
     points: Points
@@ -63,12 +63,12 @@ class Comparison:
 
     @property
     def usable(self) -> dict[str, Fit]:
-        """The forms that compete: their fit is usable, with cells to spare."""
+        """The competing forms: their fit is usable, with enough degrees of freedom."""
         return {form: fitted for form, fitted in self.fits.items() if np.isfinite(self.aicc[form])}
 
     @property
     def interval_method(self) -> Literal["profile", "bootstrap"]:
-        """Where intervals come from: profiles for the objectives "lsq" and "linear", else the bootstrap."""
+        """The source of intervals: profiles for the objectives "lsq" and "linear", else the bootstrap."""
         return "profile" if self.law.objective in ("lsq", "linear") else "bootstrap"
 
     @property
@@ -79,14 +79,14 @@ class Comparison:
 
     @cached_property
     def likelihoods(self) -> dict[str, Likelihood]:
-        """Usable form to its sum of squares about the minimum; empty for "huber" and "l1"."""
+        """The sum of squares near the minimum for each usable form; empty for "huber" and "l1"."""
         if self.interval_method == "bootstrap":
             return {}
         return {form: likelihood(fitted, self.points) for form, fitted in self.usable.items()}
 
     @cached_property
     def bootstrap(self) -> Bootstrap:
-        """Replicates of the usable forms."""
+        """Bootstrap replicates of the usable forms."""
         m, squares = int(self.points.groups.max()) + 1, sum_of_squares(self.fits.values())
 
         def select(values: Mapping[str, Array]) -> NDArray[np.str_]:
@@ -96,12 +96,12 @@ class Comparison:
 
     @cached_property
     def law_intervals(self) -> dict[str, Interval]:
-        """Parameter of the selected form to (low, high)."""
+        """Maps each parameter of the selected form to (low, high)."""
         return self._intervals(self.best)
 
     @cached_property
     def intervals(self) -> dict[str, dict[str, Interval]]:
-        """Usable form to parameter to (low, high)."""
+        """Maps each usable form and parameter to (low, high)."""
         return {form: self.law_intervals if form == self.best else self._intervals(form) for form in self.usable}
 
     def _intervals(self, form: str) -> dict[str, Interval]:
@@ -119,7 +119,7 @@ class Comparison:
 
     @cached_property
     def extrapolation(self) -> Extrapolation:
-        """What forecasts are made of: weights of the usable forms, and how the error grows beyond the points."""
+        """The basis of forecasts: weights of the usable forms, and the growth of the error beyond the points."""
         if self.weigh == "aicc":
             weights = {form: self.weights[form] for form in self.usable}
             return Extrapolation(splits=[], weights=weights, growth=0.0, dof=np.inf)
@@ -127,7 +127,7 @@ class Comparison:
 
 
 class NoLawError(UserError):
-    """No form could be fitted and weighed on these points; `fits` holds the outcome of each."""
+    """No form could be fitted and weighted on these points; `fits` holds the outcome of each."""
 
     def __init__(self, message: str, fits: dict[str, Fit]) -> None:
         super().__init__(message)
@@ -145,25 +145,25 @@ def compare(
     seed: int = 0,
     weigh: Weigh = "backtest",
 ) -> Comparison:
-    """Fit every form, weigh them by AICc and select one.
+    """Fit every form, weight them by AICc and select one.
 
     Runs are weighted by the scatter of seeds for the objective "lsq" only: "linear" is plain least squares, and "huber"
-    and "l1" are robust as they are.
+    and "l1" are robust by themselves.
 
     Args:
-        points: what is fitted; their `floor` bounds E from below.
-        forms: names of forms; all that suit the points if not given.
-        objective: what is minimised, see `fit`.
-        delta: of "huber".
-        replicates: of the bootstrap.
-        level: coverage of all intervals.
-        seed: of the bootstrap.
-        weigh: "backtest": forecasts weigh forms by how they extrapolated within the points, and widen beyond them; "aicc": by
-            AICc, as if one of the forms were true.
+        points: The points to fit; their `floor` is the lower bound on E.
+        forms: Names of forms; by default all that suit the points.
+        objective: The objective to minimise, see `fit`.
+        delta: Threshold of "huber".
+        replicates: Number of bootstrap replicates.
+        level: Coverage of all intervals.
+        seed: Seed of the bootstrap.
+        weigh: "backtest": forecasts weight forms by how well they extrapolated within the points, and widen beyond them;
+            "aicc": by AICc, as if one of the forms were true.
 
     Raises:
-        UserError: if a form or the objective is unknown, or the points lack a variable of a form.
-        NoLawError: if no form could be fitted to these points.
+        UserError: A form or the objective is unknown, or the points lack a variable of a form.
+        NoLawError: No form could be fitted to these points.
     """
     forms = suitable_forms(points) if forms is None else tuple(forms)
     unknown = sorted(set(forms) - set(LAWS))
@@ -196,7 +196,7 @@ def compare(
 def compare_alike(
     earlier: Comparison, points: Points, forms: Sequence[str], replicates: int | None = None
 ) -> Comparison:
-    """Compare forms on other points in the way of an earlier comparison; the same errors are raised."""
+    """Compare forms on other points with the settings of an earlier comparison; raises the same errors."""
     law = earlier.law
     return compare(
         points,
@@ -211,7 +211,7 @@ def compare_alike(
 
 
 def _bounded(forms: Sequence[str], floor: float) -> dict[str, Law]:
-    """The laws, with a floor of at least this; forms without a floor are left out, unless they are all that was asked for."""
+    """The laws with a floor of at least `floor`; forms without one are excluded, unless only such were requested."""
     if floor <= 0:
         return {form: LAWS[form] for form in forms}
     with_floor = [form for form in forms if "E" in LAWS[form].parameters] or forms
@@ -219,7 +219,7 @@ def _bounded(forms: Sequence[str], floor: float) -> dict[str, Law]:
 
 
 def suitable_forms(points: Points) -> tuple[str, ...]:
-    """The forms that compete by default: surfaces where N and D vary, curves where one of them does."""
+    """The forms that compete by default: surfaces if N and D vary, curves if only one of them does."""
     if not points.axis:
         raise UserError("table: neither N nor D varies; a law needs at least three sizes of one of them")
     if points.axis != "ND":
@@ -231,10 +231,10 @@ def suitable_forms(points: Points) -> tuple[str, ...]:
 def _with_evaluation(
     intervals: dict[str, Interval], fitted: Fit, evaluation: float, level: float
 ) -> dict[str, Interval]:
-    """Widen the amplitudes' intervals by the error that the finite test set gives all cells in common.
+    """Widen the amplitudes' intervals by the error common to all cells from the finite test set.
 
-    Every loss, and so every amplitude, would change by about the same factor on other test spectra: the distances
-    from the estimate add in quadrature, in logarithms.
+    Every loss, and so every amplitude, would change by about the same factor on other test spectra. The distances
+    from the estimate are added in quadrature, in logarithms.
     """
     if not evaluation:
         return intervals

@@ -1,4 +1,4 @@
-"""Predictive distributions of one form: of its curve, and of one new run, at any place."""
+"""Predictive distributions of one form at any point, for its curve and for one new run."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from analysis.laws.law import TINY
 
 _TOLERANCE = 1e-9
 _NODES = np.array([-1.0, -0.75, -0.55, -0.35, -0.15, 0.0, 0.15, 0.35, 0.55, 0.75, 1.0])
-_MANY = 1000  # cells from which a law is as good as linear over the error of its parameters
-_AT_ONCE = 8  # places that share a batch
+_MANY = 1000  # with more cells, a law is effectively linear over its parameters' errors
+_AT_ONCE = 8  # places per batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictive:
-    """Distributions of the curve, or of one new run, at several places: log loss against Student's t.
+    """Distributions of the curve, or of one new run, at several places: log loss as a function of Student's t.
 
     Attributes:
-        logs: log loss at the nodes, rising, (places, nodes).
-        t: signed root of the rise of the sum of squares there, rising, (places, nodes).
-        dof: degrees of freedom of t, (places,).
+        logs: Log loss at the nodes, ascending, (places, nodes).
+        t: Signed root of the increase in the sum of squares at the nodes, ascending, (places, nodes).
+        dof: Degrees of freedom of t, (places,).
     """
 
     logs: Array
@@ -33,7 +33,7 @@ class Predictive:
     dof: Array
 
     def probability(self, place: int, logs: Array) -> Array:
-        """Probability that the log loss lies below each value (k,)."""
+        """Probability that the log loss is below each value (k,)."""
         x, t = self.logs[place], self.t[place]
         inside = np.interp(logs, x, t)
         below = t[0] + (logs - x[0]) * (t[1] - t[0]) / max(x[1] - x[0], 1e-12)
@@ -44,15 +44,15 @@ class Predictive:
 def predict(likely: Likelihood, logs: Array, N: Array, D: Array) -> tuple[Predictive, Predictive]:
     """Predict the curve and one new run at several places.
 
-    A pseudo-observation y is added at each place; with the weight of one run, the root of the rise of the sum of
-    squares is the pivot of the new run's loss, and the curve that fits it best lies on the profile of the curve
-    (Bates & Watts 1988, ch. 6; for new observations Bjørnstad 1990). With many cells the law is taken as linear.
+    A pseudo-observation y is added at each place. With the weight of one run, the root of the increase in the sum of
+    squares is the pivot of the new run's loss, and the best-fitting curve then lies on the profile of the curve
+    (Bates & Watts 1988, ch. 6; for new observations Bjørnstad 1990). With many cells the law is linearised.
 
     Args:
-        likely: the sum of squares.
-        logs: logarithms of the law's variables, (v, places).
-        N: model sizes, (places,): the scatter of a new run depends on them.
-        D: numbers of spectra, (places,).
+        likely: The sum of squares.
+        logs: Logarithms of the law's variables, (v, places).
+        N: Model sizes, (places,): the scatter of a new run depends on them.
+        D: Numbers of spectra, (places,).
 
     Returns:
         The distributions of the curve and of a new run.
@@ -77,7 +77,7 @@ def predict(likely: Likelihood, logs: Array, N: Array, D: Array) -> tuple[Predic
             _straight(value, np.sqrt(spread * leverage), dof, linear),
             _straight(value, np.sqrt(spread * leverage + variance), dof_new, linear),
         )
-    # the curve moves by half of its pseudo-observation where the weight is 1/leverage
+    # at weight 1/leverage, the curve moves by half of its pseudo-observation
     width = 2.0 * np.sqrt(spread * leverage) * reach
     _, rise, _, curves = _paths(likely, problem, theta, here, value, 1.0 / leverage, width)
     width = np.sqrt(variance + spread * leverage) * reach
@@ -92,7 +92,7 @@ def predict(likely: Likelihood, logs: Array, N: Array, D: Array) -> tuple[Predic
 
 
 def _straight(value: Array, deviation: Array, dof: Array, linear: bool) -> Predictive:
-    """The distributions about values (places,) of these standard deviations, in log loss, or in the loss if `linear`."""
+    """Distributions around values (places,) with these standard deviations, in log loss, or in the loss if `linear`."""
     reach = 1.3 * stats.t.ppf(0.995, dof)[:, None] * _NODES
     change = deviation[:, None] * reach
     logs = np.log(np.maximum(value[:, None] + change, TINY)) if linear else np.log(value)[:, None] + change
@@ -109,7 +109,7 @@ def _paths(
     """Refit with a pseudo-observation at each node of each place.
 
     Returns:
-        The pseudo-observations, the rise of the sum of squares without and with them, and the curve's value there,
+        The pseudo-observations, the increase in the sum of squares without and with them, and the curve's value there,
         each (places, nodes).
     """
     parts = []
@@ -123,7 +123,7 @@ def _paths(
 def _some_paths(
     likely: Likelihood, problem: Problem, theta: Array, here: Array, value: Array, weight: Array, width: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """As `_paths`, of a few places: every problem has the points of all of them, with weight zero but for its own."""
+    """`_paths` for a few places: every problem has the points of all places, with weight zero except its own."""
     places, nodes, m = here.shape[1], len(_NODES), problem.logs.shape[1]
     change = width[:, None] * _NODES
     linear = likely.fitted.objective == "linear"

@@ -1,4 +1,4 @@
-"""Profile likelihood: how far a parameter may be from its estimate before the sum of squares tells."""
+"""Profile likelihood: how far a parameter may be from its estimate before the fit becomes significantly worse."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Interval = tuple[float, float]
 """(low, high); an end that does not exist is 0, −inf or inf."""
 
 _TOLERANCE = 1e-9
-_CLOSE = 2e-3  # an end of an interval is exact to this share of its distance in t
-_GROWTH = 4.0  # a search for an end extends its reach by this at most
+_CLOSE = 2e-3  # relative precision of an interval's end, in t
+_GROWTH = 4.0  # maximum factor by which a search for an end extends its reach
 _EXPANSIONS, _ROUNDS = 14, 30
 
 
 def parameter_intervals(likely: Likelihood, level: float) -> dict[str, Interval]:
     """Profile-likelihood intervals of all parameters: where the sum of squares rises by s²·F (Bates & Watts 1988, 6.1).
 
-    An end that a bound or endless flatness keeps from being found is 0 (−inf where negative values are possible) or inf.
+    An end that cannot be found, because of a bound or a flat profile, is 0 (−inf if negative values are possible) or inf.
 
     Args:
-        likely: the sum of squares.
-        level: coverage.
+        likely: The sum of squares.
+        level: Coverage.
     """
     ends = np.empty((len(likely.law.parameters), 2))
     for offsets, places in _frames(likely):
@@ -38,7 +38,7 @@ def parameter_intervals(likely: Likelihood, level: float) -> dict[str, Interval]
 
 
 def profile_rise(likely: Likelihood, parameter: str, values: Array) -> Array:
-    """Signed roots t of the rise of the sum of squares, (k,), with a parameter held at each of the values (k,).
+    """Signed roots t of the increase in the sum of squares, (k,), with a parameter held at each of the values (k,).
 
     The parameter's interval is where |t| is below Student's quantile for `likely.dof` degrees of freedom.
     """
@@ -51,7 +51,7 @@ def profile_rise(likely: Likelihood, parameter: str, values: Array) -> Array:
 
 
 def _frames(likely: Likelihood) -> list[tuple[Array, list[int]]]:
-    """Offsets (v,) in which parameters are profiled, with the places of those parameters.
+    """Offsets (v,) of the frames in which parameters are profiled, with the indices of those parameters.
 
     All variables are centred except those whose origin a parameter depends on, such as N for the amplitude A.
     """
@@ -68,14 +68,14 @@ def _frames(likely: Likelihood) -> list[tuple[Array, list[int]]]:
 
 
 class _Search:
-    """The search for both ends of several parameters' intervals at once, in one frame."""
+    """Simultaneous search for both ends of several parameters' intervals, in one frame."""
 
     def __init__(self, likely: Likelihood, offsets: Array, places: list[int]) -> None:
         law = likely.law
         middle, centred = frame(likely)
         self.theta = law.shifted(likely.fitted.theta, -offsets)
         with np.errstate(divide="ignore", invalid="ignore"):
-            scale = np.where(centred != 0, self.theta / centred, 1.0)  # bounds hold for centred variables
+            scale = np.where(centred != 0, self.theta / centred, 1.0)  # bounds apply to centred variables
         self.lower, self.upper = np.array(law.lower) * scale, np.array(law.upper)
         self.upper = np.where(np.isfinite(self.upper), self.upper * scale, np.inf)
         law = replace(law, lower=tuple(self.lower), upper=tuple(self.upper))
@@ -90,7 +90,7 @@ class _Search:
         self.log = np.any(offsets != middle) and np.all(self.theta[places] > 0)
 
     def rise(self, which: NDArray[np.intp], values: Array, start: Array | None = None) -> tuple[Array, Array]:
-        """sqrt of the rise over its variance (k,), and the parameters (k, p), with places[which] at the values (k,)."""
+        """Root of the increase over its variance (k,), and the parameters (k, p), with places[which] at `values`."""
         place = self.places[which]
         start = np.repeat(self.theta[None], len(place), axis=0) if start is None else start.copy()
         rows = np.arange(len(place))
@@ -106,7 +106,7 @@ class _Search:
         return np.sqrt(rise / np.maximum(self.spread[place], TINY)), found.theta
 
     def ends(self, level: float) -> Array:
-        """Low and high of each parameter, (places, 2)."""
+        """Low and high end for each parameter, (places, 2)."""
         count = len(self.places)
         which, side = np.tile(np.arange(count), 2), np.repeat([-1.0, 1.0], count)
         place = self.places[which]
@@ -118,7 +118,7 @@ class _Search:
         width = np.clip(width / middle, 0.05, 2.0) if self.log else width
         with np.errstate(divide="ignore"):
             stop = np.abs(to(np.where(side < 0, self.lower[place], self.upper[place])) - to(middle))
-        # distances from the estimate: `inside` the interval, `outside` of it once found, and the next to try
+        # distances from the estimate: `inside` the interval, `outside` it once found, and the next to try
         inside, t_inside = np.zeros(2 * count), np.zeros(2 * count)
         outside, t_outside = np.full(2 * count, np.inf), np.full(2 * count, np.inf)
         distance, open_end, active = np.minimum(width, stop), stop <= 0, stop > 0
@@ -142,7 +142,7 @@ class _Search:
                 between = inside + np.clip(share, 0.1, 0.9) * (outside - inside)
             following = np.where(unbracketed, np.minimum(inside * reach, stop), between)
             distance = np.where(active, following, distance)
-        floor = np.array([name == "E" for name in self.likely.law.parameters])[place]  # it may be bounded by physics
+        floor = np.array([name == "E" for name in self.likely.law.parameters])[place]  # E may have a physical bound
         lowest = np.where(floor, self.lower[place], np.where(self.lower[place] < 0, -np.inf, 0.0))
         natural = np.where(side > 0, np.inf, lowest)
         found = np.where(open_end, natural, back(to(middle) + side * np.where(open_end, 0.0, distance)))

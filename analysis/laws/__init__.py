@@ -24,7 +24,7 @@ _CURVES = (M1, M2, M3, M4, BNSL)
 LAWS: dict[str, Law] = {law.name: law for law in (*_SURFACES, DATA_CONSTRAINED, *_CURVES)}
 
 SELECTABLE = tuple(law.name for law in _SURFACES)
-"""The forms over (N, D) that compete where the samples seen are not known."""
+"""The forms over (N, D) that compete if the samples seen are unknown."""
 
 SURFACES = (*SELECTABLE, DATA_CONSTRAINED.name)
 """All forms over (N, D)."""

@@ -1,4 +1,4 @@
-"""Forms that are sums of terms, each with its own amplitude: Chinchilla and its relatives, and curves of one variable."""
+"""Forms that are sums of terms, each with its own amplitude: Chinchilla and relatives, and curves of one variable."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from analysis.laws.terms import (
 )
 
 Place = tuple[int, list[int]]
-"""Where a term's amplitude and its shape parameters stand in the parameter vector."""
+"""Index of a term's amplitude, and indices of its shape parameters, in the parameter vector."""
 
 
 def _columns(theta: Array, places: list[int]) -> Shape:
-    """The parameters at these places, each (..., 1)."""
+    """The parameters at these indices, each (..., 1)."""
     return tuple(theta[..., at, None] for at in places)
 
 
@@ -125,7 +125,7 @@ NO_FLOOR = additive(
     powers=powers_at(0, 1, 2, 3),
     note="The selected form has no floor, so nothing is irreducible in it.",
 )
-"""The error falls without end."""
+"""The error decreases without limit."""
 
 BROKEN_POWER = additive(
     "broken",
@@ -146,7 +146,7 @@ PLATEAU_IN_DATA = additive(
     PLATEAU,
     note="The irreducible part holds what the plateau in D leaves.",
 )
-"""The error stops falling in D at K, as when a fixed budget of samples seen leaves further spectra unread."""
+"""The error stops decreasing in D at K, as when a fixed budget of samples seen leaves further spectra unread."""
 
 RIDGE = additive(
     "ridge",

@@ -1,4 +1,4 @@
-"""Forms in which capacity and data act together: a power of a sum of powers."""
+"""Forms in which capacity and data interact: a power of a sum of powers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from analysis.laws.law import Array, Law, columns, powers_at
 from analysis.laws.starts import best_of_each_value, mesh, scaled_starts
 from analysis.laws.terms import lower, meaning, sigmoid, softplus, upper
 
-_SMALLEST = 1e-100  # amplitudes and sums below this count as this: it keeps logarithms and their derivatives finite
+_SMALLEST = 1e-100  # lower clip of amplitudes and sums, which keeps logarithms and derivatives finite
 _EXPONENTS = np.geomspace(0.06, 1.8, 8)
 _SHARES = 1 / (1 + np.exp(np.array([-5.0, -2.5, -1.0, 0.0, 1.0, 2.5, 5.0])))
 _GAMMAS = np.array([0.2, 0.4, 0.7, 1.0, 1.6, 3.0])
 _STEEPEST = 10.0
-_LARGEST_LOG = 100.0  # a term above exp of this counts as this: far from any data, where squares would overflow
+_LARGEST_LOG = 100.0  # upper clip of log terms, far from any data, so that squares do not overflow
 
 
 def _logarithm(values: Array) -> Array:
@@ -22,7 +22,7 @@ def _logarithm(values: Array) -> Array:
 
 
 def _kaplan_parts(theta: Array, logs: Array) -> tuple[Array, ...]:
-    """u and v, the logarithms of both summands inside the bracket, the bracket's, and u's share of it."""
+    """u and v, the logarithms of the bracket's two summands; the bracket's logarithm; and u's share of the bracket."""
     _, A, alpha, B, beta = columns(theta)
     u = (_logarithm(A) - alpha * logs[0]) / beta
     v = _logarithm(B) / beta - logs[1]
@@ -40,7 +40,7 @@ def _kaplan_jacobian(theta: Array, logs: Array) -> Array:
     term = np.exp(beta * bracket)
     derivatives = np.empty((*theta.shape, logs.shape[1]))
     derivatives[..., 0, :] = 1.0
-    # term·share/A: in logarithms, since a share may be 0 with A
+    # term·share/A, computed in logarithms, since the share may vanish with A
     derivatives[..., 1, :] = np.exp((beta - 1.0) * bracket + u - _logarithm(A))
     derivatives[..., 2, :] = -term * share * logs[0]
     derivatives[..., 3, :] = np.exp((beta - 1.0) * bracket + v - _logarithm(B))
@@ -59,7 +59,7 @@ def _kaplan_starts(logs: Array, loss: Array) -> Array:
 
 
 def _gamma_sum(theta: Array, logs: Array) -> tuple[Array, ...]:
-    """Both powers at amplitude 1, and the sum of both terms."""
+    """Both powers at unit amplitude, and the sum of both terms."""
     _, A, alpha, B, beta, _ = columns(theta)
     n_power, d_power = np.exp(-alpha * logs[0]), np.exp(-beta * logs[1])
     return n_power, d_power, np.maximum(A * n_power + B * d_power, _SMALLEST)
@@ -87,7 +87,7 @@ def _gamma_jacobian(theta: Array, logs: Array) -> Array:
 
 
 def _gamma_starts(logs: Array, loss: Array) -> Array:
-    # the grid holds the exponents far from the other term, alpha·gamma and beta·gamma, which the points show
+    # the grid is over the apparent exponents alpha·gamma and beta·gamma, far from the other term, which the points show
     grid, index = mesh(_EXPONENTS, _EXPONENTS, _SHARES, _GAMMAS)
     alpha, beta, share, gamma = grid.T
     alpha, beta = np.minimum(alpha / gamma, _STEEPEST), np.minimum(beta / gamma, _STEEPEST)
@@ -119,7 +119,7 @@ def _quadrature_jacobian(theta: Array, logs: Array) -> Array:
 
 
 def _quadrature_starts(logs: Array, loss: Array) -> Array:
-    # squares are linear in the squared floor and, at a given share of both terms, in the square of their amplitude
+    # squares are linear in the squared floor and, for a given share of the two terms, in the squared amplitude
     grid, index = mesh(_EXPONENTS, _EXPONENTS, _SHARES)
     alpha, beta, share = grid.T
     nodes = np.stack([np.zeros_like(share), share, alpha, 1.0 - share, beta], axis=1)
@@ -155,7 +155,7 @@ KAPLAN = Law(
     powers=_kaplan_powers,
     together=True,
 )
-"""With data without end E + A/N^alpha, with a model without limit E + B/D^beta. The paper's N_c is A^(1/alpha), its D_c is
+"""For infinite data E + A/N^alpha, for an infinite model E + B/D^beta. The paper's N_c is A^(1/alpha), its D_c is
 B^(1/beta), its alpha_N and alpha_D are alpha and beta, and its E is 0."""
 
 GAMMA = Law(
@@ -175,7 +175,7 @@ GAMMA = Law(
     powers=powers_at(1, 2, 3, 4),
     together=True,
 )
-"""How sharply the error turns from being limited by capacity to being limited by data. `kaplan` with exponents (alpha, beta)
+"""gamma sets how sharply the error turns from capacity-limited to data-limited. `kaplan` with exponents (alpha, beta)
 is this form with (alpha/beta, 1, gamma = beta)."""
 
 QUADRATURE = Law(
@@ -193,4 +193,4 @@ QUADRATURE = Law(
     powers=powers_at(1, 2, 3, 4),
     together=True,
 )
-"""The error of the noise and that of the model are independent, so that their squares add."""
+"""Noise error and model error are independent, so that their squares add."""

@@ -1,4 +1,4 @@
-"""M4: the curve that leaves the error of an untrained guess before it becomes a power law."""
+"""M4: a curve that starts at the error of an untrained guess and turns into a power law."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _PARAMETERS = ("E", "B", "beta", "E0", "a")
 def _logit(c: Array, a: Array) -> Array:
     """The root t of h(t) = c − softplus(−t) + a softplus(t), by Newton's method.
 
-    h rises; it is concave for a < 1 and convex for a > 1, so that from c + min(t, 0) + a max(t, 0) = 0 the steps go one
-    way and never pass the root: no safeguard is needed.
+    h is increasing, concave for a < 1 and convex for a > 1. Starting from c + min(t, 0) + a max(t, 0) = 0, the steps are
+    therefore monotonic and never pass the root, and no safeguard is needed.
     """
     a = np.maximum(a, 1e-12)
     t = np.where(c >= 0, -c, -c / a)
@@ -31,7 +31,7 @@ def _logit(c: Array, a: Array) -> Array:
 
 
 def _solved(theta: Array, logs: Array) -> tuple[Array, ...]:
-    """The range E0 − E, and the shares of it above the floor and below the guess."""
+    """The range E0 − E, and the fractions of it above the floor and below the guess."""
     E, B, beta, E0, a = columns(theta)
     span = np.maximum(E0 - E, _SMALLEST)
     t = _logit((1.0 - a) * np.log(span) - np.log(np.maximum(B, _SMALLEST)) + beta * logs[0], a)
@@ -53,7 +53,7 @@ def _jacobian(theta: Array, logs: Array) -> Array:
     by_span = a * above / both * (E0 > E)
     derivatives = np.empty((*theta.shape, logs.shape[1]))
     derivatives[..., 0, :] = 1.0 - by_span
-    # by_log_b / B, with above written as B x^-beta (E0 − L)^a / span, since both may be 0
+    # by_log_b / B, with `above` written as B x^-beta (E0 − L)^a / span, since both may be 0
     derivatives[..., 1, :] = np.exp(a * np.log(left) - beta * logs[0]) * below / both
     derivatives[..., 2, :] = -by_log_b * logs[0]
     derivatives[..., 3, :] = by_span
@@ -62,14 +62,14 @@ def _jacobian(theta: Array, logs: Array) -> Array:
 
 
 def _starts(logs: Array, loss: Array) -> Array:
-    # with E, E0 and a given, log(L − E) − a log(E0 − L) = log B − beta log x is a straight line
+    # for given E, E0 and a, log(L − E) − a log(E0 − L) = log B − beta log x is a straight line
     low, high = loss.min(), loss.max()
     floors = low * (1.0 - np.append(np.geomspace(1e-3, 0.5, 9), 1.0))
     guesses = high + (high - low) * np.geomspace(1e-3, 10.0, 9) + 1e-6 * high
     grid, index = mesh(floors, guesses, np.array([0.1, 0.3, 0.6, 1.0, 1.7, 3.0, 5.0]))
     E, E0, a = columns(grid)
     x, height = logs[0], np.log(loss - E) - a * np.log(E0 - loss)
-    weight = (loss / (loss - E) + a * loss / (E0 - loss)) ** -2.0  # so that errors are relative ones of L
+    weight = (loss / (loss - E) + a * loss / (E0 - loss)) ** -2.0  # makes errors relative to L
     weight /= weight.sum(axis=1, keepdims=True)
     middle, level = weight @ x, np.sum(weight * height, axis=1)
     along = x - middle[:, None]
@@ -91,7 +91,8 @@ M4 = Law(
     value=_value,
     jacobian=_jacobian,
     starts=_starts,
-    shifted=M2.shifted,  # the first three parameters move alike
+    shifted=M2.shifted,  # the first three parameters shift alike
 )
-"""The error falls from E0 at small x to E; a = 0 is M2. The paper's eps_inf and eps_0 are our E and E0, its alpha our a, its
-beta our B, and its exponent c our −beta. Where E0 ≤ E the curve is the constant E."""
+"""The error falls from E0 at small x to E; a = 0 is M2. Where E0 ≤ E the curve is the constant E.
+
+The paper's eps_inf and eps_0 are our E and E0, its alpha our a, its beta our B, and its exponent c our −beta."""

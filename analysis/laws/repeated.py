@@ -10,7 +10,7 @@ from analysis.laws.starts import best_of_each_value, mesh, scaled_starts
 from analysis.laws.terms import lower, meaning, upper
 
 _SMALLEST = 1e-100
-_FARTHEST = 50.0  # log(N / U_N) and log(S / U) count up to here: what exceeds it adds nothing
+_FARTHEST = 50.0  # upper clip of log(N / U_N) and log(S / U): beyond it nothing changes
 _EXPONENTS = np.geomspace(0.06, 1.8, 6)
 _REPEATS = np.array([0.3, 3.0, 30.0])
 _PARAMETERS = ("E", "A", "alpha", "B", "beta", "r_D", "r_N")
@@ -68,7 +68,7 @@ def _jacobian(theta: Array, logs: Array) -> Array:
     derivatives[..., 0, :] = 1.0
     derivatives[..., 1, :] = n_power - n_power * follows
     derivatives[..., 2, :] = -A * n_power * n_eff + by_n_eff * follows * (1.0 / alpha - best) / alpha
-    # by_n_eff·follows·(−1/(alpha B)), where B may be 0 and nothing follows
+    # by_n_eff·follows·(−1/(alpha B)); B may be 0, and then `follows` is 0 too
     derivatives[..., 3, :] = d_power + A * n_power * follows / np.maximum(B, _SMALLEST)
     derivatives[..., 4, :] = -B * d_power * d_eff + by_n_eff * follows * (U - 1.0 / beta) / alpha
     derivatives[..., 5, :] = by_d_eff * d_r_D
@@ -77,7 +77,7 @@ def _jacobian(theta: Array, logs: Array) -> Array:
 
 
 def _starts(logs: Array, loss: Array) -> Array:
-    # the grid holds log N_opt at the middle of the data, which gives A/B; both amplitudes then scale together
+    # the grid is over log N_opt at the middle of the data, which fixes A/B; both amplitudes then scale together
     N, D, S = logs
     middle = np.minimum(D, S).mean()
     sizes = np.linspace(N.min() - 1.0, N.max() + 1.0, 6)
@@ -114,6 +114,6 @@ DATA_CONSTRAINED = Law(
     shifted=_shifted,
     note="Repetition is what seeing the same spectra again costs, against as many samples of new ones.",
 )
-"""Repeated spectra, and parameters beyond the best size for the unique spectra, count for less and less. The paper's
-total data D, unique data U_D, R*_D and R*_N are our S, U, r_D and r_N. D and S have one unit, and `logs` must keep their
-difference."""
+"""Repeated spectra, and parameters beyond the optimal size for the unique spectra, have diminishing value. The paper's
+total data D, unique data U_D, R*_D and R*_N are our S, U, r_D and r_N. D and S have the same unit, and `logs` must keep
+their difference."""

@@ -1,4 +1,4 @@
-"""Where to begin a search: amplitudes solved exactly on a grid of the other parameters (variable projection)."""
+"""Starting points for a fit: amplitudes solved exactly on a grid of the other parameters (variable projection)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _RIDGE = 1e-13
 
 
 def separable_starts(terms: Sequence[Term], names: Sequence[str], logs: Array, loss: Array) -> Array:
-    """Starts for a sum of terms, which is linear in the amplitudes once the shape parameters are given.
+    """Starting points for a sum of terms, which is linear in the amplitudes for given shape parameters.
 
-    At every node of the grid of shape parameters the non-negative amplitudes that minimise the relative squared error
-    are found exactly (Golub & Pereyra 1973). Products of columns are formed once for each pair of terms' own grids,
-    not once for each node.
+    At every node of the grid of shape parameters, the non-negative amplitudes that minimise the relative squared error
+    are computed exactly (Golub & Pereyra 1973). Products of columns are computed once per pair of the terms' own grids,
+    not once per node.
 
     Args:
-        terms: at most four.
-        names: of the law's parameters, in order.
-        logs: centred, (v, n).
-        loss: (n,).
+        terms: At most four terms.
+        names: Names of the law's parameters, in order.
+        logs: Centred logarithms, (v, n).
+        loss: The loss, (n,).
 
     Returns:
         Parameter vectors (k, p), the best first.
@@ -65,12 +65,12 @@ def scaled_starts(shapes: Array, loss: Array) -> tuple[Array, Array]:
 def nonnegative_least_squares(gram: Array, moment: Array, whole: float) -> tuple[Array, Array]:
     """Minimise |Σ_j x_j column_j − target|² over x ≥ 0, for many sets of columns at once.
 
-    Exact: with few columns every set of active columns is solved and the best feasible one taken.
+    Exact: with few columns, every active set is solved and the best feasible solution is chosen.
 
     Args:
-        gram: products of the columns with each other, (k, m, m), m at most about four.
-        moment: products of the columns with the target, (k, m).
-        whole: the target's with itself.
+        gram: Gram matrices of the columns, (k, m, m), m at most about four.
+        moment: Products of the columns with the target, (k, m).
+        whole: Squared norm of the target.
 
     Returns:
         Squared error (k,) and x (k, m).
@@ -91,7 +91,7 @@ def nonnegative_least_squares(gram: Array, moment: Array, whole: float) -> tuple
 
 
 def mesh(*axes: Array) -> tuple[Array, NDArray[np.intp]]:
-    """Every combination of the axes' values: the values (k, m), and their numbers on each axis (k, m)."""
+    """Every combination of the axes' values: the values (k, m), and their indices on each axis (k, m)."""
     if not axes:
         return np.zeros((1, 0)), np.zeros((1, 0), int)
     sizes = tuple(len(axis) for axis in axes)
@@ -100,7 +100,7 @@ def mesh(*axes: Array) -> tuple[Array, NDArray[np.intp]]:
 
 
 def best_of_each_value(nodes: Array, cost: Array, keys: NDArray[np.generic]) -> Array:
-    """The best node (k', p) for every value of each column of `keys` (k, m), the best first, none twice."""
+    """The best node (k', p) for every value of each column of `keys` (k, m), sorted by cost, without duplicates."""
     order = np.argsort(cost, kind="stable")
     chosen: set[int] = set()
     for column in keys[order].T:

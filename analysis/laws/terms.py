@@ -1,4 +1,4 @@
-"""What laws are made of: the parameters, and the terms that are linear in an amplitude."""
+"""Building blocks of laws: the parameters, and the terms that are linear in an amplitude."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from analysis.laws.law import LARGEST_EXPONENT, SMALLEST_EXPONENT, Array
 
 SHARPNESS = 4.0
-"""How sudden the break of `broken` and `plateau` is: the bend takes about a factor 3 in D."""
+"""Sharpness of the break of `broken` and `plateau`: the bend extends over about a factor 3 in D."""
 
 _EXPONENT = (SMALLEST_EXPONENT, LARGEST_EXPONENT)
 _AMPLITUDE = (0.0, np.inf)
-_PLACE = (1e-4, 1e4)  # of a break, relative to the geometric mean of the variable
+_PLACE = (1e-4, 1e4)  # position of a break, relative to the geometric mean of the variable
 _REPEATS = (1e-2, 1e4)
 
 PARAMETERS: dict[str, tuple[str, tuple[float, float]]] = {
@@ -36,14 +36,14 @@ PARAMETERS: dict[str, tuple[str, tuple[float, float]]] = {
     "c": ("how much larger the exponent is beyond the break", (-LARGEST_EXPONENT, LARGEST_EXPONENT)),
     "f": ("width of the break, in log x", (0.05, 3.0)),
 }
-"""Every parameter of every form: its meaning, and its bounds for variables divided by their geometric means."""
+"""All parameters of all forms: meaning, and bounds for variables divided by their geometric means."""
 
 AMPLITUDES = tuple(name for name, (_, bounds) in PARAMETERS.items() if bounds is _AMPLITUDE)
 """Parameters in the unit of the loss; all others are of order one."""
 
 
 def meaning(names: Iterable[str]) -> dict[str, str]:
-    """What each parameter stands for."""
+    """The meaning of each parameter."""
     return {name: PARAMETERS[name][0] for name in names}
 
 
@@ -68,13 +68,13 @@ class Term:
     """One summand: an amplitude times exp(log), where log depends on the shape parameters and the variables.
 
     Attributes:
-        amplitude: name of the amplitude.
-        shape: names of the other parameters.
+        amplitude: Name of the amplitude.
+        shape: Names of the other parameters.
         log: (shape parameters (..., 1), logs (v, n)) -> logarithm of the term at amplitude 1, (..., n).
-        slopes: the same arguments -> its derivative by each shape parameter, broadcastable to (..., n).
-        moved: (shape parameters (...), offsets (v,)) -> logarithm of the factor of the amplitude, and the shape
+        slopes: The same arguments -> its derivatives with respect to each shape parameter, broadcastable to (..., n).
+        moved: (shape parameters (...), offsets (v,)) -> logarithm of the factor on the amplitude, and the shape
             parameters, of the same curve over logs + offsets.
-        grid: centred logs -> the values from which a search starts, of each shape parameter.
+        grid: Centred logs -> starting values of each shape parameter.
     """
 
     amplitude: str
@@ -96,7 +96,7 @@ CONSTANT = Term(
 
 
 def power(amplitude: str, exponent: str, axis: int) -> Term:
-    """amplitude / v^exponent, of the variable number `axis`."""
+    """amplitude / v^exponent, for the variable with index `axis`."""
     return Term(
         amplitude=amplitude,
         shape=(exponent,),
@@ -118,7 +118,7 @@ def sigmoid(z: Array) -> Array:
 
 
 def _inside(logs: Array) -> Array:
-    """Places for a break: away from the ends of the data, relative to their geometric mean."""
+    """Candidate positions of a break: away from the ends of the data, relative to their geometric mean."""
     return np.exp(np.linspace(logs.min(), logs.max(), 10)[1:-1])
 
 

@@ -1,1 +1,1 @@
-"""The input: checked points from any table, the best trial of each cell of a results table, and what runs cost."""
+"""The input of fits: validated points from any table, the best trial of each cell, and the costs of runs."""

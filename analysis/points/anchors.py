@@ -1,4 +1,4 @@
-"""Anchors: scores of models from elsewhere on a study's own test spectra, shown beside its results and never fitted."""
+"""Anchors: scores of external models on a study's test spectra, shown beside its results but never fitted."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from scaling.parse import Amount, Count, MaybeNaN, Name, Positive, parse, parse_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """One such score, as `scaling evaluate --anchor` keeps it.
+    """One anchor, as stored by `scaling evaluate --anchor`.
 
     Attributes:
-        name: of the model.
-        label: what it predicts.
-        num_params: its N.
-        num_spectra: its D.
-        test_mae_dex: its MAE on the study's test spectra.
-        test_mae_sem_dex: the standard error of that over the finite number of spectra.
-        test_mae_z: the MAE in standard deviations of its own training labels.
-        test_r2: its R² on the same.
-        num_test: how many they are.
-        eval_pin: identifies them and their noise, as in the rows.
+        name: The model's name.
+        label: The predicted label.
+        num_params: Its N.
+        num_spectra: Its D.
+        test_mae_dex: Its MAE on the study's test spectra.
+        test_mae_sem_dex: Standard error of the MAE over the finite number of spectra.
+        test_mae_z: The MAE in standard deviations of its own training labels.
+        test_r2: Its R² on the same spectra.
+        num_test: Number of test spectra.
+        eval_pin: Identifies the test spectra and their noise, as in the rows.
     """
 
     name: Name
@@ -41,10 +41,10 @@ class Anchor:
 
 
 def parse_anchor(content: bytes | str, place: str) -> Anchor:
-    """Read what `scaling evaluate --anchor` wrote; `place` is where, for messages.
+    """Parse the output of `scaling evaluate --anchor`; `place` is its location, for messages.
 
     Raises:
-        UserError: if it is not that.
+        UserError: It is not an anchor.
     """
     remedy = "make the anchor again with `scaling evaluate --anchor`, or remove it"
     fields = parse_object(content, place, remedy)
@@ -52,10 +52,10 @@ def parse_anchor(content: bytes | str, place: str) -> Anchor:
 
 
 def require_same_evaluation(rows: pd.DataFrame, anchors: Sequence[Anchor]) -> None:
-    """See that anchors were scored on the rows' own test spectra, noise and label.
+    """Check that anchors were scored on the rows' own test spectra, noise and label.
 
     Raises:
-        UserError: if one was not.
+        UserError: An anchor was not.
     """
     for anchor in anchors:
         for column, value in (("eval_pin", anchor.eval_pin), ("label", anchor.label)):

@@ -1,4 +1,4 @@
-"""Results of shorter budgets, which warm-up-stable-decay runs give on their way: apart from those of whole budgets."""
+"""Results of shorter budgets, from branches of warm-up-stable-decay runs, separated from those of whole budgets."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _TRIAL = ["study", "trial"]
 
 
 def whole_budgets(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of whole budgets, whose `device_seconds` then hold those of the trial's branches too: what a trial cost.
+    """The rows of whole budgets; their `device_seconds` include the trial's branches, so that they are its total cost.
 
     Raises:
-        UserError: if columns are missing.
+        UserError: Columns are missing.
     """
     require_columns(rows)
     spent = rows.drop_duplicates().groupby(_TRIAL)["device_seconds"].sum(min_count=1)
@@ -27,13 +27,13 @@ def whole_budgets(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def shorter_budgets(rows: pd.DataFrame) -> dict[str, Any] | None:
-    """What each share of the budget gives, over the cells that have a result of every share; None without branches.
+    """The results of each budget share, over the cells that have a result for every share; None without branches.
 
     Returns:
-        `cells`, how many there are, and `lines`, one a share: `share`, `samples` ([fewest, most] seen), `error` (mean
-        over the cells, in the measure's unit), `above` (geometric mean of the error over that of the whole budget,
-        less 1) with its standard error over the cells `sem` (None for a single cell), `hours` (of devices, of all
-        trials, without what they share with a shorter budget).
+        `cells`, the number of such cells, and `lines`, one per share: `share`, `samples` ([min, max] seen), `error` (mean
+        over the cells, in the measure's unit), `above` (geometric mean of the error relative to that at the whole budget,
+        minus 1) with its standard error over the cells `sem` (None for a single cell), `hours` (device-hours of all
+        trials, excluding what they share with a shorter budget).
     """
     if (rows["budget_share"] == 1).all():
         return None

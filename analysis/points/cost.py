@@ -1,4 +1,4 @@
-"""What a run costs: training compute as a function of N and D."""
+"""The cost of a run: training compute as a function of N and D."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Cost:
     """Training compute, C = flops_per_param_sample · N · epochs · D.
 
     Attributes:
-        flops_per_param_sample: floating-point operations for each parameter and sample seen; NaN where compute does
-            not depend on D.
-        words: where it comes from, or why there is none.
-        epochs: how often each sample is seen.
+        flops_per_param_sample: Floating-point operations per parameter and sample seen; NaN where compute does not
+            depend on D.
+        words: The origin of the cost, or why it is undefined.
+        epochs: Number of passes over the samples.
     """
 
     flops_per_param_sample: float
@@ -44,9 +44,9 @@ SIX_N_D = Cost(
 
 
 def study_cost(cells: pd.DataFrame) -> Cost:
-    """The cost of a run in a study of ours, from `train_flops` of its cells.
+    """The cost of a run in one of this project's studies, from `train_flops` of its cells.
 
-    Undefined where the budget is a number of samples: every cell then trains equally long whatever its D.
+    Undefined where the budget is a number of samples: every cell then trains equally long, whatever its D.
     """
     kinds = sorted(cells["budget"].astype(str).unique())
     if kinds != ["epochs"]:

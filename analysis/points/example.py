@@ -1,4 +1,4 @@
-"""A made-up results table, so that the notebooks, the report and the figures can be tried before a study has run."""
+"""A synthetic results table for trying out the notebooks, the report and the figures before a study has run."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _BINS = (2.0, 4.0, 6.0, 9.0, 13.0, 20.0)
 
 
 def example_rows(*, seed: int = 0) -> pd.DataFrame:
-    """The results of a study that never ran: its errors follow `LAW` with scatter, its largest N and D are held out.
+    """Synthetic results of a study: errors follow `LAW` with scatter; the largest N and D are held out.
 
     Every name in it says "example". Do not publish its numbers.
 
     Args:
-        seed: of the scatter.
+        seed: Seed of the scatter.
 
     Returns:
         A table of `scaling.results.Row`: 5 sizes × 6 numbers of spectra × 2 seeds × 4 learning rates.
@@ -102,7 +102,7 @@ def _row(rung: int, N: int, D: int, seed: int, cell: str, trial: str, rate: floa
 
 
 def _by_snr(mae: float) -> str:
-    """Errors that fall with signal to noise, with their mean at `mae`."""
+    """Errors that decrease with signal to noise and have mean `mae`."""
     edges = list(itertools.pairwise(_BINS))
     shape = np.array([(low * high) ** -0.4 for low, high in edges])
     errors = mae * shape / shape.mean()

@@ -14,7 +14,7 @@ from scaling.errors import UserError
 from scaling.parse import Positive, parse, parse_object
 
 LEVEL = 1.645
-"""The floor of a law may lie this many standard errors below the limit: 95 % of normal errors are smaller."""
+"""Number of standard errors by which a law's floor may lie below the limit: one-sided 95 % for normal errors."""
 
 BIN = ["low", "high", "count", "mae_dex", "rmse_dex"]
 REMEDY = "make the limit again with `scaling limit --json`, or remove it"
@@ -29,18 +29,18 @@ def _bins(lines: Any) -> pd.DataFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """The smallest errors that the test spectra allow, as `scaling limit` writes them. Units are those of the label.
+    """The smallest errors achievable on the test spectra, as written by `scaling limit`, in units of the label.
 
     Attributes:
-        label: what is estimated.
-        noise_level: what multiplies the spectra's errors.
-        eval_pin: the rows' `eval_pin` that the limit is for, or "" where it is not known.
+        label: The estimated label.
+        noise_level: Factor on the spectra's errors.
+        eval_pin: The rows' `eval_pin` that the limit is for, or "" if unknown.
         mae_dex: MAE of an optimal estimator, over all test spectra.
-        rmse_dex: its root mean square error.
-        guess_mae_dex: MAE of always answering the middle of the label's range.
-        by_snr: a row a bin of signal to noise: low, high, count, mae_dex, rmse_dex.
-        assumes: what the limit assumes, in words.
-        mae_sem_dex: standard error of `mae_dex` from the finite number of spectra; 0 where it is not known.
+        rmse_dex: Its root mean square error.
+        guess_mae_dex: MAE of always predicting the middle of the label's range.
+        by_snr: One row per bin of signal to noise: low, high, count, mae_dex, rmse_dex.
+        assumes: The assumptions of the limit, as text.
+        mae_sem_dex: Standard error of `mae_dex` from the finite number of spectra; 0 if unknown.
     """
 
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
@@ -57,10 +57,10 @@ class Limit:
 
 
 def read_limit(path: str | Path) -> Limit:
-    """Read what `scaling limit --json` wrote, or a study keeps as `limit.json`.
+    """Read the output of `scaling limit --json`, or a study's `limit.json`.
 
     Raises:
-        UserError: if it is not such a file.
+        UserError: It is not such a file.
     """
     try:
         return parse_limit(Path(path).read_bytes(), str(path))
@@ -69,24 +69,24 @@ def read_limit(path: str | Path) -> Limit:
 
 
 def parse_limit(content: bytes, place: str) -> Limit:
-    """The same from a file's content; `place` is where, for messages.
+    """Parse a limit from a file's content; `place` is its location, for messages.
 
     Raises:
-        UserError: if it is not that.
+        UserError: It is not a limit.
     """
     fields = {"eval_pin": "", **parse_object(content, place, REMEDY)}
     return parse(Limit, {name: fields[name] for name in Limit.__dataclass_fields__ if name in fields}, place, REMEDY)
 
 
 def law_floor(limit: Limit, errors: pd.Series, sem: pd.Series) -> float:
-    """The smallest floor that a law of these cells may have, in dex: the limit less what chance makes of it.
+    """The lower bound on a law's floor for these cells, in dex: the limit minus an allowance for chance.
 
-    The limit is an average over the noise and over its spectra; the cells' errors are those of one finite test set.
+    The limit is an average over the noise and over its spectra, whereas the cells' errors are from one finite test set.
 
     Args:
-        limit: of the same test spectra.
-        errors: test MAE of each cell, in dex.
-        sem: its standard error from the finite test set.
+        limit: The limit of the same test spectra.
+        errors: Test MAE of each cell, in dex.
+        sem: Its standard error from the finite test set.
     """
     of_set = float(np.nanmedian((sem / errors) ** 2)) if sem.notna().any() else 0.0
     relative = np.sqrt(of_set + (limit.mae_sem_dex / limit.mae_dex) ** 2)
@@ -94,10 +94,10 @@ def law_floor(limit: Limit, errors: pd.Series, sem: pd.Series) -> float:
 
 
 def require_same_spectra(cells: pd.DataFrame, limit: Limit | None) -> None:
-    """Refuse a limit of another label or of other test spectra than the cells.
+    """Check that a limit is for the same label and test spectra as the cells.
 
     Raises:
-        UserError: It is one.
+        UserError: It is not.
     """
     if limit is None:
         return

@@ -1,4 +1,4 @@
-"""The input of a fit: checked points, from the named columns of any table."""
+"""The input of a fit: validated points from named columns of any table."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from analysis.laws import Array
 from scaling.errors import UserError
 
 MIN_DISTINCT = 3
-"""Fewest distinct values of N, and of D, that determine a curve with a floor."""
+"""Minimum number of distinct values of N, and of D, that determine a curve with a floor."""
 
 RISING = 0.5
-"""A loss whose rank correlation with N·D is above this is none."""
+"""Maximum rank correlation of a loss with N·D; a column that rises more is not a loss."""
 
 COLLINEAR = 0.99
-"""Correlation of log N and log D, of either sign, above which no fit separates their terms."""
+"""Absolute correlation of log N and log D above which no fit can separate their terms."""
 
 SMALLEST, LARGEST = 1e-100, 1e100
-"""Numbers outside are refused: powers of them leave the range of floating point."""
+"""Range of accepted numbers; powers of others would leave the floating-point range."""
 
 MIN_CELLS = {"ND": 6, "N": 4, "D": 4}
-"""Fewest distinct cells, by the axes that vary: two more than the parameters of the smallest form."""
+"""Minimum number of distinct cells, by the axes that vary: two more than the parameters of the smallest form."""
 
 _SYNONYMS = {
     "n": ("n", "params", "parameters", "num_params", "n_params", "model_size"),
@@ -36,16 +36,16 @@ _SYNONYMS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Points:
-    """Checked input of a fit.
+    """Validated input of a fit.
 
     Attributes:
-        N: model sizes (n,), positive; ones where the table has none.
-        D: numbers of distinct spectra (n,), positive; ones where the table has none.
-        loss: what is fitted (n,), positive.
-        S: samples seen in training (n,), or None where the table does not say.
-        sem: standard error of each loss from the finite test set (n,), in the loss's unit, or None.
-        warnings: in words.
-        floor: what no law's floor may fall below, in the loss's unit: the information limit, where it is known; else 0.
+        N: Model sizes (n,), positive; ones if the table has none.
+        D: Numbers of distinct spectra (n,), positive; ones if the table has none.
+        loss: The loss to fit (n,), positive.
+        S: Samples seen in training (n,), or None if the table does not have them.
+        sem: Standard error of each loss from the finite test set (n,), in the loss's unit, or None.
+        warnings: Warnings, as text.
+        floor: Lower bound on every law's floor, in the loss's unit: the information limit if known, else 0.
     """
 
     N: Array
@@ -66,19 +66,19 @@ class Points:
 
     @property
     def samples_vary(self) -> bool:
-        """Whether a forecast must name its samples seen: neither their number nor that of epochs is the same in all runs."""
+        """Whether a forecast must specify its samples seen, as neither they nor the epochs are equal for all runs."""
         return self.S is not None and bool(min(np.ptp(self.S), np.ptp(self.S / self.D)) > 0)
 
     @property
     def collinear(self) -> bool:
-        """Whether N and D both vary and move together, as where D is always 20 N: no fit then tells their terms apart."""
+        """Whether N and D both vary but move together, as with D = 20 N: no fit can then separate their terms."""
         if self.axis != "ND":
             return False
         return bool(abs(np.corrcoef(np.log(self.N), np.log(self.D))[0, 1]) > COLLINEAR)
 
     @property
     def groups(self) -> NDArray[np.intp]:
-        """The number of each run's cell (n,): runs of one cell share N, D and S."""
+        """The cell number of each run (n,): runs of one cell share N, D and S."""
         places = np.stack([self.N, self.D] + ([] if self.S is None else [self.S]))
         return np.unique(places, axis=1, return_inverse=True)[1].ravel()
 
@@ -86,7 +86,7 @@ class Points:
         """The natural logarithms (v, n) of a law's variables.
 
         Raises:
-            UserError: if a variable is not in the table, or a curve of one variable is asked for where both vary.
+            UserError: A variable is missing from the table, or a curve of one variable is requested where both vary.
         """
         if variables == ("x",):
             if self.axis == "ND":
@@ -99,16 +99,16 @@ class Points:
         return np.log(np.stack([getattr(self, name) for name in variables]))
 
     def take(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> Points:
-        """The points chosen by a mask or by numbers."""
+        """Select points by a mask or by indices."""
         S, sem = (None if each is None else each[chosen] for each in (self.S, self.sem))
         return replace(self, N=self.N[chosen], D=self.D[chosen], loss=self.loss[chosen], S=S, sem=sem)
 
 
 def column_names(frame: pd.DataFrame, n: str | None, d: str | None, loss: str | None) -> dict[str, str | None]:
-    """The columns "n", "d" and "loss": as given, else by their usual names in any case; None where there is none.
+    """The columns "n", "d" and "loss": as given, else by their usual names in any case; None if there is none.
 
     Raises:
-        UserError: if there is no column of the loss, or neither of N and D.
+        UserError: There is no loss column, or neither N nor D.
     """
     known = {str(column).lower(): str(column) for column in reversed(frame.columns)}
     found = {}
@@ -131,19 +131,19 @@ def points_from_columns(
 ) -> Points:
     """Points from named columns of any table.
 
-    Rows that repeat another exactly, in these columns and in a column "seed" if there is one, are copies, not new
+    Rows that exactly repeat another in these columns, and in a column "seed" if there is one, are copies rather than new
     runs: they count once, with a warning.
 
     Args:
-        frame: the table.
-        n: name of the column of model sizes; None if all runs have the same.
-        d: name of the column of data sizes; None if all runs have the same.
-        loss: name of the column that is fitted.
-        samples_seen: name of the column of samples seen in training.
-        sem: name of the column of the standard error of each loss.
+        frame: The table.
+        n: Name of the column of model sizes; None if all runs have the same.
+        d: Name of the column of data sizes; None if all runs have the same.
+        loss: Name of the column to fit.
+        samples_seen: Name of the column of samples seen in training.
+        sem: Name of the column of the standard error of each loss.
 
     Raises:
-        UserError: if a column is missing, not numeric, NaN or not positive, or there are too few distinct sizes.
+        UserError: A column is missing, not numeric, NaN or not positive, or there are too few distinct sizes.
     """
     named = {"N": n, "D": d, "loss": loss, "S": samples_seen, "sem": sem}
     given = [column for column in named.values() if column is not None]
@@ -189,7 +189,7 @@ def _positive(frame: pd.DataFrame, column: str) -> Array:
 
 
 def _copies(frame: pd.DataFrame, values: dict[str, Array]) -> NDArray[np.bool_]:
-    """Which rows repeat an earlier one in all these values, and in the columns "seed" and "study" of the table."""
+    """Mask of rows that repeat an earlier one in all these values and in columns "seed" and "study" of the table."""
     identity = pd.DataFrame(values)
     for column in frame.columns:
         if str(column).lower() in ("seed", "study"):
@@ -198,10 +198,10 @@ def _copies(frame: pd.DataFrame, values: dict[str, Array]) -> NDArray[np.bool_]:
 
 
 def require_falling(points: Points, column: str) -> None:
-    """Refuse what rises with size, such as an accuracy: a law of an error would fit it as a constant.
+    """Reject a column that rises with size, such as an accuracy: a law of an error would fit it as a constant.
 
     Raises:
-        UserError: It does, in rank.
+        UserError: It rises, by rank correlation.
     """
     size = points.N * points.D
     if np.ptp(size) == 0 or np.ptp(points.loss) == 0:
@@ -215,13 +215,13 @@ def require_falling(points: Points, column: str) -> None:
 
 
 def large_enough(points: Points) -> bool:
-    """Whether there are as many sizes and cells as `points_from_columns` asks for."""
+    """Whether there are as many sizes and cells as `points_from_columns` requires."""
     sizes = [len(np.unique(getattr(points, name))) for name in points.axis]
     return bool(sizes) and min(sizes) >= MIN_DISTINCT and len(np.unique(points.groups)) >= MIN_CELLS[points.axis]
 
 
 def _check_sizes(points: Points, columns: dict[str, str]) -> None:
-    """Refuse too few sizes or cells; warn of short ranges."""
+    """Reject too few sizes or cells; warn about short ranges."""
     if not points.axis:
         raise UserError("table: neither N nor D varies; a law needs at least three sizes of one of them")
     for name in points.axis:

@@ -1,4 +1,4 @@
-"""From the rows of a study to points: the best trial of each cell, and what was left out and why."""
+"""Points from the rows of a study: the best trial of each cell, and the excluded trials with reasons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scaling.errors import UserError
 from scaling.results import ERROR_RATE, Measure, measure_of
 
 CELL = ["study", "family", "rung", "num_params", "num_spectra", "seed", "budget_share"]
-"""The columns that identify a cell; results of a share of the budget are cells of their own (`analysis.points.branches`)."""
+"""Columns that identify a cell; results at a share of the budget are separate cells (`analysis.points.branches`)."""
 
 _RULES = (
     ("eval_pin", "scored on different spectra or noise"),
@@ -26,13 +26,13 @@ _RULES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellTable:
-    """What `best_trials` makes of a table of rows.
+    """Result of `best_trials`.
 
     Attributes:
-        cells: one row a cell: all columns of its best trial, with `trials` (finished trials), `learning_rates`
+        cells: One row per cell: all columns of its best trial, with `trials` (finished trials), `learning_rates`
             (distinct ones among them) and `edge_of_search` ("smallest", "largest" or "").
-        exclusions: the trials that were not used, with `reason` in words.
-        warnings: what to know about the table, in words.
+        exclusions: The unused trials, with a `reason` as text.
+        warnings: Warnings about the table, as text.
     """
 
     cells: pd.DataFrame
@@ -46,10 +46,10 @@ def is_row_table(frame: pd.DataFrame) -> bool:
 
 
 def require_columns(rows: pd.DataFrame) -> None:
-    """Check that a table is one of results rows.
+    """Check that a table consists of results rows.
 
     Raises:
-        UserError: naming the columns that are missing.
+        UserError: Names the missing columns.
     """
     missing = sorted(set(rows_contract.schema().names) - set(rows.columns))
     if missing:
@@ -57,19 +57,19 @@ def require_columns(rows: pd.DataFrame) -> None:
 
 
 def best_trials(rows: pd.DataFrame) -> CellTable:
-    """Choose the trial with the smallest validation error in each cell (study, family, rung, N, D, seed, share of the budget).
+    """Choose the trial with the smallest validation error in each cell (see `CELL`).
 
-    Errors are MAEs, or error rates where the study classifies (`scaling.results.measure_of`).
+    Errors are MAEs, or error rates for a classification (`scaling.results.measure_of`).
 
-    Another learning rate of the same cell is not an exclusion, pruned or not: it lost the selection it was made for. A trial
-    that diverged, failed or left no metric is one.
+    Other learning rates of the same cell are not exclusions, pruned or not: they lost the selection. Trials that diverged,
+    failed or have no metric are.
 
     Args:
-        rows: a table of `scaling.results.Row`, of one study or of several with the same rules.
+        rows: A table of `scaling.results.Row`, of one study or of several with the same rules.
 
     Raises:
-        UserError: if columns are missing, or finished rows differ in `eval_pin`, `label`, `noise` or `budget`, which
-            makes their errors incomparable.
+        UserError: Columns are missing, or finished rows differ in `eval_pin`, `label`, `noise` or `budget`, so that
+            their errors are not comparable.
     """
     require_columns(rows)
     copies = rows.duplicated()
@@ -95,7 +95,7 @@ def best_trials(rows: pd.DataFrame) -> CellTable:
 
 
 def _check_rules(finished: pd.DataFrame) -> list[str]:
-    """Refuse rows whose errors do not compare; warn where their rules differ less."""
+    """Reject rows whose errors are not comparable; warn about smaller differences in their rules."""
     for column, why in _RULES:
         studies = finished["study"].astype(str).groupby(finished[column].astype(str)).unique()
         if len(studies) > 1:
@@ -118,7 +118,7 @@ def _check_rules(finished: pd.DataFrame) -> list[str]:
 
 
 def _search_facts(trials: pd.DataFrame, tried: pd.Series) -> dict[str, object]:
-    """How a cell was searched. `trials`: its finished trials, best first; `tried`: its rates, of pruned and diverged ones too."""
+    """Facts on a cell's search: finished `trials`, best first, and all rates `tried`, even if pruned or diverged."""
     rates = np.sort(tried.unique())
     best = trials["lr"].iloc[0]
     edge = ""
@@ -140,10 +140,10 @@ def _exclusions(unused: pd.DataFrame, finished: pd.DataFrame, measure: Measure) 
 
 
 def law_cells(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells that a law is fitted to: those of the family "specvit", or of the only family there is.
+    """The cells that a law is fitted to: those of the family "specvit", or of the only family present.
 
     Raises:
-        UserError: if there are several families and none is "specvit", or no cell at all.
+        UserError: There are several families and none is "specvit", or there is no cell.
     """
     families = sorted(cells["family"].unique())
     if not families:
@@ -154,7 +154,7 @@ def law_cells(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def largest_cell(cells: pd.DataFrame) -> pd.Series:
-    """The cell with the largest N·D among those that were run."""
+    """The cell with the largest N·D among those that have run."""
     return cells.loc[(cells["num_params"].astype(float) * cells["num_spectra"].astype(float)).idxmax()]
 
 
@@ -168,14 +168,14 @@ def points_from_cells(
     """The points of a law: each cell's N (`num_params`), D (`num_spectra`), samples seen and test error.
 
     Args:
-        cells: of `best_trials`.
-        n: another column of N.
-        d: another column of D.
-        loss: another column of the loss; then its standard error is not known, and no limit applies.
-        limit: the information limit of the test spectra: it bounds the floor of every law from below.
+        cells: Cells from `best_trials`.
+        n: Another column for N.
+        d: Another column for D.
+        loss: Another column for the loss; then its standard error is unknown, and no limit applies.
+        limit: The information limit of the test spectra, the lower bound on the floor of every law.
 
     Raises:
-        UserError: as `points_from_columns`; if the limit is of other spectra.
+        UserError: See `points_from_columns`; or the limit is for other spectra.
     """
     require_same_spectra(cells, limit)
     sem, measure = error_sem(cells), measure_of(cells)
@@ -201,9 +201,9 @@ def points_from_cells(
 
 
 def error_sem(cells: pd.DataFrame) -> pd.Series:
-    """The standard error of each cell's test error from the finite test set; of an error rate p of n, sqrt(p(1 − p)/n).
+    """Standard error of each cell's test error from the finite test set; sqrt(p(1 − p)/n) for an error rate p of n.
 
-    Averaged over several noise draws, an error rate has a smaller one.
+    For an error rate averaged over several noise draws this is an upper bound.
     """
     if measure_of(cells) is ERROR_RATE:
         rate = cells["test_error_rate"].astype(float)

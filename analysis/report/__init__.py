@@ -1,1 +1,1 @@
-"""The report of a study: findings, words, tables, figures, and the page."""
+"""The report of a study: findings, sentences, tables, figures, and the page."""

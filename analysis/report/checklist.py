@@ -1,4 +1,4 @@
-"""What a trustworthy scaling study must state, each line filled from its rows and fits or said to be missing."""
+"""Checklist of what a trustworthy scaling study must state, filled from its rows and fits or marked as missing."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Line:
     """One statement of the checklist.
 
     Attributes:
-        question: what a reader must know.
-        answer: what the study says, or why it cannot.
-        stated: whether it says it.
+        question: What a reader must know.
+        answer: The study's answer, or why it has none.
+        stated: Whether the study answers it.
     """
 
     question: str
@@ -39,7 +39,7 @@ class Line:
 
 
 def checklist(findings: Findings) -> list[Line]:
-    """All lines, in the order of a paper: what was measured, how it was fitted, what was left out."""
+    """All lines, in the order of a paper: what was measured, how it was fitted, what was excluded."""
     rows, cells = findings.rows, findings.cells
     if not len(cells):
         return [Line("Any law at all", findings.problem, stated=False)]

@@ -1,4 +1,4 @@
-"""A fit as plain JSON: the one shape that the command line and the report both write."""
+"""A fit as plain JSON, in the format shared by the command line and the report."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from analysis.report import words
 from scaling.files import plain
 
 OUTLYING = 5.0
-"""A run further from the law than this, in robust standard deviations, is named in a warning."""
+"""Distance from the law, in robust standard deviations, beyond which a run is named in a warning."""
 
-_NAMED = 5  # outliers, and next runs, that are named one by one
+_NAMED = 5  # maximum number of outliers, and of next runs, that are listed
 _SIGMA = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 
 
@@ -37,21 +37,21 @@ def fit_document(
     tests: list[Backtest] | None = None,
     hours: Hours | None = None,
 ) -> dict[str, Any]:
-    """A comparison as a JSON document about its selected form.
+    """Convert a comparison to a JSON document about its selected form.
 
     Args:
-        comparison: the fits.
-        forecasts: what `forecast` returned, if any.
-        cost: what a run costs.
-        tests: the backtests, where they are known already.
-        hours: device-hours of a run, see `run_hours`, for the runs that would narrow the last of the forecasts most.
+        comparison: The fits.
+        forecasts: Result of `forecast`, if any.
+        cost: The cost of a run.
+        tests: The backtests, if already computed.
+        hours: Device-hours of a run, see `run_hours`, to find the runs that would narrow the last forecast most.
 
     Returns:
         form, status, message, objective (the summed one), objective_name, delta, parameters, intervals (name to
         [low, high]) with interval_method and level, bootstrap_intervals, forecasts, selection (form to aicc, weight and
         status), lack_of_fit, backtests, residual_trends, budget (at the largest run), allocation, isoflop,
-        next_runs, points, run_weights, warnings, and forms (every form with its own status, parameters and intervals). Values that
-        do not exist, and ends of intervals that are not known, are None.
+        next_runs, points, run_weights, warnings, and forms (every form with its own status, parameters and intervals).
+        Values that do not exist, and unknown ends of intervals, are None.
     """
     fits, best = comparison.fits, comparison.best
     forms = {
@@ -97,7 +97,7 @@ def fit_document(
 
 
 def failure_document(fits: Mapping[str, Fit], message: str, points: Points) -> dict[str, Any]:
-    """The same shape where no form could be fitted: the first form's outcome, no interval and no forecast."""
+    """The same format if no form could be fitted: the first form's outcome, no interval and no forecast."""
     form, fitted = next(iter(fits.items()))
     document = {
         "form": form,
@@ -131,7 +131,7 @@ def failure_document(fits: Mapping[str, Fit], message: str, points: Points) -> d
 
 
 def baseline_document(found: Baseline) -> dict[str, Any]:
-    """A baseline's law and crossing as plain values; a D of 0 or infinity is outside what was run, the latter is None."""
+    """A baseline's law and crossing as plain values; D = 0 or None (infinity) means outside the runs."""
     law = None if found.law is None else fit_document(found.law)
     crossing = None if found.crossing is None else asdict(found.crossing)
     return {"family": found.family, "problem": found.problem, "crossing": crossing, "law": law}
@@ -167,7 +167,7 @@ def _budget(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def _allocation(comparison: Comparison, cost: Cost) -> dict[str, Any]:
-    """The compute-optimal path, or why there is none."""
+    """The compute-optimal path, or the reason why there is none."""
     path = compute_optimal(comparison, cost)
     if path is None:
         return {"exponent": None, "interval": None, "words": no_path(comparison, cost), "path": []}
@@ -176,7 +176,7 @@ def _allocation(comparison: Comparison, cost: Cost) -> dict[str, Any]:
 
 
 def _isoflop(comparison: Comparison, cost: Cost) -> dict[str, Any] | None:
-    """The best size at each compute without a law, where the runs were planned so."""
+    """IsoFLOP profiles, if the runs were planned for them."""
     found = planned_profiles(comparison.points, cost, comparison.level)
     if found is None:
         return None
@@ -185,7 +185,7 @@ def _isoflop(comparison: Comparison, cost: Cost) -> dict[str, Any] | None:
 
 
 def _next_runs(comparison: Comparison, forecasts: pd.DataFrame | None, hours: Hours | None) -> dict[str, Any] | None:
-    """The runs that would narrow the law's interval most for each device-hour, at the last forecast or at four times of both."""
+    """The runs that narrow the law's interval most per device-hour, at the last forecast or at four times N and D."""
     points = comparison.points
     if hours is None or points.axis != "ND" or points.samples_vary:
         return None
@@ -198,7 +198,7 @@ def _next_runs(comparison: Comparison, forecasts: pd.DataFrame | None, hours: Ho
 
 
 def _outliers(comparison: Comparison) -> list[str]:
-    """Runs far from the law, by the median absolute residual."""
+    """Runs far from the law, relative to the median absolute residual."""
     points, residuals = comparison.points, comparison.law.residuals
     spread = _SIGMA * float(np.median(np.abs(residuals)))
     far = np.flatnonzero(np.abs(residuals) > OUTLYING * spread) if spread > 0 else np.array([], int)

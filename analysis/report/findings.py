@@ -1,4 +1,4 @@
-"""What a results table says: the laws with and without the held-out cells, and the answers that follow from them."""
+"""Results of the analysis of a table: laws with and without the held-out cells, and the answers derived from them."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from scaling.results import measure_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What follows from the fit to all cells, at the largest cell that was run.
+    """Answers from the fit to all cells, at the largest cell.
 
     Attributes:
-        N: its model size.
-        D: its number of spectra.
-        S: its samples seen; None where all cells have the same number of them, or of epochs.
-        budget: the parts of the error there; None where the law cannot be split.
-        stop: why the curve stops there; None without a budget.
-        gains: what more data, a larger model and more compute would buy.
-        cost: what compute is.
-        path: the compute-optimal path, or None with `no_path` saying why.
-        no_path: or "".
-        isoflop: the best size at each compute without a law, where the runs were planned at budgets; else None.
-        next_runs: where one more run would narrow the forecast of the last of `gains` most for each device-hour, the
-            best first; None where the cost of a run is not known.
+        N: Its model size.
+        D: Its number of spectra.
+        S: Its samples seen; None if all cells have the same number of them, or of epochs.
+        budget: The parts of the error there; None if the law cannot be split.
+        stop: Why the curve stops there; None without a budget.
+        gains: The gains from more data, a larger model and more compute.
+        cost: The definition of compute.
+        path: The compute-optimal path, or None with the reason in `no_path`.
+        no_path: Why there is no path, or "".
+        isoflop: The best size at each compute budget without a law, if the runs were planned at budgets; else None.
+        next_runs: The runs that would narrow the forecast of the last of `gains` most per device-hour, the
+            best first; None if the cost of a run is unknown.
     """
 
     N: float
@@ -60,23 +60,23 @@ class Answers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What a report tells.
+    """All results that a report presents.
 
     Attributes:
-        given: the results table.
-        rows: those of its rows that the rest is about: of whole budgets.
-        shorter: what shorter budgets give, see `shorter_budgets`; None without them.
-        table: its cells and exclusions.
-        cells: the cells of the law's family.
-        fitted: the fit to the cells that were not held out, or None with `problem` saying why.
-        final: the fit to all cells, or None.
-        score: the score of `fitted` on the held-out cells, or None without such cells.
-        backtests: what the smaller of all cells would have forecast of the larger.
-        trends: whether the residuals of `fitted` trend over N and D, or None.
-        answers: from `final`, or None.
-        baselines: the families beside the law's.
-        rates: the learning-rate law, or None.
-        problem: why there is no law, or "".
+        given: The results table.
+        rows: The rows that the rest is based on: those of whole budgets.
+        shorter: Results of shorter budgets, see `shorter_budgets`; None without them.
+        table: Its cells and exclusions.
+        cells: Cells of the law's family.
+        fitted: The fit to the cells that were not held out, or None with a `problem`.
+        final: The fit to all cells, or None.
+        score: The score of `fitted` on the held-out cells, or None without such cells.
+        backtests: Forecasts of the larger cells from the smaller ones, over all cells.
+        trends: Trends of the residuals of `fitted` over N and D, or None.
+        answers: Answers from `final`, or None.
+        baselines: The other families.
+        rates: The learning-rate law, or None.
+        problem: Why there is no law, or "".
     """
 
     given: pd.DataFrame
@@ -96,21 +96,21 @@ class Findings:
 
     @property
     def held(self) -> int:
-        """How many cells of the law's family were held out of the fit."""
+        """Number of cells of the law's family that were held out of the fit."""
         return int(self.cells["held_out"].astype(bool).sum())
 
 
 def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0, limit: Limit | None = None) -> Findings:
-    """Fit without the held-out cells, score the forecast of those, fit again to all, and answer.
+    """Fit without the held-out cells, score the forecast of those, refit to all cells, and derive the answers.
 
     Args:
-        rows: a table of `scaling.results.Row`.
-        bootstrap: refits a form.
-        seed: of the bootstrap.
-        limit: the information limit of the test spectra, where it is known.
+        rows: A table of `scaling.results.Row`.
+        bootstrap: Number of bootstrap refits per form.
+        seed: Seed of the bootstrap.
+        limit: The information limit of the test spectra, if known.
 
     Raises:
-        UserError: if it is not a results table, or mixes evaluations. A table that supports no law is no error.
+        UserError: It is not a results table, or mixes evaluations. A table that supports no law is not an error.
     """
     given, rows = rows, whole_budgets(rows)
     table = best_trials(rows)
@@ -148,13 +148,13 @@ def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0, limit: Lim
 
 
 def _observed(cells: pd.DataFrame) -> Points:
-    """Cells as points, however few they are."""
+    """Cells as points, however few there are."""
     columns = {"N": "num_params", "D": "num_spectra", "loss": measure_of(cells).test, "S": "samples_seen"}
     return Points(**{name: cells[column].to_numpy(float) for name, column in columns.items()})
 
 
 def _answers(final: Comparison, cells: pd.DataFrame, limit: Limit | None, shorter: dict[str, Any] | None) -> Answers:
-    """What the fit to all cells says about the largest of them."""
+    """Answers of the fit to all cells at the largest of them."""
     largest = largest_cell(cells)
     N, D, S = float(largest["num_params"]), float(largest["num_spectra"]), None
     if final.points.samples_vary:

@@ -1,4 +1,4 @@
-"""The answer in four lines, and what each section of the page comes to, for a reader who asks nothing else."""
+"""The answer in four lines, and a one-sentence summary of each section of the page."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from scaling.results import measure_of
 
 LAW = "The law"
 UNLIKELY_TREND = 0.01
-"""Below this p value, residuals are said to depend on an axis."""
+"""p-value below which residuals are reported to depend on an axis."""
 
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """One line of the answer: what it is about, the line, and what to know beside it."""
+    """One line of the answer: its topic, the line, and remarks on it."""
 
     title: str
     words: str
@@ -31,14 +31,14 @@ class Headline:
 
     @property
     def said(self) -> str:
-        """The line for a terminal; a law has its intervals."""
+        """The line for a terminal; a law includes its intervals."""
         end = "" if self.title.endswith("?") else ":"
         intervals = f"; {self.detail}" if self.title == LAW and self.detail else ""
         return f"{self.title}{end} {self.words}{intervals}"
 
 
 def headlines(findings: Findings) -> list[Headline]:
-    """The law, its score on held-out cells, why the curve stops, and what to run next: a line each."""
+    """The law, its score on held-out cells, why the curve stops, and what to run next: one line each."""
     if findings.final is None or findings.answers is None:
         best = [Headline("The best so far", f"{words.lowest(findings.cells)}.")] if len(findings.cells) else []
         return [*best, Headline(LAW, f"There is no law of error over N and D here: {findings.problem}.")]
@@ -77,7 +77,7 @@ def _stop(findings: Findings) -> Headline:
 
 
 def _next(findings: Findings) -> Headline:
-    """More data or a larger model, whichever lowers the error more, with what it costs."""
+    """More data or a larger model, whichever lowers the error more, with its cost."""
     title, answers = "What to run next?", findings.answers
     assert answers is not None
     gains = answers.gains[answers.gains["scenario"].str.endswith(("data", "model"))]
@@ -107,7 +107,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def meanings(findings: Findings) -> dict[str, str]:
-    """Section to a sentence that says what its statistics mean for the reader."""
+    """Maps each section to a sentence that explains its statistics."""
     found = {
         "rates": _rates(findings),
         "exclusions": f"{len(findings.table.exclusions)} trials were left out, each with its reason."

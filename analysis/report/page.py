@@ -1,4 +1,4 @@
-"""The report of a study: one self-contained page, with its figures, fit and cells beside it."""
+"""The report of a study: one self-contained page, accompanied by its figures, fit and cells."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def write_report(
     """Fit the law and write `out`/index.html (self-contained), figures/, fit.json and cells.csv.
 
     Args:
-        rows: a table of `scaling.results.Row`.
-        out: the folder; created if missing.
-        bootstrap: refits a form.
-        seed: of the bootstrap.
-        limit: the information limit of the test spectra, where it is known.
-        anchors: scores of models from elsewhere on the same test spectra; shown, and never fitted.
-        curves: address of a trial's curve as the page sees it, with "{trial}" for the name; "" links none.
-        progress: how far the study is, in lines, while it runs: the page shows them and loads itself again.
+        rows: A table of `scaling.results.Row`.
+        out: The folder; created if missing.
+        bootstrap: Number of bootstrap refits per form.
+        seed: Seed of the bootstrap.
+        limit: The information limit of the test spectra, if known.
+        anchors: Scores of external models on the same test spectra; shown but never fitted.
+        curves: Address of a trial's curve relative to the page, with "{trial}" for the name; "" for no links.
+        progress: Status lines of a running study: the page shows them and reloads itself.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: if the table is not a results table or mixes evaluations, or the limit or an anchor is of other spectra.
-            A table that supports no law is no error: the page then says why.
+        UserError: The table is not a results table or mixes evaluations, or the limit or an anchor is for other spectra.
+            A table that supports no law is not an error: the page then gives the reason.
     """
     findings = find(rows, bootstrap=bootstrap, seed=seed, limit=limit)
     require_same_evaluation(rows, anchors)
@@ -76,10 +76,10 @@ def write_report(
 
 
 def check_report(out: Path, inputs: Sequence[Location]) -> None:
-    """Refuse a folder for a report before anything is computed.
+    """Check the folder of a report before anything is computed.
 
     Raises:
-        UserError: It is no folder, it holds other things than an earlier report, or an input is among the report's files.
+        UserError: It is not a folder, contains other things than an earlier report, or an input is among the report's files.
     """
     if not out.exists():
         return
@@ -188,7 +188,7 @@ def _render(
 
 
 def _powers(text: str) -> Markup:
-    """A text with its exponents raised."""
+    """Format exponents in a text as superscripts."""
     return Markup(re.sub(r"\^(?:\(([^)]*)\)|([^\s/+)(]+))", r"<sup>\1\2</sup>", str(escape(text))))
 
 

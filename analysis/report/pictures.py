@@ -1,4 +1,4 @@
-"""The figures of a report: which ones its table supports, with their captions, as files and as parts of the page."""
+"""The figures of a report: those supported by its table, with captions, as files and as elements of the page."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from analysis.report.findings import Findings
 from scaling.results import measure_of
 
 Picture = dict[str, str]
-"""A figure of the page: its "svg", an element, and its "caption"."""
+"""A figure of the page: "svg", an element, and "caption"."""
 
 TRIAL_CURVES = "../trials/{trial}/progress.csv"
-"""Where a report that lies in its study's store finds a trial's curve."""
+"""Path of a trial's curve relative to a report inside its study's store."""
 
 _LAW = "Lines and floor: the law fitted without the held-out cells (open markers), with the interval of its curve"
 _ANCHORS = (
@@ -45,15 +45,15 @@ def save_pictures(
     curves: str = "",
     formats: Sequence[str] = figures.FORMATS,
 ) -> dict[str, Picture]:
-    """Draw the figures that the table supports and save them for papers; returns name to picture.
+    """Draw the figures that the table supports and save them for publication; returns name to picture.
 
     Args:
-        findings: of the table.
-        limit: the information limit of the test spectra, where it is known.
-        anchors: scores of models from elsewhere.
-        folder: of the files.
-        curves: address of a trial's curve as the page sees it, with "{trial}" for the name; "" links none.
-        formats: of the files, "svg" among them.
+        findings: Findings from the table.
+        limit: The information limit of the test spectra, if known.
+        anchors: Scores of external models.
+        folder: Folder of the files.
+        curves: Address of a trial's curve relative to the page, with "{trial}" for the name; "" for no links.
+        formats: Formats of the files, including "svg".
     """
     trials = findings.rows.drop_duplicates("trial").set_index("trial")
     found = {}
@@ -64,13 +64,13 @@ def save_pictures(
 
 
 def as_element(svg: str, name: str, trials: pd.DataFrame, curves: str) -> str:
-    """An SVG file as an element of a page that holds several: its ids are its own, its points have their trial's numbers.
+    """Convert an SVG file to an element of a page with several: unique ids, points with their trial's numbers.
 
     Args:
-        svg: content of the file, whose points are named by `figures.style.name_trials`.
-        name: of the figure.
-        trials: rows of the results table by trial.
-        curves: see `save_pictures`.
+        svg: Content of the file, with points named by `figures.style.name_trials`.
+        name: Name of the figure.
+        trials: Rows of the results table by trial.
+        curves: See `save_pictures`.
     """
 
     def point(found: re.Match[str]) -> str:
@@ -81,14 +81,14 @@ def as_element(svg: str, name: str, trials: pd.DataFrame, curves: str) -> str:
 
     svg = _COLOUR.sub(_in_both_themes, re.sub(rf'(<use[^>]*style="fill: ){_WHITE}', r"\1var(--paper)", svg))
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    pieces = _POINT.split(svg)  # texts and names of trials in turn; the names are no ids
+    pieces = _POINT.split(svg)  # alternating text and trial names; the names are not ids
     pieces[::2] = [_ID.sub(rf"\g<1>{name}-", piece) for piece in pieces[::2]]
     svg = "".join(f'<a xlink:href="#{piece}" target="_blank">' if k % 2 else piece for k, piece in enumerate(pieces))
     return _POINT.sub(point, svg)
 
 
 def _in_both_themes(found: re.Match[str]) -> str:
-    """A colour with its like on a dark page, of the other lightness. White stays, and what is edged with it: they lie on colours."""
+    """A colour with its dark-mode counterpart of inverted lightness; white lies on colours and is kept."""
     name, colour = found.groups()
     if colour == _WHITE:
         return found[0]
@@ -98,7 +98,7 @@ def _in_both_themes(found: re.Match[str]) -> str:
 
 
 def _figures(findings: Findings, limit: Limit | None, anchors: Sequence[Anchor]) -> dict[str, tuple[Figure, str]]:
-    """Name to figure and caption; those that the table does not support are left out."""
+    """Maps names to figures and captions; figures that the table does not support are left out."""
     if not len(findings.cells):
         return {}
     cells, fitted = findings.cells, findings.fitted

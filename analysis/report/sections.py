@@ -15,7 +15,7 @@ from scaling.results import measure_of
 
 
 def run_facts(findings: Findings) -> dict[str, Any]:
-    """What was run, counted."""
+    """Counts of what was run."""
     family = findings.cells["family"].unique()
     rows = findings.rows[findings.rows["family"].isin(family)] if len(family) else findings.rows
     cells = findings.cells if len(family) else findings.table.cells
@@ -62,7 +62,7 @@ def grid(cells: pd.DataFrame) -> dict[str, Any]:
 
 
 def baselines(findings: Findings) -> list[dict[str, Any]]:
-    """The data law of each baseline with intervals, and where the study's models pass it."""
+    """The data law of each baseline with intervals, and where the study's models become better."""
     measure, lines = measure_of(findings.rows), []
     for each in findings.baselines:
         line: dict[str, Any] = {"family": each.family, "problem": each.problem, "form": "", "parameters": ""}
@@ -81,7 +81,7 @@ def baselines(findings: Findings) -> list[dict[str, Any]]:
 
 
 def forms(comparison: Comparison | None) -> list[dict[str, Any]]:
-    """Every form that was compared: its AICc above the lowest, weights, error in the backtests and outcome."""
+    """All compared forms: AICc above the lowest, weights, error in the backtests and outcome."""
     if comparison is None:
         return []
     lowest, found = min(comparison.aicc.values()), comparison.extrapolation
@@ -106,7 +106,7 @@ def forms(comparison: Comparison | None) -> list[dict[str, Any]]:
 
 
 def parameters(findings: Findings) -> list[dict[str, Any]]:
-    """The selected form's parameters with their intervals, without the held-out cells and with them."""
+    """The selected form's parameters with their intervals, without and with the held-out cells."""
     if findings.fitted is None or findings.final is None:
         return []
     law = findings.fitted.law.law
@@ -122,7 +122,7 @@ def parameters(findings: Findings) -> list[dict[str, Any]]:
 
 
 def beware(table: pd.DataFrame | None) -> list[str]:
-    """What holds for all forecasts of a table, in words; nothing without one."""
+    """Warnings that apply to all forecasts of a table; empty without a table."""
     if table is None or not len(table):
         return []
     first, *others = table["flags"]
@@ -130,6 +130,6 @@ def beware(table: pd.DataFrame | None) -> list[str]:
 
 
 def forecasts(table: pd.DataFrame | None) -> list[dict[str, Any]]:
-    """The forecasts of a table, each with the flags that are its own; see `beware` for the others."""
+    """The forecasts of a table, each with its own flags; see `beware` for the common ones."""
     common, rows = beware(table), [] if table is None else table.to_dict("records")
     return [row | {"flags": [flag for flag in row["flags"] if flag not in common]} for row in rows]

@@ -1,4 +1,4 @@
-"""A fit in words for the terminal: intervals before numbers, warnings apart."""
+"""A fit as text for the terminal: intervals before numbers, warnings separately."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _WIDTH = 26
 
 
 def tell(document: dict[str, Any], axis: str) -> None:
-    """Print the document of a fit; warnings go to the standard error.
+    """Print the document of a fit; warnings go to standard error.
 
     Args:
-        document: of `fit_document` or `failure_document`, with "columns" and "held_out".
-        axis: which of N and D vary.
+        document: Result of `fit_document` or `failure_document`, with "columns" and "held_out".
+        axis: Which of N and D vary.
     """
     if document["level"] is None:
         print(f"No law: {document['message']}")

@@ -1,4 +1,4 @@
-"""Sentences and numbers of the report, as people read them."""
+"""Sentences and formatted numbers of the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scaling.results import measure_of
 
 
 def question(rows: pd.DataFrame) -> str:
-    """What the study asks."""
+    """The question of the study."""
     return (
         f"How far does the {measure_of(rows).noun} of {label_name(rows)} fall with training spectra (D) and model "
         "parameters (N), and where does it stop?"
@@ -27,7 +27,7 @@ def question(rows: pd.DataFrame) -> str:
 
 
 def axis_meaning(cells: pd.DataFrame) -> str:
-    """What the D axis of the study shows, which its noise and its budget decide."""
+    """What the D axis of the study shows, which depends on its noise and budget."""
     kinds = set(zip(cells["noise"], cells["budget"], strict=True))
     if len(kinds) > 1:
         listed = ", ".join(sorted(f"{noise} noise with a budget in {budget}" for noise, budget in kinds))
@@ -72,7 +72,7 @@ def answer(findings: Findings) -> list[str]:
 
 
 def lowest(cells: pd.DataFrame) -> str:
-    """The lowest error that was measured, as a clause."""
+    """The lowest measured error, as a clause."""
     measure = measure_of(cells)
     best = cells.loc[cells[measure.test].idxmin()]
     return (
@@ -92,7 +92,7 @@ def trial(row: pd.Series) -> str:
 
 
 def gains(answers: Answers, final: Comparison) -> str:
-    """What more data and a larger model would buy, as a clause."""
+    """The gains from more data and from a larger model, as a clause."""
     parts = [_gain(row) for _, row in answers.gains.iterrows() if row["scenario"].endswith(("data", "model"))]
     where = f"from the largest cell (N = {short(answers.N)}, D = {short(answers.D)}), "
     return f"{where}{' and '.join(parts)} ({100 * final.level:g} % intervals of the law)"
@@ -112,7 +112,7 @@ def more(row: pd.Series) -> str:
 
 
 def fall(row: pd.Series) -> tuple[str, str]:
-    """By how much the error falls in a row of gains: the interval, and the best value."""
+    """The decrease of the error in a row of gains: the interval, and the best value."""
     low, best, high = (f"{100 * row[name]:.0f}".replace("-", "−") for name in ("gain_low", "gain", "gain_high"))
     return f"{low} to {high} %", f"best {best} %"
 
@@ -139,7 +139,7 @@ def shares(budget: ErrorBudget, final: Comparison) -> str:
 
 
 def anchor(found: Anchor) -> str:
-    """What a model from elsewhere reaches on the study's test spectra."""
+    """The score of an external model on the study's test spectra."""
     return (
         f"Beside the study: {found.name} (N = {found.num_params:,}, D = {found.num_spectra:,}) has a test MAE of "
         f"{found.test_mae_dex:.3f} ± {found.test_mae_sem_dex:.3f} dex ({found.test_mae_z:.3f} z, R² {found.test_r2:.3f}) on the "
@@ -148,7 +148,7 @@ def anchor(found: Anchor) -> str:
 
 
 def beside_chinchilla(comparison: Comparison) -> str:
-    """Why another form than Chinchilla's was selected, and what Chinchilla's says beside it; "" where there is nothing to say."""
+    """Why another form than Chinchilla's was selected, and Chinchilla's result; "" if there is nothing to add."""
     best, errors = comparison.best, comparison.extrapolation.errors
     if best in ("chinchilla", "tied") or not {"chinchilla", best} <= set(comparison.usable):
         return ""
@@ -172,7 +172,7 @@ def beside_chinchilla(comparison: Comparison) -> str:
 
 
 def parameters(comparison: Comparison) -> str:
-    """The parameters of the selected form with their intervals, in a line."""
+    """The parameters of the selected form with their intervals, in one line."""
     intervals = comparison.intervals[comparison.best]
     parts = ", ".join(
         f"{GREEK.get(name, name)} {bounds(intervals.get(name))} (best {significant(value)})"
@@ -182,12 +182,12 @@ def parameters(comparison: Comparison) -> str:
 
 
 def greek(formula: str) -> str:
-    """A formula with the letters that people write: "A/N^alpha" is A/N^α."""
+    """A formula with Greek letters: "A/N^alpha" becomes A/N^α."""
     return re.sub(r"[A-Za-z]+[0-9]?", lambda found: GREEK.get(found[0], found[0]), formula)
 
 
 def bounds(interval: Interval | None) -> str:
-    """An interval "0.12 to 0.15"; ends that the cells do not determine are said to be open."""
+    """Format an interval: "0.12 to 0.15"; undetermined ends are described as open."""
     if interval is None:
         return "not known"
     low, high = interval
@@ -201,7 +201,7 @@ def bounds(interval: Interval | None) -> str:
 
 
 def significant(value: float) -> str:
-    """Three significant digits without an exponent where that is readable: 1,900, 0.131, 8.2·10⁵."""
+    """Format with three significant digits, without an exponent if readable: 1,900, 0.131, 8.2·10⁵."""
     if value == 0:
         return "0"
     if not math.isfinite(value):

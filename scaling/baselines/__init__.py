@@ -1,4 +1,4 @@
-"""What a Transformer has to beat: Ridge regression and boosted trees on the pixels of the same spectra."""
+"""Baselines for the Transformer: ridge regression and boosted trees on the pixels of the same spectra."""
 
 from scaling.baselines.settings import Baseline, LightGBM, Ridge
 

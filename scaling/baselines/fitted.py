@@ -1,4 +1,4 @@
-"""A fitted baseline, and its scores on a split as a trial of a Transformer is scored."""
+"""A fitted baseline, and its predictions for scoring, as for a trial of a Transformer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from scaling.data.batches import EvaluationSplit
 
 Predict = Callable[[Float32[ndarray, "row pixel"]], Float[ndarray, "row label"]]
-"""Standardised noisy flux to normalised labels, or to a value above 0 where the label is above the boundary."""
+"""Maps standardised noisy flux to normalised labels; a classification's are positive above the boundary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,15 +22,15 @@ class Fitted:
     """A baseline fitted to the first `num_spectra` training spectra.
 
     Attributes:
-        predict: What it answers.
-        num_spectra: Distinct training spectra.
-        num_params: Numbers that were fitted.
-        steps: Trees, or 0.
-        samples_seen: Spectra that it was fitted to, noise draws of one counted each.
-        train_flops: Of the fit; NaN where it is no arithmetic of matrices.
-        lr: Shrinkage of the trees; NaN where there is none.
+        predict: The prediction function.
+        num_spectra: Number of distinct training spectra.
+        num_params: Number of fitted parameters.
+        steps: Number of trees, or 0.
+        samples_seen: Number of training samples, counting each noise draw.
+        train_flops: FLOPs of the fit; NaN if it is not matrix arithmetic.
+        lr: Learning rate (shrinkage) of the trees; NaN if there is none.
         penalty: The L2 penalty.
-        seconds: What the fit took.
+        seconds: Duration of the fit.
     """
 
     predict: Predict
@@ -45,6 +45,6 @@ class Fitted:
 
 
 def answers(predict: Predict, split: EvaluationSplit) -> Float[Tensor, "draw row label"]:
-    """What a baseline answers on a split, under each of its noise draws."""
+    """Predictions of a baseline on a split, for each of its noise draws."""
     found = [predict(flux.numpy()).reshape(split.labels.shape) for flux in split.draws()]
     return torch.from_numpy(np.stack(found))

@@ -1,4 +1,4 @@
-"""Ridge regression by normal equations that are summed in one pass over the shards, for all numbers of spectra."""
+"""Ridge regression by normal equations, accumulated in one pass over the shards for all numbers of spectra."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from scaling.data.shards.manifest import Manifest
 from scaling.training.evaluate import score
 
 PENALTIES = np.geomspace(1e-9, 1.0, 37)
-"""L2 penalties that are tried, as fractions of the covariance's largest eigenvalue."""
+"""Candidate L2 penalties, as fractions of the covariance's largest eigenvalue."""
 
 
 def fit_ridge(manifest: Manifest, rules: DataRules, sizes: Sequence[int], val: EvaluationSplit) -> Iterator[Fitted]:
-    """The fit to each of the rising numbers of training spectra, one after the other.
+    """Yield the fit to each of the ascending numbers of training spectra.
 
     With the covariance C of the standardised noisy flux and its covariance c with the normalised labels, the weights are
-    (C + α)⁻¹ c (Hoerl & Kennard 1970, eq. 2.1, per spectrum and with the means removed), by the eigenvalues of C for all α. With
-    fresh noise C is its expectation over the noise.
+    (C + α)⁻¹ c (Hoerl & Kennard 1970, eq. 2.1, per spectrum and with the means removed), from the eigenvalues of C for all α.
+    With fresh noise C is its expectation over the noise.
 
     Raises:
         UserError: A shard is damaged, or a label is not finite.
@@ -45,7 +45,7 @@ def fit_ridge(manifest: Manifest, rules: DataRules, sizes: Sequence[int], val: E
 
 
 def _fit(moments: Moments, val: EvaluationSplit, begun: float) -> Fitted:
-    """The penalty is the one whose answers have the least error on the validation split."""
+    """Fit with the penalty that has the smallest error on the validation split."""
     mean, covariance = moments.standardised()
     label_mean, product = moments.with_labels()
     values, vectors = torch.linalg.eigh(covariance)

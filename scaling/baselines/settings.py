@@ -1,4 +1,4 @@
-"""Baselines as a study declares them."""
+"""Declarations of baselines in a study."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from scaling.parse import Count, Fraction, Positive, declared
 
 @declared
 class Ridge:
-    """Linear regression of the labels on the standardised pixels, with the L2 penalty that is best on the validation split.
+    """Linear regression of the labels on the standardised pixels, with the L2 penalty selected on the validation split.
 
-    With fresh noise it is the fit to infinitely many draws, in closed form. `cpus` are those of its one task.
+    With fresh noise it is the fit to infinitely many draws, in closed form. `cpus` is for its single task.
     """
 
     cpus: Count = 1
 
     @property
     def family(self) -> str:
-        """The rows' family."""
+        """The value of `family` in its rows."""
         return "ridge"
 
 
 @declared
 class LightGBM:
-    """Gradient-boosted trees on the pixels (Ke et al. 2017), stopped when `patience` more trees do not improve the validation split.
+    """Gradient-boosted trees on the pixels (Ke et al. 2017), with early stopping.
 
-    At most `trees` of at most `leaves` leaves, each grown on a random `pixel_fraction` of the pixels in `bins` levels, for the
-    Huber loss (cross-entropy where the study classifies). With fresh noise each spectrum is trained on under `draws` draws of it;
-    memory is a byte a pixel and draw. `cpus` are those of each number of spectra.
+    Stops when `patience` more trees do not improve the validation split.
+
+    At most `trees` of at most `leaves` leaves, each grown on a random `pixel_fraction` of the pixels in `bins` levels, with the
+    Huber loss (cross-entropy for a classification). With fresh noise each spectrum is used with `draws` noise draws;
+    memory is one byte per pixel and draw. `cpus` is per number of spectra.
     """
 
     trees: Count = 2000
@@ -44,7 +46,7 @@ class LightGBM:
 
     @property
     def family(self) -> str:
-        """The rows' family."""
+        """The value of `family` in its rows."""
         return "lightgbm"
 
 

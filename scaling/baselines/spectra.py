@@ -1,4 +1,4 @@
-"""The first D training spectra with their noise, read from the shards a block at a time: memory does not grow with D."""
+"""The first D training spectra with noise, read from the shards block by block, so that memory does not grow with D."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scaling.data.spectra import ERROR, FLUX
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Successive training spectra. Without an `error` the flux has its noise already."""
+    """Consecutive training spectra. Without an `error`, the flux is already noisy."""
 
     flux: Float32[ndarray, "row pixel"]
     error: Float32[ndarray, "row pixel"] | None
@@ -29,7 +29,7 @@ class Block:
 
 
 def blocks(manifest: Manifest, rules: DataRules, sizes: Sequence[int]) -> Iterator[Block]:
-    """The leading spectra in study order, cut at each of the rising `sizes`: noisy where the noise is fixed.
+    """Yield the leading spectra in study order, split at each of the ascending `sizes`; noisy if the noise is fixed.
 
     Raises:
         UserError: A shard is damaged, or a label is not finite.
@@ -51,20 +51,20 @@ def blocks(manifest: Manifest, rules: DataRules, sizes: Sequence[int]) -> Iterat
 
 
 def training_labels(manifest: Manifest, rules: DataRules, count: int) -> Float32[ndarray, "row label"]:
-    """The normalised labels of the first `count` training spectra; their flux is not read."""
+    """The normalised labels of the first `count` training spectra, without reading their flux."""
     tables = leading_rows(manifest, "train", count, columns=list(rules.labels))
     labels = np.concatenate([_labels(table, rules, f"{manifest.dest}, train") for table in tables])
     return Standardisation.of(manifest.dest, rules).normalise_labels(labels)
 
 
 class NoisySpectra:
-    """The first `count` training spectra, standardised, under one draw of their noise, by row or rows; a shard is held at a time.
+    """The first `count` training spectra, standardised, under one noise draw; holds one shard at a time.
 
     Args:
-        manifest: Of the shards.
+        manifest: The manifest of the shards.
         rules: How spectra become inputs.
-        count: The prefix.
-        seed: Of the draw.
+        count: Length of the prefix.
+        seed: Seed of the noise draw.
     """
 
     def __init__(self, manifest: Manifest, rules: DataRules, count: int, seed: int) -> None:
@@ -82,7 +82,7 @@ class NoisySpectra:
         return self._shard(shard)[place]
 
     def rows(self, start: int, stop: int) -> Float32[ndarray, "row pixel"]:
-        """Spectra in turn."""
+        """Consecutive spectra."""
         size = self._manifest.rows_per_shard
         parts = []
         for shard in range(start // size, -(-stop // size)):

@@ -1,4 +1,4 @@
-"""Gradient-boosted trees on noisy spectra, by LightGBM: binned once, block by block, so that memory is a byte a pixel."""
+"""Gradient-boosted trees on noisy spectra, by LightGBM: binned once, block by block, at one byte per pixel."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from scaling.data.seeds import stable_seed
 from scaling.data.shards.manifest import Manifest
 
 SAMPLE_ROWS = 20_000
-"""Spectra from which the edges of the bins are taken; they are held as float64 for it."""
+"""Number of spectra, held as float64, from which the bin edges are computed."""
 HUBER = 0.3
-"""Residual from which the loss is linear, in standard deviations of the label: between MSE, which learns faster, and MAE."""
+"""Huber delta in standard deviations of the label: between MSE, which learns faster, and MAE."""
 
 
 class _Sequence(lightgbm.Sequence):
-    """Noisy spectra as LightGBM asks for them, in float64: a random sample by row, then all in batches."""
+    """Noisy spectra in the form that LightGBM reads, float64: first a random sample by row, then all in batches."""
 
     def __init__(self, spectra: NoisySpectra) -> None:
         self.spectra, self.batch_size = spectra, 4096
@@ -42,9 +42,9 @@ class _Sequence(lightgbm.Sequence):
 def fit_trees(
     setting: LightGBM, manifest: Manifest, rules: DataRules, num_spectra: int, seed: int, val: EvaluationSplit
 ) -> Fitted:
-    """Boost trees on the first `num_spectra` training spectra, one sequence of trees a label.
+    """Fit boosted trees to the first `num_spectra` training spectra, one sequence of trees per label.
 
-    The same declaration gives the same trees, whatever the number of threads (LightGBM's `deterministic`).
+    The same declaration gives the same trees for any number of threads (LightGBM's `deterministic`).
 
     Raises:
         UserError: A shard is damaged, or a label is not finite.
@@ -94,13 +94,13 @@ def _settings(setting: LightGBM, rules: DataRules, seed: int) -> dict[str, Any]:
         "bin_construct_sample_cnt": SAMPLE_ROWS,
         "seed": seed % 2**31,
         "deterministic": True,
-        "force_col_wise": True,  # row by row would hold the bins twice
+        "force_col_wise": True,  # row-wise would hold the bins twice
         "num_threads": setting.cpus,
         "verbosity": -1,
     }
 
 
 def _numbers(booster: lightgbm.Booster) -> int:
-    """Numbers in the trees that are used: a threshold and a pixel for each split, and a value for each leaf."""
+    """Number of parameters in the trees used: a threshold and a pixel per split, and a value per leaf."""
     trees = booster.dump_model(num_iteration=booster.best_iteration)["tree_info"]
     return sum(3 * tree["num_leaves"] - 2 for tree in trees)

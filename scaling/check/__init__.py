@@ -1,1 +1,1 @@
-"""`scaling check`: whether the devices of a cluster compute what they should, and how fast they train."""
+"""`scaling check`: whether the devices of a cluster compute correctly, and how fast they train."""

@@ -1,4 +1,4 @@
-"""What the checks of a device share: a study's rungs without chance, on made-up spectra whose labels can be learned."""
+"""Shared setup of the device checks: a study's rungs without randomness, on synthetic spectra with learnable labels."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from scaling.training.step import Stepper
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 ROWS = 32
-"""Of a batch where numbers are compared: a CPU computes it too."""
+"""Batch size for numerical comparisons, small because a CPU computes the reference."""
 FP16_SCALE = 2.0**10
-"""Of the loss: the usual first one, 2¹⁶, makes fp16 skip some steps, and the others come later than in fp32."""
+"""Initial loss scale. With the usual 2¹⁶ fp16 skips some first steps, and then lags behind fp32."""
 LR_BY_WIDTH = 0.016
-"""The learning rate times the width: rungs of width 8 to 128 learn within 50 steps, and stay calm enough to be compared."""
+"""Learning rate times width: rungs of width 8 to 128 learn within 50 steps, yet stay stable enough to be compared."""
 
 
 def default_study(*, gpu: bool) -> Study:
-    """The rungs that are checked where no study is named: of whole spectra on a GPU, small on a CPU."""
+    """The default rungs to check: on full-size spectra on a GPU, small ones on a CPU."""
     ladder, widths, rows = (
         (Ladder(), (32, 128, 256), 256) if gpu else (Ladder(num_pixels=1024, patch_size=128), (8, 16, 32), 64)
     )
@@ -39,20 +39,20 @@ def default_study(*, gpu: bool) -> Study:
 
 
 class Bench:
-    """One device, and steppers on it that differ in one thing at a time.
+    """One device, and steppers on it that differ in one respect at a time.
 
     Attributes:
         device: The device.
         study: The study whose rungs are checked.
         widths: Its smallest, middle and largest rung.
-        precisions: Those that the device can have: TF32 is a GPU's.
+        precisions: Precisions available on the device; TF32 is for GPUs only.
     """
 
     def __init__(self, study: Study, device: torch.device) -> None:
         self.device, self.study = device, study
         self.widths = sorted({study.widths[0], study.widths[len(study.widths) // 2], study.widths[-1]})
         self.precisions = [each for each in PRECISIONS if each != "tf32" or device.type == "cuda"]
-        # Dropout and fresh noise draw other numbers on every kind of device.
+        # Dropout and fresh noise draw different numbers on every kind of device.
         self._quiet = dataclasses.replace(
             study,
             ladder=dataclasses.replace(study.ladder, dropout=0.0, attention_dropout=0.0, whitening=None),
@@ -74,7 +74,7 @@ class Bench:
         world: int = 1,
         compiled: Compiled = False,
     ) -> Stepper:
-        """A rung with the same weights and batches on every device; on the bench's own unless another is given."""
+        """A rung with the same weights and batches on every device; on the bench's device by default."""
         study = self._quiet
         recipe = dataclasses.replace(
             study.recipe, precision=precision, batch_size=ROWS, schedule="constant", warmup=0.0, branches=()
@@ -89,7 +89,7 @@ class Bench:
 
 
 def losses(stepper: Stepper, steps: range) -> list[float]:
-    """The training loss of each step; NaN where fp16 skipped it."""
+    """The training loss of each step; NaN where fp16 skipped the step."""
     (run,), found = stepper.recipe.runs(10**6), []
     for step in steps:
         stepper.step(step, run)

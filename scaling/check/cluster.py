@@ -1,4 +1,4 @@
-"""The checks on one node of each kind: of a device alone, of devices that are shared, and of two that work together."""
+"""Checks on one node of each kind: a single device, shared devices, and two devices that train together."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from scaling.training.device import cuda_device
 SECONDS = 1.0
 COPIES = 4
 PAYS = 1.3
-"""By how much more trials side by side must train in all, for a fraction of a GPU to be advised."""
+"""Minimum gain in total throughput at which a fraction of a GPU is recommended."""
 
 
 def check_cluster(study: Study | None, say: Callable[[str], None], seconds: float = SECONDS) -> list[Report]:
-    """Check a device of each kind that the cluster has, which Ray is connected to: a GPU where a node has one, else a CPU.
+    """Check one device of each kind in the connected Ray cluster: a GPU if a node has one, else a CPU.
 
     Args:
-        study: Whose rungs are checked; built-in ones if None.
-        say: Called with what is being checked, and what is waited for.
-        seconds: For which a rung is timed in each precision.
+        study: The study whose rungs are checked; built-in ones if None.
+        say: Called with progress messages.
+        seconds: Duration of timing a rung in each precision.
 
     Raises:
         UserError: No node could be checked.
@@ -66,13 +66,13 @@ def check_cluster(study: Study | None, say: Callable[[str], None], seconds: floa
 
 
 def _nothing() -> None:
-    """What begins once its devices are free."""
+    """An empty task that starts once its devices are free."""
 
 
 def _on(
     node: dict[str, Any], function: Callable[..., Any], calls: list[tuple[Any, ...]], place: Placement
 ) -> list[Any]:
-    """What calls of a function give in tasks on a node, side by side, each with what a placement occupies."""
+    """Results of concurrent calls of a function in tasks on a node, each with the resources of a placement."""
     import ray
 
     return ray.get(_begin(node, function, calls, place))
@@ -92,7 +92,7 @@ def _begin(
 
 
 def _shared(node: dict[str, Any], study: Study, report: Report, seconds: float) -> Finding:
-    """Trials that share a GPU, or take a CPU each, beside one alone: how much more they train in all."""
+    """Throughput gain of trials that share a GPU, or use one CPU each, over a single trial."""
     gpus = node["Resources"].get("GPU", 0.0)
     copies = COPIES if gpus else min(COPIES, math.floor(node["Resources"]["CPU"]))
     place = Placement(gpus=1 / COPIES) if gpus else Placement()
@@ -100,7 +100,7 @@ def _shared(node: dict[str, Any], study: Study, report: Report, seconds: float) 
     widths = [speed.width for speed in report.speeds if speed.precision == precision]
     timed = dataclasses.replace(study, recipe=dataclasses.replace(study.recipe, precision=precision))
     call = (timed, place, widths, seconds)
-    (first,) = _on(node, time_rungs, [call], place)  # right before the others, since a machine's speed drifts
+    (first,) = _on(node, time_rungs, [call], place)  # directly before the others, since a machine's speed drifts
     alone = {speed.width: speed.step_seconds for speed in first}
     runs = _on(node, time_rungs, [call] * copies, place)
     gain = {
@@ -116,7 +116,7 @@ def _shared(node: dict[str, Any], study: Study, report: Report, seconds: float) 
 
 
 def _together(node: dict[str, Any], study: Study, place: Placement) -> Finding:
-    """Two workers of one trial against one, by NCCL on GPUs and gloo on CPUs."""
+    """Compare two workers of one trial with one worker, over NCCL on GPUs and gloo on CPUs."""
     meeting = Path(tempfile.gettempdir()) / f"scaling-check-{uuid.uuid4().hex}"
     calls = [(study, place.gpus > 0, rank, str(meeting)) for rank in (0, 1)]
     try:
@@ -131,7 +131,7 @@ def _together(node: dict[str, Any], study: Study, place: Placement) -> Finding:
 
 
 def _worker(study: Study, gpu: bool, rank: int, meeting: str) -> tuple[list[float], list[float]]:
-    """The losses of some steps by one worker alone, then by both."""
+    """The losses of some steps by one worker alone, then by both together."""
     torch.set_num_threads(1 if not gpu else torch.get_num_threads())
     bench = Bench(study, cuda_device() if gpu else torch.device("cpu"))
     alone = losses(bench.stepper(bench.middle), range(5))

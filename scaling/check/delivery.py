@@ -1,4 +1,4 @@
-"""What a device is fed with: how fast batches come to it from where they are held, and what a step leaves of its memory."""
+"""Data delivery: throughput of batches to the device for each kind of access, and GPU memory used by a step."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from scaling.sweep.timing import POOL, time_rung, wait_for
 from scaling.training.memory import MARGIN, step_bytes
 
 SPECTRA, PER_SHARD = 2048, 256
-"""Of the set that batches are drawn from: as many shards as a stream has lanes."""
+"""Size of the test set: as many shards as a stream has lanes."""
 
 
 def delivery(bench: Bench, speeds: list[Speed], seconds: float) -> Finding:
-    """Spectra a second of resident, mapped and streamed batches, beside what training takes.
+    """Throughput (spectra/s) of resident, mapped and streamed batches, compared with that of training.
 
-    They are the first of the study's own shards where they are there, else simulated ones on this node's disk. Both are in
+    Uses the first of the study's own shards if they exist, otherwise simulated ones on this node's disk. Both are in
     the page cache.
     """
     rates = dict[str, float]()
@@ -52,7 +52,7 @@ def delivery(bench: Bench, speeds: list[Speed], seconds: float) -> Finding:
 
 
 def _rate(batches: TrainingBatches, seconds: float) -> float:
-    """Spectra a second over some seconds, and over at least one epoch after the first batch."""
+    """Spectra per second, measured for some seconds and at least one epoch after the first batch."""
     device, taken = batches.worker.device, 0
     batches.batch(0)
     wait_for(device)
@@ -67,7 +67,7 @@ def _rate(batches: TrainingBatches, seconds: float) -> float:
 
 @contextlib.contextmanager
 def _spectra(bench: Bench) -> Iterator[tuple[Location, DataRules, Path]]:
-    """A shard set with rules for it, and a folder for memory maps that is removed afterwards."""
+    """A shard set with its rules, and a temporary folder for memory maps."""
     source, rules = bench.study.data.source, bench.study.data.rules
     with tempfile.TemporaryDirectory(prefix="spectral-scaling-check-") as name:
         folder = Path(name)
@@ -84,7 +84,7 @@ def _spectra(bench: Bench) -> Iterator[tuple[Location, DataRules, Path]]:
 
 
 def memory(bench: Bench, place: Placement) -> Finding | None:
-    """What each rung's step takes of a GPU, against what a plan and the placing of spectra count with."""
+    """GPU memory used by each rung's step, compared with the estimate used for planning and for placing spectra."""
     if bench.device.type == "cpu":
         return None
     study, parts = bench.study, dict[str, float]()

@@ -1,4 +1,4 @@
-"""All checks of one device, in a process that has it."""
+"""All checks of one device, run in a process that owns it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def check_device(study: Study, place: Placement, host: str, seconds: float) -> R
     """Check the device of this process: a GPU if the placement has one, else a CPU.
 
     Args:
-        study: Whose rungs, noise and batch size are checked and timed.
-        place: What a trial occupies.
+        study: The study whose rungs, noise and batch size are checked and timed.
+        place: The resources of a trial.
         host: The node's name, for the report.
-        seconds: For which a rung is timed in each precision.
+        seconds: Duration of timing a rung in each precision.
     """
     torch.set_num_threads(max(1, int(place.cpus)) if not place.gpus else torch.get_num_threads())
     if place.gpus and (problem := try_gpu()):
@@ -61,21 +61,21 @@ def check_device(study: Study, place: Placement, host: str, seconds: float) -> R
 
 
 def _guarded(name: str, check: Callable[[Bench], Finding | None], bench: Bench) -> Finding | None:
-    """A check that cannot be made has failed, and the others are made."""
+    """Run one check; an exception counts as a failed check, and the others still run."""
     try:
         return check(bench)
-    except Exception as error:  # whatever a driver, a compiler or PyTorch raises
+    except Exception as error:  # drivers, compilers and PyTorch raise anything
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         remedy = "what it stands for cannot be used on this device; leave it out of Recipe and Placement"
         return Finding(check=name, verdict="failed", found=reason[:300], remedy=remedy)
 
 
 def speeds(bench: Bench, place: Placement, seconds: float) -> list[Speed]:
-    """Training and scoring of each rung in each precision, as a trial does it."""
+    """Training and scoring speed of each rung in each precision, as in a trial."""
     found = []
     for precision in bench.precisions:
         recipe = dataclasses.replace(bench.study.recipe, precision=precision)
         study = dataclasses.replace(bench.study, recipe=recipe)
-        time_rung(study, bench.widths[0], place, bench.device, 0.0)  # what a process does once is none of a trial's
+        time_rung(study, bench.widths[0], place, bench.device, 0.0)  # warm-up: one-time costs of a process are excluded
         found += [time_rung(study, width, place, bench.device, seconds) for width in bench.widths]
     return found

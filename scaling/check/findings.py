@@ -1,4 +1,4 @@
-"""What the checks of one device found, and the table of it."""
+"""Findings of the checks of one device, and their table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Verdict = Literal["ok", "differs", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One check's outcome: what was measured, and the remedy where it is not "ok"."""
+    """One check's outcome: the measurement, and the remedy if it is not "ok"."""
 
     check: str
     verdict: Verdict
@@ -34,7 +34,7 @@ class Report:
 
 
 def within(check: str, values: Mapping[str, float], bounds: Mapping[str, float], what: str, remedy: str) -> Finding:
-    """A finding on named values: each at most its bound, and finite."""
+    """A finding on named values, each of which must be finite and at most its bound."""
     bad = [name for name, value in values.items() if not value <= bounds[name]]
     found = ", ".join(f"{name} {value:.2g}" for name, value in values.items())
     limits = ", ".join(f"{name} {bounds[name]:g}" for name in bad)
@@ -47,7 +47,7 @@ def within(check: str, values: Mapping[str, float], bounds: Mapping[str, float],
 
 
 def to_json(reports: list[Report]) -> dict[str, Any]:
-    """All reports as JSON values; `speeds` is what a plan reads."""
+    """All reports as JSON values; a plan reads `speeds`."""
     speeds = [speed.model_dump() for report in reports for speed in report.speeds]
     found = [
         {name: getattr(report, name) for name in ("host", "device", "peaks")}
@@ -58,7 +58,7 @@ def to_json(reports: list[Report]) -> dict[str, Any]:
 
 
 def table(report: Report) -> str:
-    """The report for a terminal."""
+    """The report as a table for a terminal."""
     lines = [f"{report.device} on {report.host}"]
     for finding in report.findings:
         lines.append(f"  {finding.verdict:8}{finding.check:16}{finding.found}")

@@ -1,4 +1,4 @@
-"""Whether a device computes what a CPU does, in every precision, compiled or not, resumed or not, and without waiting."""
+"""Numerical checks of a device against a CPU: precision, compilation, resumption, determinism, synchronisation."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from scaling.training.evaluate import autocast
 from scaling.training.recipe import Compiled, Precision
 
 STEPS, LAST = 50, 10
-"""Of a loss curve, and of its end that is compared."""
+"""Length of a loss curve, and of its end, which is compared."""
 LEARNS = 0.9
-"""By which the loss falls at least, else its curve shows nothing."""
+"""The loss must fall at least to this fraction, otherwise the curve shows nothing."""
 GRADIENT_BOUNDS = {"fp32": 1e-3, "tf32": 0.02, "bf16": 0.1, "fp16": 0.02}
 CURVE_BOUNDS = {"tf32": 0.05, "bf16": 0.1, "fp16": 0.05}
 SAME = 1e-3
-"""By which losses of the same steps in fp32 may differ: kernels add in another order."""
+"""Tolerance for losses of the same steps in fp32, since kernels add in another order."""
 
 
 def versions(bench: Bench) -> Finding:
-    """PyTorch, CUDA and driver in use, and whether PyTorch has kernels for the device."""
+    """Versions of PyTorch, CUDA and driver, and whether PyTorch has kernels for the device."""
     if bench.device.type == "cpu":
         features = torch.backends.cpu.get_cpu_capability()
         return Finding(check="versions", verdict="ok", found=f"torch {torch.__version__}, kernels for {features}")
@@ -61,7 +61,7 @@ def _driver() -> str:
 
 
 def products(bench: Bench) -> Finding:
-    """A product of integer matrices in fp32, which every order of summation gives exactly."""
+    """A product of integer matrices in fp32, which is exact for any order of summation."""
     autocast(bench.device, "fp32")
     left, right = (torch.randint(-8, 9, (512, 512), generator=torch.Generator().manual_seed(n)).float() for n in (1, 2))
     wrong = int(((left.to(bench.device) @ right.to(bench.device)).cpu() != left @ right).sum())
@@ -74,7 +74,7 @@ def products(bench: Bench) -> Finding:
 
 
 def gradients(bench: Bench) -> Finding:
-    """Forward and backward pass of each rung in each precision against fp32 on a CPU."""
+    """Forward and backward pass of each rung in each precision, compared with fp32 on a CPU."""
     worst: dict[str, float] = dict.fromkeys(bench.precisions, 0.0)
     for width in bench.widths:
         expected = _gradient(bench, width, "fp32", torch.device("cpu"))
@@ -96,7 +96,7 @@ def _gradient(bench: Bench, width: int, precision: Precision, device: torch.devi
 
 
 def curves(bench: Bench) -> Finding:
-    """Some steps of training in each precision: where the loss ends, against fp32."""
+    """Final loss after some training steps in each precision, compared with fp32."""
     ends, full = dict[str, float](), math.nan
     for precision in bench.precisions:
         curve = losses(bench.stepper(bench.middle, precision), range(STEPS))
@@ -113,7 +113,7 @@ def curves(bench: Bench) -> Finding:
 
 
 def resumes(bench: Bench) -> Finding:
-    """Training that is resumed from a saved state against uninterrupted training."""
+    """Training resumed from a saved state, compared with uninterrupted training."""
     whole = bench.stepper(bench.middle)
     expected = losses(whole, range(10))
     before = bench.stepper(bench.middle)
@@ -132,7 +132,7 @@ def resumes(bench: Bench) -> Finding:
 
 
 def repeats(bench: Bench) -> Finding:
-    """The same steps twice with deterministic kernels."""
+    """The same steps twice with deterministic kernels; the results must be identical."""
     be_deterministic(True)
     try:
         first, second = (losses(bench.stepper(bench.middle), range(10)) for _ in range(2))
@@ -143,14 +143,14 @@ def repeats(bench: Bench) -> Finding:
 
 
 def waits(bench: Bench) -> Finding | None:
-    """Whether a step leaves the GPU at work, in each precision. A CPU has nothing to wait for."""
+    """Whether a step runs without synchronising with the GPU, in each precision. Not applicable to a CPU."""
     if bench.device.type == "cpu":
         return None
     bad = []
     for precision in bench.precisions:
         stepper = bench.stepper(bench.middle, precision)
         (run,) = stepper.recipe.runs(10**6)
-        stepper.step(0, run)  # the first makes the optimiser's state
+        stepper.step(0, run)  # the first step creates the optimiser's state
         try:
             with waiting_refused():
                 stepper.step(1, run)
@@ -168,9 +168,9 @@ def waits(bench: Bench) -> Finding | None:
 
 @contextlib.contextmanager
 def waiting_refused() -> Iterator[None]:
-    """Within, whatever waits for a GPU raises a RuntimeError, as far as PyTorch notices it."""
+    """Within the block, GPU synchronisation raises a RuntimeError, as far as PyTorch detects it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that it does not yet notice all
+        warnings.simplefilter("ignore")  # PyTorch warns that detection is incomplete
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -179,7 +179,7 @@ def waiting_refused() -> Iterator[None]:
 
 
 def compiled(bench: Bench) -> Finding:
-    """`torch.compile` against plain PyTorch, on a GPU also with CUDA graphs."""
+    """`torch.compile` compared with eager PyTorch, on a GPU also with CUDA graphs."""
     modes: dict[str, Compiled] = {"compiled=True": True}
     if bench.device.type == "cuda":
         modes["compiled='reduce-overhead'"] = "reduce-overhead"
@@ -193,6 +193,6 @@ def compiled(bench: Bench) -> Finding:
 
 
 def difference(found: list[float], expected: list[float]) -> float:
-    """The largest relative difference; infinite where a value is not finite."""
+    """The largest relative difference; infinite if a value is not finite."""
     worst = max(abs(one / other - 1) for one, other in zip(found, expected, strict=True))
     return worst if math.isfinite(sum(found)) else math.inf

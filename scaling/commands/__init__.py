@@ -1,1 +1,1 @@
-"""The commands, by what they work on. Each module adds its own to the parser; what is heavy is imported when one runs."""
+"""The commands, grouped by subject; each module adds its own to the parser and defers heavy imports."""

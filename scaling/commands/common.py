@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""Code shared by the commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scaling.study.store import StudyFolder
 
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
-"""Adds a command of a name, the function that does it, and what it does in words; returns its parser."""
+"""Adds a command from its name, its function and its description; returns its parser."""
 
 
 def study_and_store(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +30,10 @@ def study_and_store(parser: argparse.ArgumentParser) -> None:
 
 
 def load_study(name: str) -> Study:
-    """The `STUDY` of a module such as experiments.demo, or of a .py file.
+    """Load the `STUDY` of a module such as experiments.demo, or of a .py file.
 
     Raises:
-        UserError: if it cannot be loaded, or defines none.
+        UserError: It cannot be loaded, or defines no study.
     """
     from scaling.study.declaration import Study
 
@@ -43,10 +43,10 @@ def load_study(name: str) -> Study:
             if spec is None or spec.loader is None:
                 raise ImportError(f"{name} is not a Python file")
             module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # where the file's own dataclasses look up their annotations
+            sys.modules[spec.name] = module  # the file's dataclasses look up their annotations here
             try:
                 spec.loader.exec_module(module)
-            finally:  # Ray sends what is defined there by its content: workers have no such module
+            finally:  # workers have no such module, so Ray pickles its definitions by value
                 sys.modules.pop(spec.name, None)
         else:
             sys.path.insert(0, os.getcwd())
@@ -54,7 +54,7 @@ def load_study(name: str) -> Study:
         study = getattr(module, "STUDY", None)
     except (UserError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # whatever the user's module raises is theirs to correct, sys.exit too
+    except BaseException as error:  # any exception of the user's module is a user error, including sys.exit
         raise UserError(
             f"study {name}: cannot be loaded ({type(error).__name__}: {error}); give a module such as experiments.demo, or a .py file"
         ) from error
@@ -64,30 +64,30 @@ def load_study(name: str) -> Study:
 
 
 def say(text: str) -> None:
-    """Print a line with the time."""
+    """Print a line with a timestamp."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 
 def inputs(options: argparse.Namespace) -> list[Location]:
-    """Everything that a command's arguments name, but for its outputs; what is no file or folder does no harm."""
+    """All inputs named by a command's arguments, excluding outputs; arguments that are not paths do no harm."""
     named = [value for name, value in vars(options).items() if name not in ("json", "out")]
     flat = [item for value in named for item in (value if isinstance(value, list) else [value])]
     return [item for item in flat if isinstance(item, str | Path)]
 
 
 def check_json(options: argparse.Namespace) -> None:
-    """Refuse a command's ``--json`` before anything is computed."""
+    """Reject an invalid ``--json`` path before anything is computed."""
     if getattr(options, "json", None) is not None:
         check_output(options.json, inputs(options))
 
 
 def write_json(options: argparse.Namespace, value: Any) -> None:
-    """Write a command's ``--json``; nothing where none is given."""
+    """Write a command's ``--json`` output, if requested."""
     write_json_output(options.json, value, inputs(options))
 
 
 def study_folder(options: argparse.Namespace) -> tuple[Study, StudyFolder]:
-    """The study of a command and its folder in the store, which is there.
+    """The study of a command and its existing folder in the store.
 
     Raises:
         UserError: There is no such study, or no such store.

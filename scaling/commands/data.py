@@ -1,4 +1,4 @@
-"""`scaling simulate`, `inspect`, `shard`, `limit` and `cache`: spectra, and what is in files."""
+"""`scaling simulate`, `inspect`, `shard`, `limit` and `cache`: commands for spectra and files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scaling.errors import UserError
 from scaling.files import location
 
 SPECTRA_WORTH_A_CLUSTER = 50_000
-"""Spectra written beside the longest file from which the time that Ray takes to start is recovered."""
+"""Minimum number of spectra, beyond the largest file, for which starting Ray saves time."""
 
 
 def add_commands(command: AddCommand) -> None:

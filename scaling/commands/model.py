@@ -1,4 +1,4 @@
-"""`scaling evaluate`, `predict` and `export`: a trained model, a trial's or the original's."""
+"""`scaling evaluate`, `predict` and `export`: commands for a trained model, from a trial or the original study."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _original(parser: argparse.ArgumentParser) -> None:
 
 
 def _given(options: argparse.Namespace, pixels: int | None = None) -> Original:
-    """What is given of a checkpoint of the original; `pixels` are those of the spectra it is used on."""
+    """The options for a checkpoint of the original study; `pixels` is the size of the spectra it is applied to."""
     from scaling.inference.trained import Original, of_this_project
 
     named = {"label": options.label} if options.label else {}

@@ -1,4 +1,4 @@
-"""`scaling check`, `plan`, `run`, `status`, `collect` and `report`: a study from its devices to its report."""
+"""`scaling check`, `plan`, `run`, `status`, `collect` and `report`: commands for a study."""
 
 from __future__ import annotations
 

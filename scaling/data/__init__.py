@@ -1,6 +1,6 @@
 """Spectra, from file to batch.
 
-`SpectraDatasource` and `ShardDatasink` are for Ray Data. They import Ray, so they are loaded when they are first asked for:
+`SpectraDatasource` and `ShardDatasink` are for Ray Data. They import Ray, so they are loaded lazily, on first access:
 the settings of `scaling.sweep.cluster.ray_cluster` must be in the environment before Ray is imported.
 """
 

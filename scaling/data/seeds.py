@@ -1,8 +1,8 @@
-"""Seeds derived from what they are for, so that a draw depends on nothing but its name."""
+"""Seeds derived from their purpose, so that every random draw is independent of all others and reproducible."""
 
 import hashlib
 
 
 def stable_seed(*parts: int | str) -> int:
-    """A 63-bit seed from a purpose and its indices, the same in every process and on every machine."""
+    """A 63-bit seed from a purpose and indices, identical in every process and on every machine."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

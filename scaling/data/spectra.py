@@ -1,4 +1,4 @@
-"""Rows of flux and error: their signal to noise, and whether they can be trained on."""
+"""Rows of flux and error: their signal to noise, and whether they can be used for training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scaling.errors import UserError
 from scaling.files import Location
 
 ROW_ID, FLUX, ERROR = "row_id", "flux", "error"
-"""The columns of spectra in shards and in what `SpectraDatasource` reads; all others are parameters."""
+"""The spectral columns in shards and in the output of `SpectraDatasource`; all other columns are parameters."""
 SNR_PERCENTILES = (5, 25, 50, 75, 95)
 SNR_DEFINITION = "95th percentile over pixels of flux / error, as float32"
 
@@ -20,7 +20,7 @@ Pixels = Float[ndarray, "row pixel"]
 def spectrum_snr(flux: Pixels, error: Pixels) -> Float[ndarray, " row"]:
     """Signal to noise of each spectrum: the 95th percentile of flux / error over its pixels.
 
-    The order statistic nearest to the percentile, in float32: a partition of the pixels, without interpolation.
+    This is the order statistic nearest to the percentile, in float32: found by a partial sort, without interpolation.
     """
     ratio = (flux / error).astype(np.float32, copy=False)
     rank = round(0.95 * (ratio.shape[1] - 1))
@@ -41,14 +41,14 @@ def edge_faults(error: Pixels) -> Int64[ndarray, " row"]:
 
 
 def fill_edges(error: Pixels) -> int:
-    """Replace, in place, a NaN error in the first or last pixel by its neighbour's, as the original does; how many."""
+    """Replace NaN errors at the edges by the neighbour's, in place, as in the original; returns the number."""
     missing = np.isnan(edges := error[:, [0, -1]])
     error[:, [0, -1]] = np.where(missing, error[:, [1, -2]], edges)
     return int(missing.sum())
 
 
 def bad_rows(flux: Pixels, error: Pixels) -> dict[str, Bool[ndarray, " row"]]:
-    """Which rows cannot be trained on, for each kind of fault, in words. The error's edges are filled before."""
+    """Rows that cannot be trained on, as a mask per kind of fault. NaN errors at the edges must be filled before."""
     unwritten = ~flux.any(axis=1)
     bad = {
         "flux is 0 in every pixel (never written)": unwritten,
@@ -64,7 +64,7 @@ def bad_rows(flux: Pixels, error: Pixels) -> dict[str, Bool[ndarray, " row"]]:
 
 
 def _all_usable(flux: Pixels, error: Pixels) -> bool:
-    """Whether ``bad_rows`` would surely find nothing, in half its time. A NaN fails every comparison."""
+    """A sufficient test that ``bad_rows`` finds nothing, in half its time. A NaN fails every comparison."""
     brightest, faintest, least = flux.max(axis=1), flux.min(), error.min()
     if not ((brightest < np.inf).all() and faintest > -np.inf and error.max() < np.inf and least > 0):
         return False
@@ -73,7 +73,7 @@ def _all_usable(flux: Pixels, error: Pixels) -> bool:
 
 
 def check_rows(flux: Pixels, error: Pixels, path: Location, rows: Int64[ndarray, " row"] | None = None) -> None:
-    """Refuse ``bad_rows`` of a file; ``rows`` are their numbers in it, from 0 by default.
+    """Raise for the ``bad_rows`` of a file; ``rows`` are their row numbers in it, from 0 by default.
 
     Raises:
         UserError: A row was never written, a flux or error is not finite, an error is not positive, or the SNR overflows.

@@ -1,1 +1,1 @@
-"""What uses a trained model: scores, predictions, exports, the importer of the original's checkpoints."""
+"""Use of trained models: scores, predictions, export, and import of the original study's checkpoints."""

@@ -1,4 +1,4 @@
-"""`scaling evaluate`: a trained model's scores on any shard set, as a trial's row has them; and anchors of a study."""
+"""`scaling evaluate`: scores of a trained model on any shard set, as in a trial's row, and anchors of a study."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Split = Literal["val", "test"]
 class Evaluation:
     """Scores of a model on a split.
 
-    `scores` has the names, units and values of a results row: with "test" those of a trial on its study's shards. Standard
+    `scores` uses the names, units and values of a results row: for "test", those of a trial on its study's shards. Standard
     deviations (`_z`) and the mean guess are those of the model's own training labels.
     """
 
@@ -60,7 +60,7 @@ class Evaluation:
         return plain(facts | self.scores | {"other_labels": self.other_labels})
 
     def to_text(self) -> str:
-        """The scores in words."""
+        """The scores as text."""
         found, of = self.scores, self.split
         draws = f", mean of {self.rules.eval_draws} noise draws" if self.rules.eval_draws > 1 else ""
         lines = [
@@ -106,13 +106,13 @@ def evaluate(
         model: The model; it is moved to the device.
         shards: Any shard set on the model's wavelength grid that has its labels.
         split: "val" or "test".
-        rules: The model's, perhaps with other noise.
-        device: Where to.
-        cache_root: The node's memory maps.
-        counting: Shows how far the node's cache is filled, then how far the split is scored.
+        rules: The model's rules, possibly with other noise.
+        device: The device to use.
+        cache_root: The node's cache of memory maps.
+        counting: Shows the progress of filling the node's cache, then of scoring.
 
     Raises:
-        UserError: The spectra are on another grid, or lack a label, or the model's answers are not finite.
+        UserError: The spectra are on another grid or lack a label, or a prediction is not finite.
     """
     manifest = Manifest.load(shards)
     model.check_wave(manifest.wave, shards)
@@ -144,10 +144,10 @@ def evaluate(
 
 
 def rules_of_study(model: TrainedModel, study: Study) -> DataRules:
-    """The model's rules with the evaluation noise of a study, so that their scores compare.
+    """The model's rules with the evaluation noise of a study, so that their scores are comparable.
 
     Raises:
-        UserError: The study is about something else than the model.
+        UserError: The study and the model predict different quantities.
     """
     asked = study.data.rules
     if asked.target != model.rules.target:
@@ -162,10 +162,10 @@ def rules_of_study(model: TrainedModel, study: Study) -> DataRules:
 
 
 def check_anchor(folder: StudyFolder, shards: Location, rules: DataRules, name: str, num_spectra: int | None) -> None:
-    """See before anything is scored whether a score on these shards can be an anchor of a study.
+    """Check before scoring whether a score on these shards can be an anchor of a study.
 
     Raises:
-        UserError: The study has no rows, or they were scored on other spectra or another noise, or D is not known.
+        UserError: The study has no rows, or they were scored on other spectra or other noise, or D is unknown.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise UserError(
@@ -188,7 +188,7 @@ def check_anchor(folder: StudyFolder, shards: Location, rules: DataRules, name: 
 
 
 def write_anchor(folder: StudyFolder, evaluation: Evaluation, name: str, num_spectra: int) -> str:
-    """Keep a test score beside a study's results, for its report; returns where it is."""
+    """Store a test score beside a study's results, for its report; returns its location."""
     found = evaluation.to_json()
     names = (
         "num_params",

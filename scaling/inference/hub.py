@@ -1,4 +1,4 @@
-"""A model as a folder for the Hugging Face hub: weights, config, the code they need, and a model card.
+"""Export of a model as a folder for the Hugging Face hub: weights, config, the required code, and a model card.
 
 `AutoModel.from_pretrained(DIR, trust_remote_code=True)` loads it in a process that has transformers and not this project.
 """
@@ -21,10 +21,10 @@ CARD = "README.md"
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be written, before anything is computed.
+    """Check that a folder can be written, before anything is computed.
 
     Raises:
-        UserError: It is there and is not empty, or cannot be made where it is named.
+        UserError: It exists and is not empty, or cannot be created.
     """
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise UserError(f"{folder}: is there already: name a new folder")
@@ -33,10 +33,10 @@ def check_folder(folder: Path) -> None:
 
 
 def write_hub(model: TrainedModel, folder: Path) -> None:
-    """Write the folder; it gets its name when it is whole.
+    """Write the folder; it is renamed into place once complete.
 
     Raises:
-        UserError: See `check_folder`; or the disk refuses it.
+        UserError: See `check_folder`; or writing to disk fails.
     """
     from scaling.model.modeling_specvit import SpecViTConfig, SpecViTForRegression
 
@@ -49,7 +49,7 @@ def write_hub(model: TrainedModel, folder: Path) -> None:
     temporary = folder.absolute().with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         made.save_pretrained(temporary)
-        # The weights are written for their owner only.
+        # The weights file is created readable by its owner only.
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
         (temporary / CARD).write_text(card(model), encoding="utf-8")
         temporary.replace(folder.absolute())
@@ -61,7 +61,7 @@ def write_hub(model: TrainedModel, folder: Path) -> None:
 
 
 def card(model: TrainedModel) -> str:
-    """The model card in Markdown: what it estimates, how well, from what, and where not to use it."""
+    """The model card in Markdown: what it predicts, how well, from which data, and its limits."""
     row, config, rules = _row(model), model.model.config, model.rules
     wave, spectra = model.wave, model.about.get("num_spectra")
     grid = (
@@ -104,7 +104,7 @@ Width {config.width}, depth {config.depth}, {config.num_heads} heads, MLP {confi
 
 
 def _row(model: TrainedModel) -> Row | None:
-    """The row beside a trial's model file, if it is that trial's."""
+    """The row beside a trial's model file, if it belongs to that trial."""
     file = model.path / "model.safetensors" if model.path.is_dir() else model.path
     beside = file.with_name(f"{file.stem.replace('model', 'row', 1)}.json")
     if not beside.is_file():

@@ -1,4 +1,4 @@
-"""Checkpoints of the original study, PyTorch-Lightning files with the names of transformers 4.56, as a SpecViT."""
+"""Import of the original study's checkpoints (PyTorch Lightning files with names of transformers 4.56) as a SpecViT."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PROJECTION = f"{_EMBEDDINGS}patch_embeddings.projection"
 _POSITIONS = f"{_EMBEDDINGS}position_embeddings"
 _LAYER = "model.vit.encoder.layer."
 _POOLER = "model.vit.pooler."
-"""Reaches no loss in the original, so it holds what it was initialised with: left out."""
+"""Does not reach the loss in the original, so it keeps its initial weights: dropped."""
 
 _LAYER_PARTS = {
     "attention_norm": ("layernorm_before",),
@@ -30,29 +30,29 @@ _LAYER_PARTS = {
     "mlp_in": ("intermediate.dense",),
     "mlp_out": ("output.dense",),
 }
-"""Our name of each part of a layer, and the original's; several are stacked."""
+"""Our name of each part of a layer, and the original's names; several are concatenated."""
 
 
 def read_lightning(
     path: Path, *, num_heads: int | None = None, stride: int | None = None, num_pixels: int = 4096
 ) -> tuple[SpecViT, dict[str, Any]]:
-    """Read a checkpoint of the original: the model in evaluation mode, and what the file says of its training.
+    """Read a checkpoint of the original: the model in evaluation mode, and the file's training metadata.
 
     Dimensions follow from the tensors' shapes, except those below. Only weights and plain values are loaded: the file
     cannot run code.
 
     Args:
-        path: The checkpoint: `state_dict` with `model.` before every name. What else it holds is not used.
-        num_heads: Attention heads; the width over 32 if not given, as the original has them.
-        stride: Pixels from one patch to the next. If not given, a convolution's patches do not overlap, and that of a
-            sliding window is the one that cuts `num_pixels` into as many patches as the model has positions.
-        num_pixels: Pixels of a spectrum, where the tokenizer is a sliding window; a convolution's follow from its patches.
+        path: The checkpoint: a `state_dict` whose names all begin with `model.`. Other contents are ignored.
+        num_heads: Number of attention heads; by default the width divided by 32, as in the original.
+        stride: Pixels from one patch to the next. By default, a convolution's patches do not overlap, and a sliding
+            window has the stride that gives as many patches of `num_pixels` as the model has positions.
+        num_pixels: Pixels of a spectrum, if the tokenizer is a sliding window; a convolution's follow from its patches.
 
     Returns:
-        The model, and `source` (the file's name) with `epoch` and `global_step` where the file has them.
+        The model, and `source` (the file's name) with `epoch` and `global_step` if the file has them.
 
     Raises:
-        UserError: The file cannot be loaded as weights alone, or does not hold such a model.
+        UserError: The file cannot be loaded as weights only, or does not contain such a model.
     """
     checkpoint = _load(path)
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
@@ -76,7 +76,7 @@ def read_lightning(
 
 
 def _load(path: Path) -> Any:
-    """What the file holds, by PyTorch's loader that knows tensors and plain values and refuses every other object."""
+    """Load the file with PyTorch's weights-only loader, which rejects all but tensors and plain values."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a checkpoint (.ckpt) of the original, or a model file")
     try:
@@ -94,7 +94,7 @@ def _load(path: Path) -> Any:
 
 
 def _sources(depth: int) -> dict[str, tuple[str, ...]]:
-    """Our name of each tensor, and the names it is made of."""
+    """Our name of each tensor, and the original names it is assembled from."""
     names: dict[str, tuple[str, ...]] = {
         "class_token": (f"{_EMBEDDINGS}cls_token",),
         "positions": (_POSITIONS,),
@@ -161,7 +161,7 @@ def _config(
 
 
 def _sliding_stride(path: Path, num_pixels: int, patch: int, patches: int) -> int:
-    """The stride that cuts so many pixels into so many patches, the last one filled up with zeros."""
+    """The stride that cuts `num_pixels` into `patches` patches, the last one zero-padded."""
     strides = [step for step in range(1, patch + 1) if -(-(num_pixels - patch) // step) + 1 == patches]
     if len(strides) != 1:
         found = f"of {', '.join(map(str, strides))} fit" if strides else "fits"

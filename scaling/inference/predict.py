@@ -1,4 +1,4 @@
-"""`scaling predict`: a model's answers for every spectrum of an HDF5 file, in bounded memory."""
+"""`scaling predict`: predictions for every spectrum of an HDF5 file, in bounded memory."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Array = Literal["flux", "noisy"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What of a file the model sees.
+    """The part of a file that is the model's input.
 
     Attributes:
-        array: "flux" is clipped at 0, as in training before noise is added; "noisy" is taken as it is.
-        noise_seed: Of noise that is added to the flux from the file's errors, at the model's noise level; None adds none.
-            The seed of a study's evaluation (42 unless declared) gives the noise that `scaling evaluate` draws.
+        array: "flux" is clipped at 0, as in training before noise is added; "noisy" is used unchanged.
+        noise_seed: Seed of noise that is added to the flux from the file's errors, at the model's noise level; None adds none.
+            The evaluation seed of a study (42 by default) gives the noise that `scaling evaluate` draws.
     """
 
     array: Array
@@ -43,7 +43,7 @@ class Inputs:
 
     @classmethod
     def choose(cls, file: SpectraFile, array: Array | None, noise_seed: int | None) -> Inputs:
-        """The array asked for; otherwise "noisy" where the file has it and no noise is to be added.
+        """Choose the requested array; by default "noisy" if the file has it and no noise is to be added.
 
         Raises:
             UserError: The file has no such array, or noise would be added to noisy spectra.
@@ -66,7 +66,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What was written: rows, those without an answer because their spectrum cannot be used, and the first such row."""
+    """Summary of the output: rows written, rows without a prediction (unusable spectra), and the first such row."""
 
     rows: int
     unusable: int
@@ -82,23 +82,23 @@ def predict_file(
     read: Iterable[Location] = (),
     progress: Count = uncounted,
 ) -> Prediction:
-    """Write the model's answers as Parquet, in the order of the file.
+    """Write the model's predictions as Parquet, in file order.
 
-    Columns: `row`; `<label>_predicted` of each label in the label's own unit (of a classification instead
-    `<label>_probability` of being above the boundary), NaN where the spectrum cannot be used; and `<label>`, the file's own
-    values, where it has that column.
+    Columns: `row`; `<label>_predicted` of each label in the label's own unit (for a classification instead
+    `<label>_probability` of being above the boundary), NaN where the spectrum is unusable; and `<label>`, the file's own
+    values, if it has that column.
 
     Args:
         model: The model; it is moved to the device.
-        file: The spectra, open.
-        inputs: What of them the model sees.
-        out: The file to write; it gets its name when it is complete.
-        device: Where to predict.
-        read: Files and folders that `out` must not be, beside the model's file and the spectra.
-        progress: Called with how many spectra are done, and of how many.
+        file: The open file of spectra.
+        inputs: The model's input.
+        out: The file to write; it is renamed into place once complete.
+        device: The device to use.
+        read: Files and folders that `out` must not be, besides the model's file and the spectra.
+        progress: Called with (spectra done, total spectra).
 
     Raises:
-        UserError: The file's wavelengths are not the model's, it cannot be read, an answer is not finite, or `out` is refused.
+        UserError: The file has other wavelengths than the model or cannot be read, a prediction is not finite, or `out` is rejected.
     """
     model.check_wave(file.wave, file.path)
     model.model.to(device)
@@ -149,16 +149,16 @@ def predict_file(
 def _spectra(
     file: SpectraFile, inputs: Inputs, noise_level: float
 ) -> Iterator[tuple[Float[ndarray, "row pixel"], ndarray]]:
-    """The model's input, not yet standardised, some rows at a time, and which of them cannot be used."""
+    """Yield the model's input before standardisation, in chunks of rows, with a mask of unusable rows."""
     generator = None if inputs.noise_seed is None else torch.Generator().manual_seed(inputs.noise_seed)
     noisy = file.file[NOISY] if inputs.array == "noisy" else None
-    for start in range(0, file.num_rows, TABLE_ROWS):  # blocks start again where a group of rows is written
+    for start in range(0, file.num_rows, TABLE_ROWS):  # blocks restart at each written row group
         for first, flux, error in file.blocks(start, min(start + TABLE_ROWS, file.num_rows)):
             if noisy is not None:
                 flux = noisy[first : first + len(flux)].astype(np.float32)
             faults = bad_rows(flux, error if generator else np.ones_like(error))
             if generator:
-                # Pieces of a multiple of 16 numbers: PyTorch draws the same as for all rows at once.
+                # Chunks of a multiple of 16 numbers: PyTorch then draws the same numbers as for all rows at once.
                 noise = torch.randn(flux.shape, generator=generator)
                 flux = add_noise_(torch.from_numpy(flux), torch.from_numpy(error), noise, noise_level).numpy()
             elif noisy is None:

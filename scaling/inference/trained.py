@@ -1,4 +1,4 @@
-"""A trained model with all that it takes to use it: a trial's, a folder for the hub, or a checkpoint of the original study."""
+"""A trained model with everything needed to use it, from a trial, a hub folder, or a checkpoint of the original."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODEL_SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Original:
-    """What a checkpoint of the original study does not hold.
+    """Information that is missing from a checkpoint of the original study.
 
     `shards` is the set it was trained on: its wavelengths, and the mean and standard deviation of the label in its own
     unit, unless these are given. `num_heads`, `stride` and `num_pixels` are those of `read_lightning`.
@@ -44,10 +44,10 @@ class Original:
     num_pixels: int | None = None
 
     def __post_init__(self) -> None:
-        """Check that mean and deviation go together.
+        """Check that mean and standard deviation are given together.
 
         Raises:
-            UserError: naming the flag, its value and the remedy.
+            UserError: Names the flag, its value and the remedy.
         """
         if (self.label_mean is None) != (self.label_std is None):
             raise UserError(f"--label-mean {self.label_mean}, --label-std {self.label_std}: give both, or neither")
@@ -57,16 +57,16 @@ class Original:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainedModel:
-    """A model and what it was trained with.
+    """A model and its training settings.
 
     Attributes:
         path: Its file or folder.
-        model: In evaluation mode, on the CPU.
-        rules: What its spectra and labels were.
-        standardisation: Of its training split.
-        wave: Its wavelength grid (pixel,) in vacuum Å; None if the file does not say.
-        precision: Of its training.
-        about: All that the file says.
+        model: The model in evaluation mode, on the CPU.
+        rules: How its spectra became inputs and labels.
+        standardisation: Statistics of its training split.
+        wave: Its wavelength grid (pixel,) in vacuum Å; None if the file does not have it.
+        precision: Its training precision.
+        about: All metadata in the file.
     """
 
     path: Path
@@ -79,31 +79,31 @@ class TrainedModel:
 
     @property
     def statistics(self) -> dict[str, Tensor]:
-        """Of its inputs, as a model file holds them."""
+        """Statistics of its inputs, in the form of a model file."""
         used = self.standardisation
         found = {"flux_offset": torch.from_numpy(used.flux_offset), "flux_scale": torch.from_numpy(used.flux_scale)}
         return found if self.wave is None else found | {"wave": torch.from_numpy(self.wave)}
 
     def to_bytes(self) -> bytes:
-        """The content of a model file for it."""
+        """Serialise it as a model file."""
         return model_bytes(self.model.config, self.model.state_dict(), self.statistics, self.about)
 
     @property
     def num_params(self) -> int:
-        """N of the laws."""
+        """The number of parameters, N of the laws."""
         return count_parameters(self.model.config).reach_loss
 
     @property
     def name(self) -> str:
-        """The trial, or the checkpoint it was imported from."""
+        """The trial, or the name of the imported checkpoint."""
         return str(self.about.get("trial") or self.about.get("source") or self.path.stem)
 
     def precision_on(self, device: torch.device) -> Precision:
-        """Its training's, but fp32 for fp16 on a CPU, where that is a hundred times slower."""
+        """The training precision, except that fp16 becomes fp32 on a CPU, where fp16 is a hundred times slower."""
         return "fp32" if self.precision == "fp16" and device.type == "cpu" else self.precision
 
     def check_wave(self, wave: Float[ndarray, " pixel"], where: Location) -> None:
-        """Compare the wavelengths of some spectra with the model's; where those are not known, the number of pixels.
+        """Compare the wavelengths of spectra with the model's; if those are unknown, only the number of pixels.
 
         Raises:
             UserError: They differ.
@@ -120,7 +120,7 @@ class TrainedModel:
             )
 
     def describe(self) -> str:
-        """What it is, in a few lines."""
+        """A description in a few lines."""
         config, labels = self.model.config, self.standardisation
         facts = {
             name: self.about[name]
@@ -145,16 +145,16 @@ class TrainedModel:
 
 
 def of_this_project(path: Path) -> bool:
-    """Whether a path names a model file or a folder with one, which say all about it, and not the original's checkpoint."""
+    """Whether a path is a self-contained model file, or a folder with one, rather than a checkpoint of the original."""
     return path.suffix == MODEL_SUFFIX or path.is_dir()
 
 
 def open_model(path: Path, original: Original | None = None) -> TrainedModel:
-    """Read a trial's model.safetensors, its folder, a folder for the hub, or a checkpoint of the original study.
+    """Read a trial's model.safetensors, its folder, a hub folder, or a checkpoint of the original study.
 
     Raises:
-        UserError: It is neither, is damaged, or more must be known of it than is given; or something is given of a model
-            file, which says it all.
+        UserError: It is none of these, is damaged, or lacks required options; or options are given for a self-contained
+            model file.
     """
     return _trained(path, *_read(path, original or Original()))
 
@@ -190,10 +190,10 @@ def _trained(path: Path, model: SpecViT, statistics: dict[str, Tensor], about: d
 
 
 def _check_statistics(path: Path, arrays: dict[str, ndarray], length: int) -> None:
-    """Refuse statistics that do not fit the model, are not finite, or by which nothing can be divided.
+    """Check that statistics fit the model, are finite, and can be divided by.
 
     Raises:
-        UserError: naming the first.
+        UserError: Names the first invalid one.
     """
     for name, values in arrays.items():
         if values.shape != (length,) or values.dtype.kind != "f":
@@ -210,10 +210,10 @@ def _check_statistics(path: Path, arrays: dict[str, ndarray], length: int) -> No
 
 
 def import_model(path: Path, original: Original, num_spectra: int | None = None) -> TrainedModel:
-    """A checkpoint of the original, with the wavelengths of its training shards and the number of spectra it was trained on.
+    """Import a checkpoint of the original, with the wavelengths and the number of its training spectra.
 
     Raises:
-        UserError: It is no such checkpoint, or already a model of this project.
+        UserError: It is not such a checkpoint, or is already a model of this project.
     """
     if of_this_project(path):
         raise UserError(f"{path}: is a model file already; give a checkpoint (.ckpt) of the original, or --hub DIR")
@@ -232,7 +232,7 @@ def _read(path: Path, original: Original) -> tuple[SpecViT, dict[str, Tensor], d
 
 
 def _import(path: Path, original: Original) -> tuple[SpecViT, dict[str, Tensor], dict[str, Any]]:
-    """A checkpoint of the original as `load_model` gives a model file. It takes raw flux, and z-scored its label."""
+    """Convert a checkpoint of the original to the output of `load_model`. It uses raw flux and z-scored labels."""
     manifest = None if original.shards is None else Manifest.load(original.shards)
     pixels = original.num_pixels or (4096 if manifest is None else manifest.pixels)
     model, about = read_lightning(path, num_heads=original.num_heads, stride=original.stride, num_pixels=pixels)

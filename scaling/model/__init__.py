@@ -1,1 +1,1 @@
-"""What is trained."""
+"""Model architectures, sizes and checkpoints."""

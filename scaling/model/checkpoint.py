@@ -1,6 +1,6 @@
-"""A trained model as safetensors: weights, dimensions and everything needed to use it. Holds no code.
+"""A trained model as a safetensors file: weights, dimensions and all metadata needed to use it, without code.
 
-The file alone says all of it. Beside it in a trial's folder lies config.json, which says the same to transformers.
+The file is self-contained. The config.json beside it in a trial's folder repeats the metadata for transformers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EXPECTED = "expected the model.safetensors of a trial, what `scaling export` wri
 def model_bytes(
     config: ModelConfig, weights: dict[str, Tensor], statistics: dict[str, Tensor], about: dict[str, Any]
 ) -> bytes:
-    """The file's content: `weights` (a SpecViT state), `statistics` of the inputs, `about` in plain JSON values."""
+    """Serialise a model: `weights` (a SpecViT state dict), `statistics` of the inputs, `about` in plain JSON values."""
     tensors = {_MODEL + name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     tensors |= {_STATISTICS + name: tensor.detach().cpu().contiguous() for name, tensor in statistics.items()}
     described = {"config": json.dumps(dataclasses.asdict(config)), "about": json.dumps(about)}
@@ -43,13 +43,13 @@ def config_bytes(config: ModelConfig, about: dict[str, Any]) -> bytes:
 
 
 def load_model(path: Path) -> tuple[SpecViT, dict[str, Tensor], dict[str, Any]]:
-    """Read a model file, or a folder that `save_pretrained` wrote; no code in it is run.
+    """Read a model file, or a folder written by `save_pretrained`; no code in it is run.
 
     Returns:
-        The model in evaluation mode, the statistics of its inputs, what is known about it.
+        The model in evaluation mode, the statistics of its inputs, and its metadata.
 
     Raises:
-        UserError: if the file is missing, damaged, or not one of ours, or holds numbers that are not finite.
+        UserError: The file is missing, damaged, not written by this project, or contains numbers that are not finite.
     """
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
@@ -62,7 +62,7 @@ def load_model(path: Path) -> tuple[SpecViT, dict[str, Tensor], dict[str, Any]]:
         config = parse(ModelConfig, fields, "its config", EXPECTED)
         weights = {n.removeprefix(_MODEL): t for n, t in tensors.items() if n.startswith(_MODEL)}
         expected, found = count_parameters(config).total, sum(tensor.numel() for tensor in weights.values())
-        if expected != found:  # before a model of those dimensions is made
+        if expected != found:  # checked before a model of those dimensions is allocated
             raise UserError(f"{found:,} weights, and its config is that of {expected:,}")
         model = SpecViT(config)
         model.load_state_dict(weights)
@@ -70,7 +70,7 @@ def load_model(path: Path) -> tuple[SpecViT, dict[str, Tensor], dict[str, Any]]:
         reason = str(error).splitlines()[0].removesuffix(f": {EXPECTED}")
         raise UserError(f"{path}: not a model file, or one of another version ({reason}); {EXPECTED}") from error
     statistics = {n.removeprefix(_STATISTICS): t for n, t in tensors.items() if n.startswith(_STATISTICS)}
-    if path.is_dir() and statistics["wave"].isnan().all():  # as transformers writes a grid that is not known
+    if path.is_dir() and statistics["wave"].isnan().all():  # transformers writes an unknown grid as NaN
         del tensors[f"{_STATISTICS}wave"], statistics["wave"]
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -83,7 +83,7 @@ def _part(metadata: dict[str, str], name: str) -> dict[str, Any]:
 
 
 def _described(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The dimensions and what is known, from a folder's config.json, which leaves out what is the default.
+    """Dimensions and metadata from a folder's config.json, which omits default values.
 
     Raises:
         UserError: It is of another architecture.

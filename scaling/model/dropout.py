@@ -1,8 +1,8 @@
-"""Dropout whose random numbers cost little on the CPU, and attention that uses it.
+"""Dropout with cheap random numbers on the CPU, and attention that uses it.
 
 PyTorch draws a CPU's dropout masks one number at a time, which takes as long as all matrix products in bf16. Here each
-64-bit draw of the same generator decides four elements, and attention works through the batch in pieces that stay in
-the processor's cache. On a GPU both are PyTorch's own.
+64-bit draw of the same generator decides four elements, and attention processes the batch in pieces that fit in the
+processor's cache. On a GPU both use PyTorch's own kernels.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-try:  # noqa: SIM105  # transformers looks for packages that a hub's folder needs everywhere but in a `try`
+try:  # noqa: SIM105  # transformers requires imports of hub code unless in a `try`
     from jaxtyping import Float, UInt8
 except ImportError:
     pass
 
 LEVELS = 2**16
-"""A probability of dropping is rounded to a multiple of 1/65,536: 16 random bits decide each element."""
+"""Drop probabilities are rounded to multiples of 1/65,536: 16 random bits decide each element."""
 
 PIECE = 2**19
-"""Attention weights computed at a time, at most, or those of one spectrum: about a megabyte in bf16."""
+"""Maximum number of attention weights computed at a time (at least those of one spectrum): about a megabyte in bf16."""
 
 
 class Dropout(nn.Module):
@@ -50,19 +50,19 @@ def attention(
     dropout: float,
 ) -> Float[Tensor, "batch head token channel"]:
     """Softmax attention, softmax(query·keyᵀ/√channels)·value, with dropout of its weights (0 in evaluation)."""
-    # PyTorch's fused attention for the CPU knows no dropout, and trains slower than this one in 16 bits.
+    # PyTorch's fused attention for the CPU does not support dropout, and trains more slowly in 16 bits.
     if query.device.type == "cpu" and torch.is_grad_enabled() and (dropout > 0 or query.dtype == torch.bfloat16):
         return _PiecewiseAttention.apply(query, key, value, dropout)
     return functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
 
 
 def keep_mask(shape: tuple[int, ...] | torch.Size, p: float) -> UInt8[Tensor, "*shape"]:
-    """1 with probability 1 − p, else 0, independently, by PyTorch's default generator of the CPU.
+    """Independent draws of 1 with probability 1 − p, else 0, from PyTorch's default CPU generator.
 
-    Integers and not booleans: values are multiplied by them four times as fast.
+    Integers rather than booleans: multiplying by them is four times as fast.
     """
     size = torch.Size(shape).numel()
-    # From the lowest 64-bit integer up: without the bound PyTorch leaves the sign bit zero.
+    # Start at the lowest 64-bit integer: without this bound PyTorch leaves the sign bit zero.
     draws = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None)
     kept = torch.empty(size, dtype=torch.uint8)
     return torch.ge(draws.view(torch.int16)[:size], _dropped(p) - LEVELS // 2, out=kept).view(shape)
@@ -82,7 +82,7 @@ def _pieces(weights: Tensor) -> Iterator[slice]:
 
 
 class _PiecewiseAttention(torch.autograd.Function):
-    """Some spectra at a time; the weights before dropout, and what was kept of them, wait for the backward pass."""
+    """Attention over a few spectra at a time; saves the weights before dropout and their mask for the backward pass."""
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
@@ -108,8 +108,8 @@ class _PiecewiseAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, weights, kept, out = ctx.saved_tensors
         by_query, by_key, by_value = (torch.empty_like(query) for _ in range(3))
-        # The softmax's backward pass needs the sums over keys of weight · d(loss)/d(weight), dropped ones included:
-        # they equal those over channels of output · d(loss)/d(output).
+        # The softmax's backward pass needs the sums over keys of weight · d(loss)/d(weight), including dropped ones;
+        # they equal the sums over channels of output · d(loss)/d(output).
         sums = (grad * out).sum(dim=-1, keepdim=True)
         for rows in _pieces(weights):
             scaled, used = grad[rows] * ctx.scale, weights[rows]

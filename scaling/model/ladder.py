@@ -1,4 +1,4 @@
-"""The ladder of model sizes: one dial, the width, gives every other dimension; exact parameter and FLOP counts."""
+"""The ladder of model sizes: the width determines every other dimension; exact parameter and FLOP counts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ HEAD_WIDTH = 32
 class Whitening:
     """A linear map of the spectra before the tokenizer, fitted to the covariance of the noisy training spectra.
 
-    "pca" gives the largest `components` (0: all) principal components, each with variance 1; "zca" turns them back to
-    pixels. The map is frozen for the first `frozen_epochs` passes, then trained with the rest: 0 never freezes it, None
-    freezes it; only where it is trained do its parameters count in N.
+    "pca" gives the largest `components` (0: all) principal components, each with variance 1; "zca" rotates them back to
+    pixels. The map is frozen for the first `frozen_epochs` passes, then trained with the rest: 0 trains it from the start,
+    None freezes it for good. Its parameters count in N only if it is trained.
     """
 
     kind: Literal["pca", "zca"]
@@ -27,10 +27,10 @@ class Whitening:
     frozen_epochs: Natural | None = None
 
     def __post_init__(self) -> None:
-        """Compare the fields.
+        """Check that the fields are consistent.
 
         Raises:
-            UserError: naming the field, its value and the remedy.
+            UserError: Names the field, its value and the remedy.
         """
         if self.kind == "zca" and self.components:
             raise UserError(f"Whitening.components = {self.components}: zca keeps all pixels; leave it out")
@@ -38,10 +38,10 @@ class Whitening:
 
 @declared
 class Ladder:
-    """What all rungs of a study share; `rung(width)` gives the model.
+    """Settings shared by all rungs of a study; `rung(width)` gives the model.
 
-    Depth follows 6·sqrt(width/256), rounded: it and the width grow together, and width 256 is the original's
-    six layers. Heads are 32 wide from width 32 up, as the original's.
+    Depth follows 6·sqrt(width/256), rounded, so that it grows with the width and width 256 has the original's
+    six layers. From width 32 up, heads are 32 wide, as in the original.
     """
 
     num_pixels: Count = 4096
@@ -54,10 +54,10 @@ class Ladder:
     whitening: Whitening | None = None
 
     def rung(self, width: int, num_outputs: int = 1) -> ModelConfig:
-        """The model of one rung, for so many labels.
+        """The model of one rung, with `num_outputs` labels.
 
         Raises:
-            UserError: if the width is not a multiple of its number of heads (a multiple of 32 above 32 always is).
+            UserError: The width is not a multiple of its number of heads (a multiple of 32 above 32 always is).
         """
         whitening = self.whitening
         return ModelConfig(
@@ -80,9 +80,9 @@ class Ladder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterCount:
-    """Exact numbers of parameters. `reach_loss` is the N of the laws: those that are trained.
+    """Exact numbers of parameters. `reach_loss` counts the trained ones and is the N of the laws.
 
-    `total` also counts a whitening map that is never trained. `non_embedding` leaves out the tokenizer, the class token,
+    `total` also counts a whitening map that is never trained. `non_embedding` excludes the tokenizer, the class token,
     the positions and the whitening map. `with_pooler` adds to `reach_loss` the pooler of Hugging Face's `ViTModel`, which
     the original's published 4,875,521 includes although no gradient reaches it.
     """
@@ -113,7 +113,7 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
 
 
 def forward_flops(config: ModelConfig) -> int:
-    """Floating-point operations of one spectrum's forward pass: two for each multiply-add of every matrix product.
+    """Floating-point operations of one spectrum's forward pass: two per multiply-add of every matrix product.
 
     Element-wise work (norms, activations, softmax) is not counted, as in `torch.utils.flop_counter`.
     """
@@ -125,10 +125,10 @@ def forward_flops(config: ModelConfig) -> int:
 
 
 def train_flops(config: ModelConfig, samples_seen: int) -> int:
-    """Floating-point operations of training on `samples_seen` spectra: forward and twice that backward.
+    """Floating-point operations of training on `samples_seen` spectra: forward, plus twice that for backward.
 
-    The first map that is trained, the tokenizer or the whitening, needs no gradient of its input, which saves one third
-    of its share; a frozen whitening needs no backward pass at all. One that is frozen at first counts as trained always.
+    The first trained map, the tokenizer or the whitening, needs no gradient with respect to its input, which saves a third
+    of its cost; a frozen whitening needs no backward pass. One that is frozen only at first is counted as always trained.
     """
     whitening, tokenizer = _whitening_flops(config), _tokenizer_flops(config)
     saved = whitening if config.whitening_trained else 2 * whitening + tokenizer

@@ -1,4 +1,4 @@
-"""SpecViT as transformers knows models: `from_pretrained`, `save_pretrained`, `AutoModel` from a folder for the hub.
+"""SpecViT for transformers: `from_pretrained`, `save_pretrained`, and `AutoModel` from a hub folder.
 
 `save_pretrained` copies this file and its two neighbours into the folder, so they import nothing else of this project.
 """
@@ -23,9 +23,9 @@ DIMENSIONS = {field.name: field.default for field in dataclasses.fields(ModelCon
 
 
 class SpecViTConfig(PreTrainedConfig):
-    """The dimensions of a SpecViT, by the names of `ModelConfig`, and what is known of a trained one.
+    """The dimensions of a SpecViT, named as in `ModelConfig`, and the metadata of a trained one.
 
-    `about` is what a trial says of itself: its `labels`, with `label_offset` and `label_scale` in their own units (dex, K), or
+    `about` is the trial's metadata: its `labels`, with `label_offset` and `label_scale` in their own units (dex, K), or
     the `boundary` of a classification; study, trial, spectra, noise.
     """
 
@@ -46,23 +46,23 @@ class SpecViTConfig(PreTrainedConfig):
         super().__init__(**options)
 
     def dimensions(self) -> ModelConfig:
-        """The dimensions alone.
+        """The dimensions as a `ModelConfig`.
 
         Raises:
-            ValueError: They do not fit together.
+            ValueError: They are inconsistent.
         """
         return ModelConfig(**{name: getattr(self, name) for name in DIMENSIONS})
 
 
 @dataclass
 class SpecViTOutput(ModelOutput):
-    """What the model answers.
+    """Output of the model.
 
     Attributes:
-        loss: Mean squared error of the logits, of labels normalised as in training (cross-entropy of a classification); only
-            where labels are given.
+        loss: Mean squared error of the logits against normalised labels (cross-entropy for a classification); only
+            if labels are given.
         logits: Normalised labels (batch, label).
-        predictions: Labels in their own units (batch, label); of a classification the probability of being above the boundary.
+        predictions: Labels in their own units (batch, label); for a classification, the probability of being above the boundary.
     """
 
     loss: Tensor | None = None
@@ -71,7 +71,7 @@ class SpecViTOutput(ModelOutput):
 
 
 class InputStatistics(nn.Module):
-    """Standardises flux by its training split's statistics; `wave` (pixel,) are the wavelengths in vacuum Å, NaN if unknown."""
+    """Standardises flux by its training statistics; `wave` (pixel,) are wavelengths in vacuum Å, NaN if unknown."""
 
     flux_offset: Tensor
     flux_scale: Tensor
@@ -89,10 +89,10 @@ class InputStatistics(nn.Module):
 
 
 class SpecViTForRegression(PreTrainedModel):
-    """A SpecViT with the statistics it was trained with: from observed flux to labels in their own units.
+    """A SpecViT with its training statistics: maps observed flux to labels in their own units.
 
-    The layers are those a trial trains. `attn_implementation` "sdpa" is theirs; "eager" and the others of transformers'
-    registry (flash attention where it is installed) compute the same by another kernel.
+    The layers are those that a trial trains. `attn_implementation` "sdpa" uses their own attention; "eager" and the others
+    in transformers' registry (flash attention where installed) compute the same with another kernel.
     """
 
     config_class = SpecViTConfig
@@ -111,7 +111,7 @@ class SpecViTForRegression(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # SpecViT initialises itself; weights that a file does not hold are initialised again when a model is loaded.
+        # SpecViT initialises itself; loading a model re-initialises weights that are missing from the file.
         if isinstance(module, SpecViT) and module.config.positions == "rope":
             initialization.copy_(module.get_buffer("rotation"), rotation(module.config))
         elif isinstance(module, InputStatistics):
@@ -120,11 +120,11 @@ class SpecViTForRegression(PreTrainedModel):
             initialization.constant_(module.wave, torch.nan)
 
     def forward(self, flux: Tensor, labels: Tensor | None = None) -> SpecViTOutput:
-        """Estimate labels.
+        """Predict labels.
 
         Args:
             flux: Observed flux (batch, pixel) on the grid `statistics.wave`, not standardised, as in the training set.
-            labels: In their own units (batch, label), for the loss.
+            labels: True labels in their own units (batch, label), for the loss.
         """
         about, outputs = self.config.about, self.config.num_outputs
         logits = self.model(self.statistics(flux), self._attend).float()
@@ -163,7 +163,7 @@ def _eager(
     scaling: float,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out, as transformers' registry calls it."""
+    """Unfused attention with the signature of transformers' registry."""
     weights = torch.softmax(query @ key.mT * scaling, dim=-1)
     mixed = functional.dropout(weights, dropout, module.training) @ value
     return mixed.transpose(1, 2).contiguous(), weights

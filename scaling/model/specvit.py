@@ -1,6 +1,6 @@
-"""SpecViT: a 1-D Vision Transformer from a spectrum to its labels, in plain PyTorch.
+"""SpecViT: a 1-D Vision Transformer that predicts labels from a spectrum, in plain PyTorch.
 
-A folder for the hub holds a copy of this file, which works there with PyTorch alone: its own modules are named relatively.
+A hub folder contains a copy of this file that needs only PyTorch, so the project's modules are imported relatively.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ try:
     from jaxtyping import Float
 
     from scaling.errors import UserError
-except ImportError:  # in a hub's folder, without this project
+except ImportError:  # in a hub folder, without this project
     UserError = ValueError  # type: ignore[assignment, misc]
 
 REFERENCE_WIDTH = 256
@@ -30,12 +30,12 @@ ROPE_BASE = 10_000.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Every dimension of one SpecViT. The defaults are the original study's model (4,809,729 parameters).
+    """All dimensions of a SpecViT. The defaults are the original study's model (4,809,729 parameters).
 
-    `tokenizer` "conv1d" cuts the spectrum into patches, one each `stride` pixels (0: of `patch_size`, without overlap),
-    and leaves out what does not fill the last; "sliding" fills the last one with zeros. `positions` are "learned", rotary
-    ("rope", Su et al. 2021, arXiv 2104.09864) or "none". With `whitening_components` a linear map of the pixels to that
-    many components comes first; it counts as parameters where it is trained (`whitening_trained`).
+    `tokenizer` "conv1d" cuts the spectrum into patches, one every `stride` pixels (0: `patch_size`, no overlap), and
+    drops an incomplete last patch; "sliding" pads it with zeros. `positions` are "learned", rotary
+    ("rope", Su et al. 2021, arXiv 2104.09864) or "none". With `whitening_components`, a linear map of the pixels to that
+    many components is applied first; its parameters count if it is trained (`whitening_trained`).
     """
 
     num_pixels: int = 4096
@@ -55,10 +55,10 @@ class ModelConfig:
     whitening_trained: bool = False
 
     def __post_init__(self) -> None:
-        """Check that the dimensions fit together.
+        """Check that the dimensions are consistent.
 
         Raises:
-            UserError: naming the field, its value and the remedy.
+            UserError: Names the field, its value and the remedy.
         """
         for name in ("num_pixels", "patch_size", "width", "depth", "num_heads", "mlp_width", "num_outputs"):
             if getattr(self, name) < 1:
@@ -93,7 +93,7 @@ class ModelConfig:
 
     @property
     def num_inputs(self) -> int:
-        """Values of a spectrum that are cut into patches: pixels, or the components they are mapped to."""
+        """Values per spectrum that are cut into patches: pixels, or whitening components."""
         return self.whitening_components or self.num_pixels
 
     @property
@@ -103,19 +103,19 @@ class ModelConfig:
 
     @property
     def num_patches(self) -> int:
-        """Tokens that carry flux (the class token comes on top)."""
+        """Tokens that carry flux (not counting the class token)."""
         return -(-(self.num_inputs - self.patch_size) // self.step) + 1
 
     @property
     def num_tokens(self) -> int:
-        """Length of the sequence the layers see: the patches and the class token."""
+        """Sequence length in the layers: the patches and the class token."""
         return self.num_patches + 1
 
 
 class SpecViT(nn.Module):
     """Patches + class token + positions → pre-norm ViT layers → linear head on the class token.
 
-    There is no pooler: in the original it reaches no loss, so it would count in N without being trained.
+    There is no pooler: in the original it does not reach the loss, so it would count in N without being trained.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -141,7 +141,7 @@ class SpecViT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        # ViT's std of 0.02 suits width 256; kept there and scaled by 1/sqrt(width), so that a layer's gain is the
+        # ViT's std of 0.02 suits width 256. It is scaled by 1/sqrt(width) from there, so that a layer's gain is the
         # same on every rung and the ladder compares sizes, not initialisations.
         std = INIT_STD_AT_REFERENCE * (REFERENCE_WIDTH / self.config.width) ** 0.5
         for module in (*self.layers.modules(), self.head):
@@ -152,9 +152,9 @@ class SpecViT(nn.Module):
     def forward(
         self, flux: Float[Tensor, "batch pixel"], attend: Callable[..., Tensor] = attention
     ) -> Float[Tensor, "batch output"]:
-        """Predict normalised labels from standardised flux; `attend` computes what `attention` does, by another kernel."""
+        """Predict normalised labels from standardised flux; `attend` replaces `attention` by another kernel."""
         inputs = self._whiten(flux) if self.config.whitening_components else flux
-        tokens = self._tokens(inputs.to(self.class_token.dtype))  # which is another where a user casts the model
+        tokens = self._tokens(inputs.to(self.class_token.dtype))  # differs from float32 if a user casts the model
         hidden = torch.cat((self.class_token.expand(len(flux), -1, -1), tokens), dim=1)
         if self.config.positions == "learned":
             hidden = hidden + self.positions
@@ -165,12 +165,12 @@ class SpecViT(nn.Module):
         return self.head(self.norm(hidden[:, 0]))
 
     def _whiten(self, flux: Float[Tensor, "batch pixel"]) -> Float[Tensor, "batch component"]:
-        # In full precision always: what varies little is the small difference of large products.
+        # Always in full precision: small variances are differences of large products.
         with torch.autocast(flux.device.type, enabled=False):
             return self.whitening(flux.float())
 
     def _tokens(self, inputs: Float[Tensor, "batch input"]) -> Float[Tensor, "batch patch width"]:
-        # A product of patches and kernel for "conv1d" too: the same sums, by the products that the layers use.
+        # A matrix product of patches and kernel for "conv1d" too: the same sums, with the same kernels as the layers.
         config = self.config
         missing = (config.num_patches - 1) * config.step + config.patch_size - config.num_inputs
         filled = functional.pad(inputs, (0, missing)) if missing else inputs
@@ -198,7 +198,7 @@ class Layer(nn.Module):
         rotation: Float[Tensor, "2 token channel"] | None,
         attend: Callable[..., Tensor] = attention,
     ) -> Float[Tensor, "batch token width"]:
-        """The layer's output; `rotation` is that of `rotation(config)` where positions are rotary."""
+        """Apply the layer; `rotation` is `rotation(config)` if positions are rotary."""
         mixed = self._mix(self.attention_norm(hidden), rotation, attend)
         hidden = hidden + self.dropout(self.attention_out(mixed))
         return hidden + self.dropout(self.mlp_out(functional.gelu(self.mlp_in(self.mlp_norm(hidden)))))
@@ -219,9 +219,9 @@ class Layer(nn.Module):
 
 
 def rotation(config: ModelConfig) -> Float[Tensor, "2 token channel"]:
-    """Cosines and sines by which a head's channels are rotated; the class token is at 0, the patches at 1, 2, ….
+    """Cosines and sines that rotate a head's channels; the class token is at position 0, the patches at 1, 2, ….
 
-    Channel pair i of c turns by position · 10000^(−2i/c) (Su et al. 2021, eq. 15).
+    Channel pair i of c rotates by position · 10000^(−2i/c) (Su et al. 2021, eq. 15).
     """
     channels = config.width // config.num_heads
     speeds = ROPE_BASE ** (-torch.arange(0, channels, 2) / channels)
@@ -232,7 +232,7 @@ def rotation(config: ModelConfig) -> Float[Tensor, "2 token channel"]:
 def rotate(
     values: Float[Tensor, "batch head token channel"], rotation: Float[Tensor, "2 token channel"]
 ) -> Float[Tensor, "batch head token channel"]:
-    """Turn channel pairs (i, i + c/2) of c channels by their token's angles (Su et al. 2021, eq. 34)."""
+    """Rotate channel pairs (i, i + c/2) of c channels by their token's angles (Su et al. 2021, eq. 34)."""
     first, second = values.chunk(2, dim=-1)
     cosine, sine = rotation
     return (values * cosine + torch.cat((-second, first), dim=-1) * sine).to(values.dtype)

@@ -1,1 +1,1 @@
-"""What is declared: the study, its data and its store."""
+"""Declarations of a study, its data and its store."""

@@ -1,4 +1,4 @@
-"""What a study is: frozen declarations of data, sizes, recipe and search. Science is changed here, in code."""
+"""Study declarations: frozen dataclasses for data, sizes, recipe and search. The science is changed here, in code."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ __all__ = [
 
 @declared
 class Sources:
-    """HDF5 files of a real study, and the shard set made from them once: a local folder, or a URI as a string.
+    """HDF5 files of a real study, and the shard set built from them: a local folder, or a URI as a string.
 
-    `order` is the study order of the training spectra: "auto" shuffles them where their order in the files drifts, so
+    `order` is the study order of the training spectra: "auto" shuffles them if their order in the files drifts, so
     that the first D are a fair sample of all; "source" keeps it, "shuffled" always shuffles, from `order_seed`.
     """
 
@@ -60,10 +60,10 @@ class Sources:
     order_seed: Natural = 0
 
     def __post_init__(self) -> None:
-        """Tell a URI from a path that is no `Path`, and refuse one with a password.
+        """Check that a string is a URI, and that a URI has no password.
 
         Raises:
-            UserError: naming the field, its value and the remedy.
+            UserError: Names the field, its value and the remedy.
         """
         require_no_password(str(self.shards), "Sources.shards =")
         if isinstance(self.shards, str) and "://" not in self.shards:
@@ -72,11 +72,11 @@ class Sources:
 
 @declared
 class Data:
-    """Where the spectra come from, the rungs of D, and how spectra become inputs.
+    """The source of the spectra, the rungs of D, and how spectra become inputs.
 
     `access` says how trials read them: "resident" on the device, "mapped" from the node's cache, or "streamed" from the
-    shards, in an order that mixes 8 of them at a time (`scaling.data.batches.stream`). "auto" chooses by size: on a GPU resident
-    where the spectra fit into the trial's share, else mapped, and streamed where a node's disk cannot hold them.
+    shards, in an order that mixes 8 of them at a time (`scaling.data.batches.stream`). "auto" chooses by size: resident on a
+    GPU if the spectra fit into the trial's share, otherwise mapped, and streamed if they do not fit on a node's disk.
     """
 
     source: Simulation | Sources
@@ -87,13 +87,13 @@ class Data:
 
 @declared
 class Search:
-    """The search for the learning rate of each cell; at most `trials` are trained (`scaling.sweep.rates`).
+    """The search for each cell's learning rate, with at most `trials` training runs (`scaling.sweep.rates`).
 
-    The first is predicted: `reference_lr`·256/width (at most `max_lr`), corrected by a law fitted to the best rates of a few cheap
-    cells. The next two are a `factor` below and above it; one more follows where the best lies at the edge, then the lowest
-    point of a parabola as long as it promises more than `seed_noise`, the relative scatter of the error between seeds.
+    The first rate is predicted: `reference_lr`·256/width (at most `max_lr`), corrected by a law fitted to the best rates of a
+    few cheap cells. The next two are a `factor` below and above it. One more follows if the best is at the edge, then minima
+    of a parabola while the predicted gain exceeds `seed_noise`, the relative scatter of the error between seeds.
 
-    With `prune`, a trial is stopped that is hopeless beside the cell's best (`scaling.training.pruning`).
+    With `prune`, trials that are hopeless compared with the cell's best are stopped (`scaling.training.pruning`).
     """
 
     trials: Count = 5
@@ -104,16 +104,16 @@ class Search:
     prune: bool = True
 
     def centre(self, width: int) -> float:
-        """The learning rate that is expected to be best before anything is measured: inversely proportional to the width."""
+        """The a-priori best learning rate, inversely proportional to the width."""
         return min(self.max_lr, self.reference_lr * 256 / width)
 
 
 @declared
 class ExpectedLaw:
-    """The error, in dex, that `scaling plan` assumes: floor + a/N^alpha + b/D^beta, times e^(scatter · normal) of each run.
+    """The error, in dex, that `scaling plan` assumes: floor + a/N^alpha + b/D^beta, times e^(scatter · normal) per run.
 
-    N counts parameters, D spectra. Nothing else uses it: it says which rates are tried in a simulated search, and what a
-    smaller grid does to the interval of a forecast.
+    N counts parameters, D spectra. It is used only to choose the rates tried in a simulated search, and to predict how a
+    smaller grid changes a forecast's interval.
     """
 
     floor: Annotated[float, Field(ge=0)] = 0.05
@@ -124,18 +124,18 @@ class ExpectedLaw:
     scatter: Fraction = 0.01
 
     def error(self, num_params: int, num_spectra: int) -> float:
-        """What runs of this size give on average."""
+        """The mean error of runs of this size."""
         return self.floor + self.a * num_params**-self.alpha + self.b * num_spectra**-self.beta
 
     def describe(self) -> str:
-        """The law in words."""
+        """The law as text."""
         law = f"{self.floor:g} + {self.a:g}/N^{self.alpha:g} + {self.b:g}/D^{self.beta:g}"
         return f"{law} dex, scatter {self.scatter:.1%}"
 
 
 @declared
 class Cell:
-    """A model size, a number of spectra and a seed: one point of the law, once its learning rate is found."""
+    """A model size, a number of spectra and a seed: one data point of the law, once its learning rate is found."""
 
     width: Count
     num_spectra: Count
@@ -153,7 +153,7 @@ class Cell:
 
 @declared
 class BaselineCell:
-    """A baseline fitted to a number of spectra; the seed is that of its random choices."""
+    """A baseline fitted to a number of spectra; the seed is for its random choices."""
 
     family: Name
     num_spectra: Count
@@ -165,7 +165,7 @@ class BaselineCell:
         return f"{self.family}-d{self.num_spectra:08d}-s{self.seed}"
 
     def trial(self, number: int) -> str:
-        """Name of its one trial."""
+        """Name of its only trial."""
         return f"{self.key}-t{number:02d}"
 
 
@@ -173,12 +173,12 @@ class BaselineCell:
 class Study:
     """A declared set of cells: widths × numbers of spectra × seeds, with the rules they share.
 
-    The first seed's cells are searched for their best learning rate. Further seeds are trained at it, in every cell, or with
-    `repeat_every` in every n-th along either axis: their scatter is the noise that a law's misfit is tested against.
-    With `hold_out_edge`, the cells of the largest width and of the largest number of spectra are kept out of the fit,
+    The first seed's cells are searched for their best learning rate. Further seeds are trained at that rate, in every cell or,
+    with `repeat_every`, in every n-th along either axis; their scatter is the noise against which a law's misfit is tested.
+    With `hold_out_edge`, the cells of the largest width and of the largest number of spectra are excluded from the fit,
     and the law's forecast of them is scored. `placements` say where trials run; they change results by rounding only,
-    except that with dropout each worker draws masks of its own. `expected` is what the plan assumes. `baselines` are fitted to
-    each number of spectra with the first seed, on CPUs that the trials leave free.
+    except that with dropout each worker draws its own masks. `expected` is the law that the plan assumes. `baselines` are
+    fitted to each number of spectra with the first seed, on CPUs that the trials leave free.
     """
 
     name: Name
@@ -196,10 +196,10 @@ class Study:
     expected: ExpectedLaw = field(default_factory=ExpectedLaw)
 
     def __post_init__(self) -> None:
-        """Check what can be checked without data or a cluster.
+        """Check everything that can be checked without data or a cluster.
 
         Raises:
-            UserError: naming the field, its value and the remedy.
+            UserError: Names the field, its value and the remedy.
         """
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
             raise UserError(f"Study.name = {self.name!r}: use lower-case letters, digits, - and _ (it names a folder)")
@@ -251,11 +251,11 @@ class Study:
         )
 
     def model(self, width: int) -> ModelConfig:
-        """The model of a rung, with an output for each label."""
+        """The model of a rung, with one output per label."""
         return self.ladder.rung(width, len(self.data.rules.labels))
 
     def held_out(self, cell: Cell) -> bool:
-        """Whether the cell is kept out of the fit, to score the forecast."""
+        """Whether the cell is excluded from the fit, to score the forecast."""
         edge = cell.width == self.widths[-1] or cell.num_spectra == self.data.num_spectra[-1]
         return self.hold_out_edge and edge
 
@@ -265,9 +265,9 @@ class Study:
         return fitting[-1]
 
     def fingerprint(self, cell: Cell | BaselineCell, data_digest: str) -> str:
-        """Hash of everything declared that determines the results of a cell, with the digest of its spectra.
+        """Hash of all declared settings that determine the results of a cell, with the digest of its spectra.
 
-        Not part of it: the search (a row says its learning rate), placements, other cells and the title; they may change
+        Excluded are the search (a row records its learning rate), placements, other cells and the title; these may change
         between runs.
         """
         declared: tuple[Any, ...]
@@ -281,10 +281,10 @@ class Study:
 
 
 def stable(value: Any) -> Any:
-    """A declaration as plain JSON values, the same in every process.
+    """Convert a declaration to plain JSON values, the same in every process.
 
     Raises:
-        TypeError: for a value without a stable form, rather than hashing a memory address.
+        TypeError: A value has no stable form; hashing a memory address would be wrong.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: stable(getattr(value, field.name)) for field in dataclasses.fields(value)}

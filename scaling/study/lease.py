@@ -1,4 +1,4 @@
-"""Which `scaling run` is at work on a study, where the store has no locks: an object that its holder renews."""
+"""Lease on a study in a store without locks: an object that the running `scaling run` renews."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from scaling.errors import UserError
 from scaling.folder import Folder
 
 LEASE_SECONDS = 60.0
-"""A lease that was not renewed for so long is nobody's; it is renewed six times within that."""
+"""A lease that was not renewed for this long has expired; it is renewed six times in this period."""
 JOIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a lease. Process numbers mean the same only on one `machine`: a container of a host since it was started."""
+    """The holder of a lease. Process ids are comparable only on one `machine`: a host or container since its start."""
 
     token: str = ""
     host: str = "a host that it does not name"
@@ -33,7 +33,7 @@ class Holder:
 
     @classmethod
     def parse(cls, content: bytes) -> Holder:
-        """The holder as a lease names it; nobody known where it is damaged."""
+        """Parse the holder in a lease; an unknown holder if it is damaged."""
         try:
             said = json.loads(content)
             return cls(str(said["token"]), str(said["host"]), str(said["machine"]), int(said["pid"]))
@@ -45,7 +45,7 @@ class Holder:
         """A new holder in this process."""
         try:
             machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
-        except OSError:  # no Linux
+        except OSError:  # not Linux
             machine = ""
         return cls(uuid.uuid4().hex, socket.gethostname(), machine, os.getpid())
 
@@ -53,7 +53,7 @@ class Holder:
         return f"process {self.pid} on {self.host}"
 
     def is_dead(self, observer: Holder) -> bool:
-        """Whether the process is known to have ended, by one on the same machine."""
+        """Whether the holder's process is known to have ended; only an observer on the same machine can tell."""
         if not self.machine or self.machine != observer.machine or self.pid <= 0:
             return False
         try:
@@ -73,7 +73,7 @@ def runs_here(folder: Folder, path: str) -> bool:
 
 
 def interrupt() -> None:
-    """Interrupt the main thread, as Ctrl-C does."""
+    """Interrupt the main thread, like Ctrl-C."""
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
@@ -86,17 +86,17 @@ def lease(
     seconds: float = LEASE_SECONDS,
     stop: Callable[[], None] = interrupt,
 ) -> Iterator[None]:
-    """Hold a study for one run, and give it back at the end.
+    """Hold the lease on a study for one run, and release it at the end.
 
     Args:
         folder: The store.
-        path: The lease's place in it.
-        say: Called with a line when another's lease is waited for.
-        seconds: After how long without renewal a lease is nobody's.
-        stop: Called from another thread when the lease turns out to be another's; the block is to end then.
+        path: Path of the lease in the store.
+        say: Called with a line when waiting for another holder's lease.
+        seconds: Time without renewal after which a lease expires.
+        stop: Called from another thread if the lease is lost to another holder; the block should then end.
 
     Raises:
-        UserError: Another process is at work on the study, or took it over meanwhile.
+        UserError: Another process is working on the study, or has taken over the lease.
     """
     held = _Lease(folder, path, seconds, stop)
     held.take(say)
@@ -115,10 +115,10 @@ def lease(
 class _Lease:
     """One holder's view of the lease.
 
-    Arrow has no conditional put, so it is taken by writing one's own and reading it back after a while: of two that write
-    at once the later one has it. Should a write have been delayed by more than that, both run until the next renewal,
-    where the one that finds the other's lease stops; a trial gives the same row whoever runs it. Clocks of hosts are not
-    compared: whoever waits watches whether the content changes.
+    Arrow has no conditional put, so a lease is acquired by writing it and reading it back after a delay: of two simultaneous
+    writers, the later one wins. If a write is delayed by more than that, both run until the next renewal, when the one that
+    finds the other's lease stops; a trial gives the same row whoever runs it. Clocks of different hosts are never compared:
+    a waiting process observes whether the content changes.
     """
 
     def __init__(self, folder: Folder, path: str, seconds: float, stop: Callable[[], None]) -> None:
@@ -126,10 +126,10 @@ class _Lease:
         self.me, self.ended, self.lost = Holder.this_process(), threading.Event(), ""
 
     def take(self, say: Callable[[str], None]) -> None:
-        """Take the lease if it is nobody's, or has not been renewed for long enough.
+        """Acquire the lease if it is free or has expired.
 
         Raises:
-            UserError: Its holder is at work.
+            UserError: Its holder is active.
         """
         found = self.folder.read(self.path)
         if found is not None and not Holder.parse(found).is_dead(self.me):
@@ -150,9 +150,9 @@ class _Lease:
             raise self._taken(found)
 
     def keep(self) -> None:
-        """Renew the lease until the end, or until it is another's."""
+        """Renew the lease until the end, or until another holder has it."""
         while not self.ended.wait(self.seconds / 6):
-            with contextlib.suppress(OSError, UserError):  # out of reach or full: tried again, as others must try
+            with contextlib.suppress(OSError, UserError):  # unreachable or full: retried, as others cannot write either
                 found = self.folder.read(self.path)
                 if found is not None and Holder.parse(found) != self.me:
                     self.lost = (
@@ -165,7 +165,7 @@ class _Lease:
                 self._write()
 
     def give_back(self) -> None:
-        """Remove the lease; another's stays.
+        """Remove the lease, unless another holder has it.
 
         Raises:
             UserError: It was lost.

@@ -1,4 +1,4 @@
-"""Where a trial runs, and how its workers take a step."""
+"""Resources of a trial, and how its workers take a step."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from scaling.training.recipe import Compiled
 
 @declared
 class Placement:
-    """What a trial of at least this width and this many spectra occupies. The last placement that applies holds.
+    """Resources of trials from this width and number of spectra up. The last applicable placement is used.
 
-    `gpus` can be a fraction: such trials share a device, each in its own process. A trial with several workers, or
-    with whole GPUs, runs under Ray Train; with `min_workers` it continues with fewer where a lost one is not replaced.
-    `micro_batch` bounds the spectra that a worker takes through the model at a time. `compiled` uses `torch.compile`,
-    "reduce-overhead" with CUDA graphs: for rungs whose steps wait for the launch of kernels. `deterministic` gives the same
-    bits run after run on a GPU too, more slowly; on a CPU they are the same anyway.
+    `gpus` can be a fraction: such trials share a device, each in its own process. A trial with several workers or
+    whole GPUs runs under Ray Train; with `min_workers` it continues with fewer if a lost one is not replaced.
+    `micro_batch` limits the spectra per forward pass of a worker. `compiled` uses `torch.compile`, with CUDA graphs if
+    "reduce-overhead", for rungs whose steps are limited by kernel launches. `deterministic` makes GPU runs bit-identical,
+    but slower; CPU runs always are.
     """
 
     from_width: Natural = 0
@@ -33,10 +33,10 @@ class Placement:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        """Compare the fields.
+        """Check that the fields are consistent.
 
         Raises:
-            UserError: naming the field, its value and the remedy.
+            UserError: Names the field, its value and the remedy.
         """
         if self.min_workers is not None and self.min_workers > self.workers:
             raise UserError(f"Placement.min_workers = {self.min_workers}: must be in 1 ... workers = {self.workers}")
@@ -53,7 +53,7 @@ class Placement:
         return "ray_train" if self.workers > 1 or self.gpus >= 1 else "process"
 
     def describe(self) -> str:
-        """What a trial occupies, as "2 × 1 GPU and 6 CPU"."""
+        """The resources as text, such as "2 × 1 GPU and 6 CPU"."""
         gpus = f"{self.gpus:g} GPU and " if self.gpus else ""
         fewest = f"{self.min_workers} to " if self.min_workers else ""
         return f"{fewest}{self.workers} × {gpus}{self.cpus:g} CPU"

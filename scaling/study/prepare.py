@@ -1,4 +1,4 @@
-"""A study's spectra: where its shards are, and making them where they are not there yet."""
+"""Preparation of a study's spectra: locates its shard set, and builds it if missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scaling.study.store import Store, StudyFolder
 
 
 def shards_path(study: Study, store: Store) -> Location:
-    """Where the study's shard set is, or will be; absolute, because workers run in folders of their own."""
+    """Location of the study's shard set, existing or not; absolute, because workers have other working directories."""
     source = study.data.source
     if isinstance(source, Simulation):
         return store.simulated(_digest(source)) / "shards"
@@ -35,10 +35,10 @@ def is_prepared(study: Study, store: Store) -> bool:
 
 
 def prepare_data(study: Study, store: Store, progress: Callable[[str], None]) -> Location:
-    """Simulate and shard what is missing, on the cluster that Ray is connected to; returns the shard set.
+    """Simulate and shard missing data, on the cluster that Ray is connected to; returns the shard set.
 
     Raises:
-        UserError: if source files are missing, or cannot be converted.
+        UserError: Source files are missing, or cannot be converted.
     """
     shards, source = shards_path(study, store), study.data.source
     if is_prepared(study, store):
@@ -69,9 +69,9 @@ def prepare_data(study: Study, store: Store, progress: Callable[[str], None]) ->
 
 
 def keep_limit(study: Study, folder: StudyFolder) -> str:
-    """Put the information limit of a study's test spectra into the store, once; returns why there is none, or "".
+    """Store the information limit of a study's test spectra, once; returns why there is none, or "".
 
-    A study that classifies has none, nor one without noise. `scaling limit SHARDS --json` gives the file by hand.
+    A classification has none, nor does a study without noise. `scaling limit SHARDS --json` writes the file manually.
     """
     rules = study.data.rules
     if rules.boundary is not None or rules.noise_level == 0 or not is_prepared(study, folder.store):
@@ -82,7 +82,7 @@ def keep_limit(study: Study, folder: StudyFolder) -> str:
         return ""
     try:
         limit = information_limit(shards, label=rules.label, noise_level=rules.noise_level)
-    except UserError as error:  # no results depend on it
+    except UserError as error:  # not needed for any result
         return str(error)
     folder.write_limit(json_bytes(limit.to_json() | {"eval_pin": pin}))
     return ""
@@ -92,17 +92,17 @@ def _is_limit(kept: bytes, pin: str) -> bool:
     try:
         fields = parse_object(kept, "limit.json", "")
         return fields.pop("eval_pin", None) == pin and bool(parse(InformationLimit, fields, "limit.json", ""))
-    except UserError:  # it is made again
+    except UserError:  # damaged: it is recomputed
         return False
 
 
 def check_sources(study: Study, manifest: Manifest) -> None:
-    """Compare a study's declared source files with those its shard set was made from, by number and size.
+    """Compare a study's declared source files with those of its shard set, by number and size.
 
-    Files that are gone, as they may be once they are converted, are not compared.
+    Missing files are not compared, since sources may be deleted after conversion.
 
     Raises:
-        UserError: the shard set is of other files, or in another order.
+        UserError: The shard set was built from other files, or in another order.
     """
     source = study.data.source
     if not isinstance(source, Sources):

@@ -1,4 +1,4 @@
-"""The store: the only module that spells paths. A folder, or any URI that pyarrow's filesystems open.
+"""The store and the only module that defines its paths: a folder, or any URI that pyarrow's file systems open.
 
 STORE/<study>/study.json, results.parquet, limit.json, anchors/<name>.json, report/, .running; optuna.journal, tune/ where it is local
 STORE/<study>/trials/<trial>/row.json, state.pt, model.safetensors, config.json, progress.csv,
@@ -31,7 +31,7 @@ class Store(Folder):
     """The folder of all studies."""
 
     def simulated(self, digest: str) -> Path:
-        """Where simulated spectra of a given digest and their shards lie.
+        """Folder of the simulated spectra with this digest, and of their shards.
 
         Raises:
             UserError: The store is not local; HDF5 files need a file system.
@@ -52,7 +52,7 @@ class StudyFolder:
 
     @property
     def views(self) -> Path:
-        """A local folder for Optuna's journal and Tune's own experiment, views of the rows: in the store, or else in this user's cache."""
+        """Local folder of Optuna's journal and Tune's experiment, views of the rows: in the store or user cache."""
         root = self.store.local
         if root is None:
             digest = hashlib.sha256(self.store.uri.encode()).hexdigest()[:12]
@@ -63,27 +63,27 @@ class StudyFolder:
 
     @property
     def journal(self) -> Path:
-        """Optuna's journal; it is rebuilt from the rows."""
+        """Optuna's journal; it can be rebuilt from the rows."""
         return self.views / "optuna.journal"
 
     @property
     def table_path(self) -> str:
-        """`results.parquet` within the store."""
+        """Path of `results.parquet` within the store."""
         return f"{self.name}/results.parquet"
 
     @property
     def limit_path(self) -> str:
-        """`limit.json` within the store."""
+        """Path of `limit.json` within the store."""
         return f"{self.name}/limit.json"
 
     @property
     def ray_train_storage(self) -> str:
-        """Where Ray Train keeps its bookkeeping while a trial runs: nothing that a result depends on."""
+        """Location of Ray Train's bookkeeping while a trial runs; no result depends on it."""
         return self.store.locate(f"{self.name}/ray-train")
 
     @property
     def running_path(self) -> str:
-        """The lock or lease of the `scaling run` at work, within the store."""
+        """Path within the store of the lock or lease of the active `scaling run`."""
         return f"{self.name}/.running"
 
     def clear_ray_train_storage(self) -> None:
@@ -91,29 +91,29 @@ class StudyFolder:
         self.store.delete_folder(f"{self.name}/ray-train")
 
     def read_declaration(self) -> bytes | None:
-        """The study as it was declared when last run."""
+        """The study's declaration at its last run."""
         return self.store.read(f"{self.name}/study.json")
 
     def write_declaration(self, content: bytes) -> None:
-        """Keep the study's declaration beside its results."""
+        """Store the study's declaration beside its results."""
         self.store.write(f"{self.name}/study.json", content)
 
     def read_limit(self) -> bytes | None:
-        """The information limit of the study's test spectra, where it is known."""
+        """The information limit of the study's test spectra, if known."""
         return self.store.read(self.limit_path)
 
     def write_limit(self, content: bytes) -> None:
-        """Keep the information limit beside the results."""
+        """Store the information limit beside the results."""
         self.store.write(self.limit_path, content)
 
     def read_anchors(self) -> list[tuple[str, bytes]]:
-        """Scores of models beside the study, in the order of their names, each with its place for messages."""
+        """Anchor scores of the study, sorted by name, each with its location for messages."""
         paths = [f"{self.name}/anchors/{file}" for file in self.store.files(f"{self.name}/anchors")]
         found = [(path, self.store.read(path)) for path in paths if path.endswith(".json")]
         return [(self.store.locate(path), content) for path, content in found if content is not None]
 
     def write_anchor(self, name: str, content: bytes) -> str:
-        """Keep the score of a model beside the study; returns its place."""
+        """Store an anchor's score; returns its location."""
         path = f"{self.name}/anchors/{name}.json"
         self.store.write(path, content)
         return self.store.locate(path)
@@ -127,7 +127,7 @@ class StudyFolder:
         return self._rows("row.json".__eq__)
 
     def rows_with_branches(self) -> list[Row]:
-        """The same with the results of shorter budgets, those of unfinished trials too."""
+        """All rows, including branches (shorter budgets) and those of unfinished trials."""
         return self._rows(lambda name: name.startswith("row") and name.endswith(".json"))
 
     def _rows(self, wanted: Callable[[str], bool]) -> list[Row]:
@@ -135,7 +135,7 @@ class StudyFolder:
         return [row for row in side_by_side(lambda each: each[0].read(each[1]), names) if row is not None]
 
     def _trials(self) -> dict[str, list[str]]:
-        """What each trial's folder holds; a few requests for all."""
+        """The contents of each trial's folder, from a few requests for all."""
         found: dict[str, list[str]] = {}
         for path in self.store.tree(f"{self.name}/trials"):
             key, _, name = path.partition("/")
@@ -143,7 +143,7 @@ class StudyFolder:
         return found
 
     def unfinished(self) -> dict[str, str]:
-        """Trials that have begun but have no row, with the last line of their curve."""
+        """Trials that were started but have no row, with the last line of their curve."""
         found = {}
         begun = [key for key, names in self._trials().items() if "progress.csv" in names and "row.json" not in names]
         for key, curve in zip(begun, side_by_side(lambda key: self.trial(key).read_progress(), begun), strict=True):
@@ -158,7 +158,7 @@ class StudyFolder:
         self.store.write(self.table_path, buffer.getvalue())
 
     def publish_report(self, folder: Path) -> str:
-        """Copy a finished report into the store; returns where its page is."""
+        """Copy a finished report into the store; returns the location of its page."""
         for file in sorted(folder.rglob("*")):
             if file.is_file():
                 self.store.write(f"{self.name}/report/{file.relative_to(folder).as_posix()}", file.read_bytes())
@@ -167,7 +167,7 @@ class StudyFolder:
 
 @dataclass(frozen=True, slots=True)
 class TrialFolder:
-    """One trial in a store: what it has measured, and the state it would resume from."""
+    """One trial in a store: its results, and the state to resume from."""
 
     store: Store
     path: str
@@ -177,10 +177,10 @@ class TrialFolder:
         return self.read("row.json")
 
     def read(self, name: str) -> Row | None:
-        """A row of this trial, its own or a branch's, if it is there.
+        """A row of this trial, its own or a branch's, or None.
 
         Raises:
-            UserError: What is there is no row, or another trial's.
+            UserError: The file is not a row, or is another trial's.
         """
         path = f"{self.path}/{name}"
         content, place = self.store.read(path), self.store.locate(path)
@@ -195,10 +195,10 @@ class TrialFolder:
         return row
 
     def await_row(self, seconds: float) -> Row | None:
-        """The trial's row; where none is seen it is looked for again, with growing waits, for so many seconds.
+        """The trial's row; if it is not visible yet, retries with growing waits for up to `seconds`.
 
-        A client of a network file system may remember for a while that a file is not there. To open its folder makes it
-        ask the server again.
+        A client of a network file system may cache the absence of a file. Opening its folder makes the client ask the
+        server again.
         """
         deadline, wait = time.monotonic() + seconds, 0.1
         while True:
@@ -211,10 +211,10 @@ class TrialFolder:
             wait *= 2
 
     def write_row(self, row: Row) -> None:
-        """Write a branch's row, or the trial's own, which finishes it. A failed trial's never replaces one that is there.
+        """Write a branch's row, or the trial's own, which finishes it; a failed one never replaces an existing row.
 
-        The state to resume from is dropped after that, unless the trial failed and may be retried; and what killed
-        processes left half-written on a file system without nameless files.
+        The state to resume from is then deleted, unless the trial failed and may be retried; so are temporary files of
+        killed processes, on a file system without nameless files.
         """
         path, content = f"{self.path}/{_of_share('row', row.budget_share)}.json", row.to_json().encode()
         if row.status == "failed":
@@ -227,31 +227,31 @@ class TrialFolder:
                     self.store.delete(f"{self.path}/{name}")
 
     def write_model(self, content: bytes, config: bytes, share: float = 1.0) -> None:
-        """The best weights, of the whole budget or of a branch, and the config that all of a trial share."""
+        """Write the best weights, of the whole budget or of a branch, and the config, common to the whole trial."""
         self.store.write(f"{self.path}/config.json", config)
         self.store.write(f"{self.path}/{_of_share('model', share)}.safetensors", content)
 
     def write_progress(self, csv: str, events: bytes) -> None:
-        """The curve so far, as CSV and for TensorBoard, which follows its file."""
+        """Write the curve so far, as CSV and for TensorBoard, which follows its open file."""
         self.store.write(f"{self.path}/progress.csv", csv.encode())
-        first = int.from_bytes(events[:8], "little") + 16  # a record's length stands before it, checksums around it
+        first = int.from_bytes(events[:8], "little") + 16  # plus its length field and two checksums
         self.store.extend(f"{self.path}/events.out.tfevents.trial", events, head=first)
 
     def write_final_events(self, events: bytes) -> None:
-        """Settings and final metrics for TensorBoard, in a file it reads after the curve's."""
+        """Write settings and final metrics for TensorBoard, in a file that it reads after the curve's."""
         self.store.write(f"{self.path}/events.out.tfevents.trial-final", events)
 
     def read_progress(self) -> str | None:
-        """The curve so far, as CSV."""
+        """Read the curve so far, as CSV."""
         content = self.store.read(f"{self.path}/progress.csv")
         return None if content is None else content.decode(errors="replace")
 
     def write_state(self, content: bytes) -> None:
-        """The state to resume from."""
+        """Write the state to resume from."""
         self.store.write(f"{self.path}/state.pt", content)
 
     def read_state(self, limit: int | None = None) -> bytes | None:
-        """The last state written, or its first `limit` bytes."""
+        """Read the last state, or its first `limit` bytes."""
         return self.store.read(f"{self.path}/state.pt", limit)
 
     @property
@@ -260,11 +260,11 @@ class TrialFolder:
         return self.store.locate(f"{self.path}/state.pt")
 
     def set_state_aside(self) -> None:
-        """Keep a damaged state as state.pt.damaged."""
+        """Rename a damaged state to state.pt.damaged."""
         self.store.rename(f"{self.path}/state.pt", f"{self.path}/state.pt.damaged")
 
     def delete_row(self) -> None:
-        """Forget a failed trial's row, so that it is tried again."""
+        """Delete a failed trial's row, so that the trial is retried."""
         self.store.delete(f"{self.path}/row.json")
 
 

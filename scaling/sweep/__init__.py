@@ -1,1 +1,1 @@
-"""What is planned and runs: the plan, learning rates, nodes, admission, trials and their rows, progress."""
+"""Planning and running of studies: the plan, learning rates, nodes, admission, trials and their rows, progress."""

@@ -1,8 +1,8 @@
-"""Admission: on which nodes a trial may start now. Every trial is accounted for on the nodes it was given.
+"""Admission control: the nodes on which a trial may start now. Every trial is accounted for on its assigned nodes.
 
-A trial that shares a node's devices fits wherever enough of them is free. One of whole devices or several workers needs them at
-once, so small trials must not refill what it waits for: while it waits, or has been handed out and has not begun, its nodes take
-no small trials.
+A trial that shares a node's devices fits wherever enough of them are free. One with whole devices or several workers needs
+them all at once, so small trials must not refill what it waits for: while it waits, or is assigned but has not begun, its
+nodes accept no small trials.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from typing import Protocol
 from scaling.study.declaration import Placement
 
 SLACK = 1e-6
-"""Of sums of fractions such as 0.4."""
+"""Rounding tolerance for sums of fractions such as 0.4."""
 
 
 class Offer(Protocol):
-    """A node: what of it this study may use, other users' share left out."""
+    """A node and its resources available to this study, excluding other users' share."""
 
     @property
     def id(self) -> str:
-        """Its name for the cluster."""
+        """The node's id in the cluster."""
 
     @property
     def cpus(self) -> float:
-        """CPUs."""
+        """Number of CPUs."""
 
     @property
     def gpus(self) -> float:
-        """GPUs."""
+        """Number of GPUs."""
 
 
 @dataclass(slots=True)
 class _Room:
-    """What is free on a node. Fractions are packed on GPUs as Ray packs them: on the fullest that has room."""
+    """Free resources of a node. Fractions of GPUs are packed as Ray does: on the fullest GPU that has room."""
 
     cpus: float
     gpus: list[float]
 
     def take(self, cpus: float, gpus: float) -> bool:
-        """Take the devices of one worker; False, and nothing is taken, where they are not there."""
+        """Reserve the devices of one worker; returns False, without any effect, if they are not available."""
         if cpus > self.cpus + SLACK:
             return False
         if gpus >= 1:
@@ -69,7 +69,7 @@ class _Running:
 
 @dataclass(slots=True)
 class Admission:
-    """The trials that run, by key, and what they leave free."""
+    """The running trials by key, and the resources they leave free."""
 
     running: dict[str, _Running] = field(default_factory=dict)
 
@@ -79,9 +79,9 @@ class Admission:
         """A node for each worker of a trial that may start now; empty if it must wait.
 
         Args:
-            placement: What the trial occupies.
-            offers: The nodes there are.
-            waiting: Placements of more urgent trials that wait; the nodes that they could have take no small trials.
+            placement: The resources of the trial.
+            offers: The available nodes.
+            waiting: Placements of more urgent waiting trials; nodes suitable for them accept no small trials.
         """
         offers = list(offers)
         rooms = self._rooms(offers)
@@ -95,9 +95,9 @@ class Admission:
             for node in run.nodes
         }
         for other in waiting:
-            if other.host == "ray_train":  # it could have what is free once all small trials have ended
+            if other.host == "ray_train":  # it could use what is free once all small trials have ended
                 held.update(_spread(other, self._rooms(offers, small=False)))
-        # The fullest first: whole devices stay free elsewhere.
+        # The fullest node first, which keeps whole devices free elsewhere.
         for node in sorted(rooms, key=lambda name: (sum(rooms[name].gpus), rooms[name].cpus)):
             if node not in held and rooms[node].take(placement.cpus, placement.gpus):
                 return (node,)
@@ -106,8 +106,8 @@ class Admission:
     def queue(self, placement: Placement, offers: Iterable[Offer], queued: Iterable[str]) -> tuple[str, ...]:
         """A full node where a small trial may queue for a running one's process; empty if there is none.
 
-        One a node, and only where all that runs are small trials of the same devices: Tune then gives it the process of the one
-        that ends, which costs 0.04 s and not a start.
+        One per node, and only if all trials there are small and use the same devices: Tune then reuses the process of the
+        one that ends, which costs 0.04 s instead of a start.
         """
         taken = set(queued)
         alike: dict[str, bool] = {}
@@ -122,20 +122,20 @@ class Admission:
         return next(((offer.id,) for offer in offers if offer.id not in taken and alike.get(offer.id, False)), ())
 
     def start(self, key: str, placement: Placement, nodes: tuple[str, ...]) -> None:
-        """Account for a trial on the nodes it was given."""
+        """Account for a trial on its assigned nodes."""
         self.running[key] = _Running(placement, nodes)
 
     def begin(self, key: str) -> None:
-        """Note that a trial has its devices."""
+        """Record that a trial has its devices."""
         if key in self.running:
             self.running[key].begun = True
 
     def end(self, key: str) -> None:
-        """Forget a trial."""
+        """Remove a trial."""
         self.running.pop(key, None)
 
     def _rooms(self, offers: list[Offer], *, small: bool = True) -> dict[str, _Room]:
-        """What the running trials leave free; without the `small` ones, what those under Ray Train do."""
+        """Resources left free by the running trials; without `small`, by those under Ray Train only."""
         rooms = _empty(offers)
         for run in self.running.values():
             for node in run.nodes:
@@ -145,7 +145,7 @@ class Admission:
 
 
 def fits_ever(placement: Placement, offers: Iterable[Offer]) -> bool:
-    """Whether the nodes, were they empty, could take a trial, with `min_workers` one of so many workers."""
+    """Whether the empty nodes could run a trial; with `min_workers`, a trial of that many workers."""
     return bool(_spread(placement, _empty(offers), placement.min_workers))
 
 
@@ -154,14 +154,14 @@ def _empty(offers: Iterable[Offer]) -> dict[str, _Room]:
 
 
 def _force(room: _Room, placement: Placement) -> None:
-    """Take a running worker's devices, also where a node has shrunk since."""
+    """Reserve a running worker's devices, even if the node has shrunk since."""
     if not room.take(placement.cpus, placement.gpus):
         room.cpus -= placement.cpus
         room.gpus = [free - placement.gpus / max(1, len(room.gpus)) for free in room.gpus]
 
 
 def _spread(placement: Placement, rooms: dict[str, _Room], fewest: int | None = None) -> tuple[str, ...]:
-    """A node for each worker, as few nodes as it takes; empty where they do not fit, nor the `fewest` that may do."""
+    """A node for each worker, on as few nodes as possible; empty if neither all workers nor `fewest` of them fit."""
     left = {name: _Room(room.cpus, list(room.gpus)) for name, room in rooms.items()}
     nodes: list[str] = []
     for name in sorted(left, key=lambda name: (-left[name].gpus.count(1.0), -left[name].cpus)):
@@ -171,6 +171,6 @@ def _spread(placement: Placement, rooms: dict[str, _Room], fewest: int | None = 
 
 
 def bundles(placement: Placement) -> list[dict[str, float]]:
-    """What each worker of a trial occupies, as Ray names it."""
+    """The resources of each worker of a trial, as Ray resource bundles."""
     gpus = {"GPU": placement.gpus} if placement.gpus else {}
     return [{"CPU": placement.cpus, **gpus}] * placement.workers

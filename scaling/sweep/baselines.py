@@ -1,4 +1,4 @@
-"""A study's baselines: trials of the same Tune run on CPUs that the others leave free, each row written as soon as it is known."""
+"""A study's baselines: trials of the same Tune run on CPUs left free by the others; rows are written at once."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class BaselineTask:
         return f"{self.baseline.family}-d{max(self.fingerprints):08d}"
 
     def about(self) -> dict[str, float | str]:
-        """What Tune's own results show it by."""
+        """The parameters shown in Tune's own results."""
         return {"family": self.baseline.family, "num_spectra": max(self.fingerprints)}
 
     @property
     def placement(self) -> Placement:
-        """What it occupies."""
+        """The resources it needs."""
         return Placement(cpus=self.baseline.cpus)
 
     def cell_of(self, num_spectra: int) -> BaselineCell:
@@ -56,7 +56,7 @@ class BaselineTask:
         return BaselineCell(family=self.baseline.family, num_spectra=num_spectra, seed=self.study.seeds[0])
 
     def run(self) -> list[Row]:
-        """Fit what has no row yet and write the rows.
+        """Fit the numbers of spectra without a row, and write the rows.
 
         Raises:
             UserError: A shard is damaged, or a label is not finite.
@@ -83,7 +83,7 @@ class BaselineTask:
     def _fits(self, manifest: Manifest, sizes: list[int], val: EvaluationSplit) -> Iterator[Fitted]:
         rules = self.study.data.rules
         if isinstance(self.baseline, LightGBM):
-            from scaling.baselines.trees import fit_trees  # LightGBM is loaded where it is used
+            from scaling.baselines.trees import fit_trees  # imported lazily: loads LightGBM
 
             for size in sizes:
                 yield fit_trees(self.baseline, manifest, rules, size, self.study.seeds[0], val)
@@ -91,7 +91,7 @@ class BaselineTask:
             yield from fit_ridge(manifest, rules, sizes, val)
 
     def fail(self, error: str) -> list[Row]:
-        """Write rows that say failed, where there are none; returns the rows that are there."""
+        """Write "failed" rows where there are none; returns all its rows."""
         rows = []
         for size in self.fingerprints:
             row = baseline_row(self, size, None, Scored(), error)
@@ -102,13 +102,13 @@ class BaselineTask:
 
 
 class Baselines:
-    """The tasks that do not run and have not ended, in this order; each starts where trials leave CPUs free."""
+    """Pending tasks, in order; each starts when trials leave enough CPUs free."""
 
     def __init__(self, tasks: list[BaselineTask], say: Callable[[str], None]) -> None:
         self.waiting, self.say = tasks, say
 
     def next(self, admission: Admission, offers: Iterable[Offer]) -> BaselineTask | None:
-        """A task that fits beside the trials that run, with its node; None if there is none."""
+        """A task that fits beside the running trials, with its node; None if there is none."""
         offers = list(offers)
         for task in self.waiting:
             if nodes := admission.place(task.placement, offers):
@@ -117,13 +117,13 @@ class Baselines:
         return None
 
     def finished(self, rows: Iterable[Row]) -> None:
-        """Say what a task found, or why it failed."""
+        """Report what a task found, or why it failed."""
         for row in rows:
             scores = f"val {row.measure.tell(row.val_error)}, test {row.measure.tell(row.test_error)}"
             result = f"{scores} in {row.wall_seconds:.0f} s" if row.status == "done" else f"failed: {row.error}"
             self.say(f"{row.family} on {row.num_spectra:,} spectra: {result}")
 
     def lost(self, task: BaselineTask, reason: str) -> None:
-        """Start a task again that left without its rows; those it has written are kept."""
+        """Restart a task that ended without all its rows; the rows already written are kept."""
         self.waiting.append(task)
         self.say(f"{task.key}: lost ({reason}); it is started again")

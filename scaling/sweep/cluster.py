@@ -1,4 +1,4 @@
-"""Connecting to Ray: to a cluster that is there, or to one started on this machine."""
+"""Connection to Ray: to an existing cluster, or to one started on this machine."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-    # Tune lets a custom searcher queue one trial by default; ours hands out only what has room.
+    # By default Tune lets a custom searcher queue one trial; ours hands out only trials that have room.
     "TUNE_MAX_PENDING_TRIALS_PG": "64",
-    # Ctrl-C ends the run at once: trials resume from the store, and Tune would ask for it twice.
+    # Ctrl-C ends the run at once: trials resume from the store, whereas Tune would need a second Ctrl-C.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # glibc keeps what is freed, up to 512 MiB a process, for the next block of spectra or the next step's activations:
-    # memory fresh from the kernel costs a fifth of a conversion, and a quarter of the
-    # steps of width 32 at batch 256 on a CPU.
+    # Lets glibc keep freed memory, up to 512 MiB per process, for the next block of spectra or the next step's activations:
+    # fresh memory from the kernel costs a fifth of a conversion, and a quarter of the steps of width 32 at batch 256 on
+    # a CPU.
     "MALLOC_MMAP_THRESHOLD_": str(2**29),
     "MALLOC_TRIM_THRESHOLD_": str(2**29),
-    # Arrow's allocator keeps it for 10 s: a stream's decoder would give it back, and interrupt the trainer, all the time.
+    # Lets Arrow's allocator keep memory for 10 s: otherwise a stream's decoder returns it and interrupts the trainer constantly.
     "MIMALLOC_PURGE_DELAY": "10000",
 }
 
 PASSED_ON = ("SCALING_CACHE", "SCALING_CACHE_LIMIT", "SCALING_PATIENCE")
-"""Settings of this process that its workers take over."""
+"""Settings of this process that its workers inherit."""
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Where `ray job submit` leaves the job's own settings for the driver."""
+"""Environment variable in which `ray job submit` passes the job's settings to the driver."""
 
 
 def joins(address: str | None) -> str | None:
-    """The cluster that was there before: the one named, else the one that this process is a job of; None if there is none."""
+    """The existing cluster to join: the given one, else the one that this process is a job of; None if neither."""
     return address or os.environ.get("RAY_ADDRESS") or ("auto" if os.environ.get("RAY_JOB_ID") else None)
 
 
 def require_lasting(store: str) -> None:
-    """Refuse a store in the working folder that Ray made for a job: it is deleted with the job, and the results with it.
+    """Reject a store in a Ray job's own working folder, which is deleted with the job, including the results.
 
     Raises:
-        UserError: It is one.
+        UserError: The store is in that folder.
     """
     if "working_dir" in _of_job() and "://" not in store and not Path(store).is_absolute():
         raise UserError(
@@ -63,15 +63,15 @@ def require_lasting(store: str) -> None:
 
 
 def _of_job() -> dict[str, Any]:
-    """The runtime environment of the job that this process is the driver of; empty where it is none, or has none."""
+    """The runtime environment of the Ray job that this process drives; empty if there is no job, or it has none."""
     found: dict[str, Any] = json.loads(os.environ.get(JOB_CONFIG) or "{}").get("runtime_env") or {}
     return found
 
 
 def private_token(path: Path) -> None:
-    """Make Ray's token, readable by its owner alone: whoever reads it can run code here. One that others can read is closed to them.
+    """Create Ray's token, readable only by its owner, or restrict an existing one: whoever reads it can run code here.
 
-    Ray itself (2.60) makes it with the permissions that the umask leaves.
+    Ray itself (2.60) creates it with the permissions given by the umask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -89,20 +89,19 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     A process that is already connected keeps its connection.
 
     Raises:
-        UserError: if nothing answers at the address, or it is one of Ray Client; or another user could replace Ray's folder.
+        UserError: Nothing answers at the address, it is for Ray Client, or another user could replace Ray's folder.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     there = joins(address)
     if there is None:
-        os.environ.setdefault(
-            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
-        )  # a process a trial, for nodes that a cloud takes back
-        # Ray listens on all interfaces of the host: never without a token (Ray keeps it in the user's home folder).
+        # One more process for each trial, which watches for nodes that a cloud takes back.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # Ray listens on all interfaces of the host, so a token is always required (Ray keeps it in the user's home folder).
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in os.environ:
             private_token(Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"))
-        # Ray opens its own folder, with the sockets by which work reaches the workers, to every user of the machine.
+        # Ray makes its folder, with the sockets through which workers receive work, accessible to every user of the machine.
         if "RAY_TMPDIR" not in os.environ:
             os.environ["RAY_TMPDIR"] = str(private_folder(Path(tempfile.gettempdir()) / f"ray-{os.getuid()}"))
     if address or "RAY_ADDRESS" in os.environ:
@@ -131,9 +130,9 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
 
 
 def _runtime_env(*, joins: bool) -> dict[str, Any]:
-    """What workers need: settings, and on a cluster that was there before also the code, so that they run this one.
+    """Runtime environment of the workers: settings and, on an existing cluster, this version of the code.
 
-    Ray refuses to merge what both the driver and the job it belongs to have set: the job's stays.
+    Ray refuses to merge settings given by both the driver and its job; the job's take precedence.
     """
     job = _of_job()
     settings = set(ENVIRONMENT).union(PASSED_ON).difference(job.get("env_vars") or {}).intersection(os.environ)
@@ -144,7 +143,7 @@ def _runtime_env(*, joins: bool) -> dict[str, Any]:
 
 
 def _own_code() -> list[str]:
-    """The package `scaling`, and what a study's module belongs to if it was imported from the working folder."""
+    """The package `scaling`, and the package of the study's module if it was imported from the working folder."""
     code = {PACKAGE}
     for name, module in list(sys.modules.items()):
         top = sys.modules.get(name.partition(".")[0])
@@ -154,10 +153,10 @@ def _own_code() -> list[str]:
 
 
 def _name_cluster() -> None:
-    """Tell a worker process which cluster is its own.
+    """Set the cluster address in the environment of a worker process.
 
-    Ray Train (2.60) frees the devices of a controller that was killed by looking up the cluster of its host again. Where
-    a host has several it gives up without this, and the trial's next attempt would wait for its devices without end.
+    To free the devices of a killed controller, Ray Train (2.60) looks up the cluster of its host again. If the host has
+    several clusters it gives up without this, and the trial's next attempt would wait for its devices forever.
     """
     import ray
 
@@ -165,7 +164,7 @@ def _name_cluster() -> None:
 
 
 def _require_listener(address: str, name: str) -> None:
-    """Refuse an address where nothing listens: Ray itself would try for minutes."""
+    """Reject an address where nothing listens; Ray itself would retry for minutes."""
     if address in ("auto", "local"):
         return
     if address.startswith("ray://"):

@@ -1,4 +1,4 @@
-"""Which code runs: the commit that rows record, and a hash of the source that every node is compared with."""
+"""Version of the running code: the commit recorded in rows, and a source hash that every node is compared with."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 COMMIT = "SCALING_COMMIT"
 PACKAGE = Path(__file__).resolve().parents[1]
-"""The folder of the package `scaling` that this process has imported."""
+"""The folder of the imported package `scaling`."""
 
 
 @functools.cache
 def code_hash() -> str:
-    """A hash of all Python files of the package `scaling`, wherever it lies."""
+    """A hash of all Python files of the package `scaling`, independent of its location."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py"), key=lambda path: path.relative_to(PACKAGE).as_posix()):
         content = path.read_bytes()
@@ -26,7 +26,7 @@ def code_hash() -> str:
 def code_commit() -> str:
     """The commit of the source tree, with "+changes" if it differs.
 
-    Outside a git checkout it is what the environment's SCALING_COMMIT says, else "source-" and the hash of the source.
+    Outside a git checkout it is the environment variable SCALING_COMMIT, else "source-" and the hash of the source.
     """
 
     def git(*words: str) -> str:
@@ -34,7 +34,7 @@ def code_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        if git("ls-files", "--", "__init__.py"):  # not merely some folder of another checkout
+        if git("ls-files", "--", "__init__.py"):  # not just an untracked folder of another checkout
             return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         pass

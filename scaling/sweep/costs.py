@@ -1,4 +1,4 @@
-"""What a trial of a cell takes: from rows, from a timing run remembered in the store, else from an assumed speed."""
+"""Cost of a cell's trials, estimated from rows, from timing runs stored in the store, or from an assumed speed."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from scaling.training.recipe import Compiled, Precision
 
 SPEEDS = "speeds.json"
 CPU_FLOOR_SECONDS, GPU_FLOOR_SECONDS, START_SECONDS = 3e-3, 8e-3, 1.0
-"""Assumed where nothing is measured: of any step (on a GPU the launch of its kernels: 7 to 10 ms were measured at two layers
-on a slow host of an H200), and from a trial's start to its first step."""
+"""Assumed without measurements: minimum step time on CPU and GPU (on a GPU limited by kernel launches: 7 to 10 ms were
+measured at two layers on a slow host of an H200), and time from a trial's start to its first step."""
 GPU_TFLOPS, CPU_TFLOPS = 312.0, 0.1
-"""Assumed peaks: an A100's in bf16, and of one CPU."""
+"""Assumed peaks: an A100 in bf16, and one CPU."""
 ALIKE = 1.05
-"""Steps whose FLOPs differ by less are one point of a curve."""
+"""Steps whose FLOPs differ by less than this factor are one point of a curve."""
 
 
 class Speed(Strict):
-    """How fast one worker trains one rung; `rows` spectra a step, of `flops` in all. `share` counts GPUs, or CPUs.
+    """Speed of one worker training one rung: steps of `rows` spectra and `flops` in all. `share` counts GPUs, or CPUs.
 
-    `memory` is a GPU's bytes, else 0; `eval_seconds` are of one spectrum's scoring.
+    `memory` is the GPU's in bytes, else 0; `eval_seconds` is the time for scoring one spectrum.
     """
 
     device: Name
@@ -55,7 +55,7 @@ class Speed(Strict):
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What a new measurement replaces."""
+        """Key of the measurement; a new one replaces those with the same key."""
         return (
             self.device,
             self.share,
@@ -74,7 +74,7 @@ class _Speeds(Strict):
 
 
 def read_speeds(store: Folder) -> list[Speed]:
-    """What timing runs left in the store.
+    """Read the results of timing runs from the store.
 
     Raises:
         UserError: The file is damaged.
@@ -87,10 +87,10 @@ def read_speeds(store: Folder) -> list[Speed]:
 
 
 def read_calibration(path: Path) -> list[Speed]:
-    """The speeds that `scaling check --json` found.
+    """Read the speeds measured by `scaling check --json`.
 
     Raises:
-        UserError: The file is missing, or no such file.
+        UserError: The file is missing, or is not such a file.
     """
     remedy = "give what `scaling check --json` wrote"
     if not path.is_file():
@@ -101,14 +101,14 @@ def read_calibration(path: Path) -> list[Speed]:
 
 
 def keep_speeds(store: Folder, measured: list[Speed]) -> list[Speed]:
-    """Add to what is remembered, in place of earlier measurements of the same kind; returns all."""
+    """Store measurements, replacing earlier ones of the same kind; returns all."""
     known = {speed.kind: speed for speed in [*read_speeds(store), *measured]}
     store.write(SPEEDS, json_bytes(_Speeds(format=1, speeds=list(known.values())).model_dump()))
     return list(known.values())
 
 
 def speeds_of_rows(study: Study, rows: list[Row]) -> list[Speed]:
-    """What a study's own trials took."""
+    """Speeds of a study's own trials."""
     cells = {cell.key: cell for cell in study.cells()}
     found = []
     for row in rows:
@@ -143,24 +143,24 @@ def speeds_of_rows(study: Study, rows: list[Row]) -> list[Speed]:
 
 
 def share_of(placement: Placement) -> float:
-    """What a worker has of its device: GPUs, or CPUs."""
+    """A worker's share of its device, in GPUs or CPUs."""
     return placement.gpus or placement.cpus
 
 
 def total_steps(study: Study, cell: Cell) -> int:
-    """Optimiser steps of a trial, with the decays of its branches."""
+    """Optimiser steps of a trial, including the decays of its branches."""
     *shorter, whole = study.recipe.runs(cell.num_spectra)
     return whole.total + sum(run.total - run.fork for run in shorter)
 
 
 def evaluations(study: Study, cell: Cell) -> int:
-    """Validation passes of a trial."""
+    """Number of validation passes of a trial."""
     return sum(len(study.recipe.evaluation_steps(run)) for run in study.recipe.runs(cell.num_spectra))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialCost:
-    """A trial's seconds on the clock: until its first step, of a step, of all evaluations, and in all; and where they are from."""
+    """A trial's wall time in seconds (until its first step, per step, for all evaluations, in total) and its source."""
 
     start: float
     step: float
@@ -170,11 +170,12 @@ class TrialCost:
 
 
 class Costs:
-    """Seconds of trials. Of what was measured, that of the same precision is used, and of the most similar placement there is.
+    """Estimated durations of trials, from measurements in the same precision and the most similar placement available.
 
-    Between rungs seconds are interpolated in the logarithms of the FLOPs of a step; below the smallest a step takes no less,
-    above the largest it takes as many FLOPs a second. On another share of a device only what exceeds the smallest step
-    is scaled: that one is taken by the host. What several workers exchange counts only where such trials have rows.
+    Between rungs, seconds are interpolated in the logarithm of the FLOPs per step; below the smallest rung a step takes as
+    long as there, above the largest the FLOP rate is constant. For another share of a device, only the time in excess of
+    the smallest step is scaled, as that one is limited by the host. Communication between workers is included only if such
+    trials have rows.
     """
 
     def __init__(
@@ -187,10 +188,10 @@ class Costs:
         mfu: float = 0.2,
         scored: tuple[int, int] = (0, 0),
     ) -> None:
-        """`scored` are the spectra of validation and test. `tflops` is assumed, with `mfu`, where nothing is measured.
+        """`scored` are the numbers of validation and test spectra; `tflops` and `mfu` replace missing measurements.
 
         Raises:
-            UserError: if a speed is not positive.
+            UserError: A speed is not positive.
         """
         if not (tflops is None or 0 < tflops < math.inf) or not 0 < mfu <= 1:
             raise UserError(f"--tflops {tflops} --mfu {mfu}: the first must be positive, the second in (0, 1]")
@@ -200,7 +201,7 @@ class Costs:
         self._known: dict[tuple[int, Placement], tuple[float, float, float, str]] = {}
 
     def trial(self, cell: Cell) -> TrialCost:
-        """What one trial of the cell takes."""
+        """Cost of one trial of the cell."""
         study, place = self.study, self.study.placement(cell)
         key = (cell.width, place)
         if key not in self._known:
@@ -214,7 +215,7 @@ class Costs:
         return TrialCost(start=start, step=step, evaluation=evaluation, seconds=seconds, source=source)
 
     def _worker(self, width: int, place: Placement) -> tuple[float, float, float, str]:
-        """Of a worker: seconds of a step, of one spectrum's scoring, and until the first step; and where they are from."""
+        """For one worker: seconds per step, per scored spectrum, and until the first step; and their source."""
         config, ray_train = self.study.model(width), place.host == "ray_train"
         rows = -(-self.study.recipe.batch_size // place.workers)
         flops = float(train_flops(config, rows))
@@ -238,7 +239,7 @@ class Costs:
         return step, scoring, start, f"{'rows' if measured else 'timing run'} on {devices}"
 
     def _alike(self, place: Placement, tokens: int) -> list[Speed]:
-        """The speeds most like a worker's: of as many tokens, compiled alike, of its workers and share, rows before timing runs."""
+        """The speeds most similar to a worker's: tokens, compilation, workers and share; rows before timing runs."""
         wanted = (place.workers, share_of(place))
         best: list[Speed] = []
         for pool in (self.rows, self.timed):
@@ -253,7 +254,7 @@ class Costs:
 
 
 def interpolated(points: list[tuple[float, float]], x: float) -> float:
-    """The median of values at equal places, between them along straight lines in logarithms; level below, proportional above."""
+    """Median of values at equal x, log-linearly interpolated; constant below the range, proportional above it."""
     groups: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
     for place, value in points:
         groups[round(math.log(place) / math.log(ALIKE))].append((place, value))

@@ -1,4 +1,4 @@
-"""Pages to watch a study on: TensorBoard, optuna-dashboard and its report, on loopback; and trackers elsewhere, by option."""
+"""Pages for watching a study: TensorBoard, optuna-dashboard and report on loopback; optional external trackers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PORTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One dashboard: where it answers, and the command that serves it. `problem` says why it cannot be."""
+    """One dashboard: its address, and the command that serves it. `problem` says why it cannot be served."""
 
     name: str
     port: int
@@ -48,10 +48,10 @@ class Page:
 
 
 def serve(folder: StudyFolder, study: Study, port_base: int, say: Callable[[str], None]) -> None:
-    """Serve a study's dashboards until Ctrl-C or SIGTERM, which end them all.
+    """Serve a study's dashboards until Ctrl-C or SIGTERM, which stop them all.
 
     Raises:
-        UserError: the study is not in the store, or a port is taken.
+        UserError: The study is not in the store, or a port is in use.
     """
     if folder.read_declaration() is None:
         raise UserError(f"{folder.store.locate(folder.name)}: no such study there; run it first, or correct --store")
@@ -93,8 +93,8 @@ def _tensorboard(folder: StudyFolder, port: int) -> Page:
         try:
             from tensorboard.compat.tensorflow_stub.io import gfile
 
-            gfile.exists(trials)  # whether TensorBoard has a client for this kind of store
-        except Exception as error:  # whatever the client raises
+            gfile.exists(trials)  # fails if TensorBoard has no client for this kind of store
+        except Exception as error:  # clients raise anything
             reason = " ".join(str(error).split())
             return Page(
                 "TensorBoard", port, problem=f"cannot read {trials} ({reason}); copy its trials to a local folder"
@@ -123,7 +123,7 @@ def _optuna(folder: StudyFolder, study: Study, port: int) -> Page:
     from scaling.sweep.journal import Journal, sweep_page
 
     if not journal.exists() or not (folder.store.local or runs_here(folder.store, folder.running_path)):
-        Journal(study, journal, folder.rows())  # the sweep's own journal is on another machine, or there is none
+        Journal(study, journal, folder.rows())  # the sweep's own journal is on another machine, or missing
     return Page(
         name,
         port,
@@ -134,7 +134,7 @@ def _optuna(folder: StudyFolder, study: Study, port: int) -> Page:
 
 @contextlib.contextmanager
 def _process(page: Page, logs: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A dashboard's process, in a session of its own: it is ended here, with what it has started."""
+    """A dashboard's process, in its own session, so that it and all its children can be stopped here."""
     with (logs / page.name).open("wb") as log:
         process = subprocess.Popen(page.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
@@ -149,7 +149,7 @@ def _process(page: Page, logs: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _await(page: Page, process: subprocess.Popen[bytes] | None, logs: Path) -> str:
-    """Wait until a page answers; why it does not, if it does not."""
+    """Wait until a page answers; returns the problem if it does not."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process is not None and process.poll() is not None:
@@ -172,10 +172,10 @@ def _last_line(page: Page, logs: Path) -> str:
 
 
 def check_trackers(wandb: str | None, mlflow: str | None) -> None:
-    """Refuse an option whose package is not there, or a URI that MLflow cannot open, before anything runs.
+    """Check up front that the trackers' packages are installed and that MLflow can open its URI.
 
     Raises:
-        UserError: saying how to install it, or what MLflow says; or the URI holds a password, which Tune would keep in the store.
+        UserError: Says how to install the package, or what MLflow reports; or the URI has a password, which Tune would store.
     """
     require_no_password(mlflow or "", "--mlflow")
     for name, value in (("wandb", wandb), ("mlflow", mlflow)):
@@ -186,7 +186,7 @@ def check_trackers(wandb: str | None, mlflow: str | None) -> None:
 
         try:
             MlflowClient(tracking_uri=mlflow).search_experiments(max_results=1)
-        except Exception as error:  # MLflow's, and those of its clients of servers and databases
+        except Exception as error:  # from MLflow, or its server and database clients
             raise UserError(
                 f"--mlflow {mlflow}: cannot be opened ({error}); give a server's or a database's URI"
             ) from error
@@ -195,7 +195,7 @@ def check_trackers(wandb: str | None, mlflow: str | None) -> None:
 def logger_callbacks(study: str, wandb: str | None, mlflow: str | None) -> list[Any]:
     """Tune's callbacks that log each trial to Weights & Biases (a project) and to MLflow (a tracking URI).
 
-    They open files or connections in the driver. Ray is imported here: call this once its environment is set.
+    They open files or connections in the driver. Ray is imported here, so call this after its environment is set.
     """
     callbacks: list[Any] = []
     if wandb is not None:
@@ -211,7 +211,7 @@ def logger_callbacks(study: str, wandb: str | None, mlflow: str | None) -> list[
 
 
 def _plain(logger: type[Any]) -> type[Any]:
-    """The same callback that sees only plain values: a trial's configuration holds our own object too."""
+    """The same callback restricted to plain values, since a trial's configuration also contains an object of ours."""
 
     def plain(values: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}

@@ -13,7 +13,7 @@ from scaling.sweep.trim import DRAWS
 
 
 def describe(plan: Plan, needs: Requirements | None = None) -> str:
-    """The plan as text: a line for each rung of size, then totals and what is needed."""
+    """The plan as text: a line per rung, then totals and requirements."""
     study, search = plan.study, plan.study.search
     sizes = ", ".join(f"{n:,}" for n in study.data.num_spectra)
     expected, device = plan.sweep.trials.total(), "GPU" if uses_gpus(study) else "CPU"
@@ -62,7 +62,7 @@ def describe(plan: Plan, needs: Requirements | None = None) -> str:
 
 
 def to_json(plan: Plan, needs: Requirements, trimmed: Trimmed | None) -> dict[str, Any]:
-    """The plan as plain values."""
+    """The plan as plain JSON values."""
     found = {
         "device_hours": plan.device_hours,
         "most_device_hours": plan.most_device_hours,
@@ -106,7 +106,7 @@ def _node_lines(needs: Requirements) -> list[str]:
 
 
 def describe_trimmed(full: Plan, found: Trimmed) -> str:
-    """What a budget leaves, and what it does to the forecast."""
+    """The trimmed grid, and its effect on the forecast."""
     study, law = found.plan.study, full.study.expected
     gone = [f"w{width}" for width in full.study.widths if width not in study.widths]
     gone += [f"D = {size:,}" for size in full.study.data.num_spectra if size not in study.data.num_spectra]

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes of a running study, beside Ray's own metrics: through `ray.util.metrics`, from the driver."""
+"""Prometheus metrics of a running study, beside Ray's own: exported by the driver through `ray.util.metrics`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from scaling.sweep.progress import Progress
 
 STATES = ("running", "waiting", "done", "pruned", "diverged", "failed")
-"""Of trials; those that wait are expected, not all of them known yet."""
+"""States of trials; waiting ones are an estimate, since not all of them are known yet."""
 
 
 class Gauges:
-    """The state of a study as Ray exports it: names begin with "scaling_" (Ray puts "ray_" before them), and all have the study.
+    """A study's metrics exported by Ray, named "scaling_…" (Ray prepends "ray_") and tagged with the study.
 
-    Trials by state, cells done and all, devices busy and there, the smallest validation error, of each size the speed
-    (samples/s of the trial, and its MFU) of the trial that ended last, and of each node what its memory maps took at the last
+    Trials by state, cells done and in total, devices busy and available, the smallest validation error; per size, the speed
+    (samples/s of the trial, and its MFU) of the trial that ended last; and per node, the size of its memory maps at the last
     report of a trial there.
     """
 
@@ -37,7 +37,7 @@ class Gauges:
         self._cache = self._gauge("node_cache_bytes", "What the memory maps of a node take on its disk.", "node")
 
     def update(self, progress: Progress, left: int) -> None:
-        """Publish the state of the sweep; `left` trials are expected yet, those that run included."""
+        """Publish the state of the sweep; `left` is the expected number of remaining trials, including running ones."""
         states = Counter(progress.states) + Counter(running=len(progress.running))
         states["waiting"] = max(0, left - len(progress.running))
         for state in STATES:
@@ -51,12 +51,12 @@ class Gauges:
             self._set(self._error, progress.best.val_error)
 
     def measured(self, metrics: dict[str, Any]) -> None:
-        """Publish what a running trial reports of its node."""
+        """Publish a running trial's report about its node."""
         if "cache_bytes" in metrics:
             self._set(self._cache, metrics["cache_bytes"], node=metrics["host"])
 
     def ended(self, row: Row) -> None:
-        """Publish the speed of a trial that has its row."""
+        """Publish the speed of a finished trial."""
         for gauge, value in ((self._speed, row.samples_per_second), (self._mfu, row.mfu)):
             if value == value:
                 self._set(gauge, value, rung=row.rung)

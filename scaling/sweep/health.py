@@ -1,4 +1,4 @@
-"""What is tested on a node before its first trial, by Ray tasks there."""
+"""Tests of a node before its first trial, run there as Ray tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NCCL_TIMEOUT = datetime.timedelta(seconds=60)
 
 
 def look_around(shards: Location, cache_root: Path, code: str) -> tuple[str, int, str]:
-    """The host's name, the bytes that its memory maps may take, and why it cannot take part: empty where it can."""
+    """The host's name, the space for its memory maps in bytes, and why it cannot take part (empty if it can)."""
     problem, room = "", 0
     if code_hash() != code:
         problem = (
@@ -44,7 +44,7 @@ def look_around(shards: Location, cache_root: Path, code: str) -> tuple[str, int
 
 
 def _stored(folder: Path) -> int:
-    """Bytes on disk of the files below a folder; files that vanish meanwhile count nothing."""
+    """Disk usage in bytes of the files below a folder; files that vanish meanwhile count as 0."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -55,7 +55,7 @@ def _stored(folder: Path) -> int:
 
 
 def try_gpu() -> str:
-    """Multiply and all-reduce on the one GPU that this task holds; why that fails, empty where it does not."""
+    """Multiply and all-reduce on the one GPU of this task; returns the failure, empty if there is none."""
     import torch
 
     from scaling.training.device import cuda_device
@@ -72,14 +72,14 @@ def try_gpu() -> str:
         torch.distributed.destroy_process_group()
     except UserError as error:
         return str(error)
-    except Exception as error:  # whatever CUDA or NCCL raises is the node's
+    except Exception as error:  # any error of CUDA or NCCL is the node's
         return f"torch {torch.__version__} fails on the GPU: {str(error).splitlines()[0]}"
     return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """The tasks that check a node: one that looks around, and one on each of its GPUs if the study needs them."""
+    """The tasks that check a node: one for the host, and one on each of its GPUs if the study needs them."""
 
     info: dict[str, Any]
     tasks: list[Any]
@@ -88,7 +88,7 @@ class Check:
 
     @classmethod
     def start(cls, info: dict[str, Any], arguments: tuple[Any, ...], gpus_needed: bool, attempt: int = 1) -> Check:
-        """Begin to check a node, of which `info` is what `ray.nodes()` says; the arguments are `look_around`'s."""
+        """Start to check a node; `info` is its entry in `ray.nodes()`, the arguments are those of `look_around`."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -103,7 +103,7 @@ class Check:
 
     @property
     def host(self) -> str:
-        """The host, as Ray names it."""
+        """The host's name in Ray."""
         return self.info["NodeManagerHostname"]
 
     @property
@@ -118,7 +118,7 @@ class Check:
         return len(ray.wait(self.tasks, num_returns=len(self.tasks), timeout=0)[0]) == len(self.tasks)
 
     def waits_for(self) -> str:
-        """In words, what is not done yet."""
+        """Description of the unfinished tasks."""
         import ray
 
         ready, _ = ray.wait(self.tasks[:1], timeout=0)
@@ -126,7 +126,7 @@ class Check:
         return f"{what} for {time.monotonic() - self.started:.0f} s"
 
     def result(self) -> tuple[str, int, str]:
-        """What `look_around` returns, with the GPUs' problems.
+        """The result of `look_around`, with problems of the GPUs.
 
         Raises:
             RayError: A task was lost.

@@ -1,6 +1,6 @@
-"""Optuna's journal: the sweep as optuna-dashboard shows it. The rows in the store are the truth; it is rebuilt from them.
+"""Optuna's journal: a view of the sweep for optuna-dashboard, rebuilt from the authoritative rows in the store.
 
-It holds one Optuna study a cell, named "<study>/<cell>", and one of the whole sweep, named as the study is, whose
+It holds one Optuna study per cell, named "<study>/<cell>", and one for the whole sweep, with the study's name, whose
 parameters are the size, the number of spectra, the learning rate and the seed. Only the driver writes it.
 """
 
@@ -25,13 +25,13 @@ from scaling.results import Row
 from scaling.study.declaration import Cell, Study
 
 LOCK_SECONDS = 5
-"""How long the lock that a killed driver left is waited for."""
+"""Maximum wait for a lock left by a killed driver."""
 
 MAX_NUMBER = 1000
-"""Trials of a cell that are looked for: far more than a search takes."""
+"""Maximum number of trials per cell that are looked up: far more than a search uses."""
 
 RATES = 1e3
-"""Learning rates are shown up to so many times above and below the declared ones."""
+"""Learning rates are shown up to this factor above and below the declared ones."""
 
 LOG = logging.getLogger(__name__)
 Params = dict[str, Any]
@@ -39,29 +39,29 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Journal:
-    """Shows every trial as it is: WAITING to be handed out again, RUNNING, COMPLETE, PRUNED or FAIL.
+    """Mirrors the state of every trial: WAITING for another attempt, RUNNING, COMPLETE, PRUNED or FAIL.
 
-    No call looks through the trials that are finished: each costs the same after 10 and after 2,000. One that fails ends
-    the view with a warning, not the sweep: the next run rebuilds it.
+    No call scans the finished trials, so the cost is the same after 10 and after 2,000. A failing call ends the view with a
+    warning, not the sweep: the next run rebuilds it.
     """
 
     def __init__(self, study: Study, path: Path, rows: list[Row]) -> None:
         """Open the journal and bring it up to date with the rows.
 
-        One that cannot be read, torn by a full disk or with other content, is set aside as "*.damaged" and rebuilt.
+        A journal that is unreadable, truncated by a full disk, or has other content is renamed to "*.damaged" and rebuilt.
         """
         self.study, self.path, self.broken = study, path, False
         self.sizes = {width: count_parameters(study.model(width)).reach_loss for width in study.widths}
         try:
             self._open(rows)
-        except OSError:  # the disk's fault, not the content's
+        except OSError:  # an error of the disk, not of the content
             raise
-        except Exception:  # Optuna checks nothing: wrong content raises whatever it leads to
+        except Exception:  # Optuna validates nothing, so damaged content raises anything
             path.replace(path.with_name(path.name + ".damaged"))
             self._open(rows)
 
     def running(self, cell: Cell, number: int, lr: float) -> None:
-        """Show a trial as running; one that waits or runs already is not added twice."""
+        """Show a trial as running; one that already waits or runs is not added twice."""
         self._show(self._running, cell, number, lr)
 
     def _running(self, cell: Cell, number: int, lr: float) -> None:
@@ -79,12 +79,12 @@ class Journal:
         self.sweep.finish(cell.trial(number), row, self._params(cell, row.lr), _about(cell, number), known)
 
     def lost(self, cell: Cell, number: int) -> None:
-        """Show a trial whose attempt ended without a row, and which is handed out again, as waiting."""
+        """Show a trial as waiting, after an attempt that ended without a row and will be repeated."""
         for view in (self._cell(cell), self.sweep):
             self._show(view.wait, cell.trial(number))
 
     def close(self) -> None:
-        """Show what still runs as waiting: the driver ends."""
+        """Show running trials as waiting, since the driver ends."""
         self._show(self._close)
 
     def _close(self) -> None:
@@ -96,7 +96,7 @@ class Journal:
             return
         try:
             change(*what)
-        except Exception as error:  # a disk that is full, a line that somebody else tore
+        except Exception as error:  # a full disk, or a line truncated by another process
             self.broken = True
             LOG.warning("%s: cannot be kept up (%s); the sweep continues, the next run rebuilds it", self.path, error)
 
@@ -113,7 +113,7 @@ class Journal:
             number = None if cell is None else _number(cell, row.trial)
             if cell is not None and number is not None:
                 self._finished(cell, number, row)
-        self._close()  # what a killed driver left running
+        self._close()  # trials left running by a killed driver
 
     def _cell(self, cell: Cell) -> _View:
         if cell not in self.cells:
@@ -130,7 +130,7 @@ class Journal:
         return {"num_params": size, "num_spectra": cell.num_spectra, "lr": lr, "seed": cell.seed}
 
     def _space(self) -> dict[str, BaseDistribution]:
-        """The ranges of the whole sweep. They are the same for all trials, or Optuna's importances leave a parameter out."""
+        """The ranges of the whole sweep, identical for all trials; otherwise Optuna's importances omit a parameter."""
         search, sizes = self.study.search, self.sizes.values()
         centres, spectra = [search.centre(width) for width in self.study.widths], self.study.data.num_spectra
         return {
@@ -142,17 +142,17 @@ class Journal:
 
 
 def sweep_page(path: Path, study: str) -> str:
-    """Where optuna-dashboard shows the whole sweep, below its first page; nothing if a journal does not hold it (yet)."""
+    """Path of the whole sweep's page in optuna-dashboard; empty if the journal does not contain it (yet)."""
     try:
         storage = JournalStorage(JournalFileBackend(str(path)))
         return f"studies/{storage.get_study_id_from_name(study)}"
-    except Exception:  # damaged: the next run rebuilds it
+    except Exception:  # damaged; the next run rebuilds it
         return ""
 
 
 @dataclass(slots=True)
 class _Entry:
-    """The newest entry of a trial in an Optuna study, and Optuna's id of it."""
+    """The latest entry of a trial in an Optuna study, and Optuna's id of it."""
 
     id: int
     lr: float
@@ -161,7 +161,7 @@ class _Entry:
 
 
 class _View:
-    """One Optuna study. Trials are known by our names; Optuna's numbers differ once one was tried again."""
+    """One Optuna study. Trials are identified by our names; Optuna's numbers differ once a trial is repeated."""
 
     def __init__(
         self, storage: BaseStorage, name: str, metric: str, space: dict[str, BaseDistribution], about: Params
@@ -169,7 +169,7 @@ class _View:
         self.storage, self.space = storage, space
         ranges = {key: distribution_to_json(each) for key, each in space.items()}
         study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True, direction="minimize")
-        if study.user_attrs.get("ranges", ranges) != ranges:  # the study has grown: all entries get the new ranges
+        if study.user_attrs.get("ranges", ranges) != ranges:  # the study has grown: update the ranges of all entries
             optuna.delete_study(study_name=name, storage=storage)
             study = optuna.create_study(study_name=name, storage=storage, direction="minimize")
         if not study.user_attrs:
@@ -181,14 +181,14 @@ class _View:
         self.id = study._study_id
         found = storage.get_all_trials(self.id, deepcopy=False)
         self.entries = {t.user_attrs["trial"]: _Entry(t._trial_id, t.params["lr"], t.state, t.value) for t in found}
-        for trial in found:  # an older entry of the same trial
+        for trial in found:  # older entry of the same trial
             if not trial.state.is_finished() and self.entries[trial.user_attrs["trial"]].id != trial._trial_id:
                 storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
     def run(self, trial: str, params: Params, attrs: Params) -> None:
         entry = self.entries.get(trial)
         if entry is not None and not entry.state.is_finished() and entry.lr != params["lr"]:
-            self._set(entry, TrialState.FAIL)  # the search asks for something else by now
+            self._set(entry, TrialState.FAIL)  # the search has changed its choice
         if entry is None or entry.state.is_finished():
             entry = self._add(trial, params, attrs, state=TrialState.WAITING, system_attrs={"fixed_params": params})
         self._set(entry, TrialState.RUNNING)
@@ -215,7 +215,7 @@ class _View:
             self.wait(trial)
 
     def _add(self, trial: str, params: Params, attrs: Params, **more: Any) -> _Entry:
-        """A new entry; one that waits is what `optuna.Study.enqueue_trial` adds, with its parameters shown."""
+        """Add an entry; a waiting one as `optuna.Study.enqueue_trial` does, but with its parameters visible."""
         template = create_trial(
             params=params, distributions=self._distributions(params), user_attrs={"trial": trial} | attrs, **more
         )
@@ -224,7 +224,7 @@ class _View:
         return entry
 
     def _distributions(self, params: Params) -> dict[str, BaseDistribution]:
-        """The ranges; wider for a learning rate outside, which Optuna would refuse."""
+        """The ranges, extended for a learning rate outside them, which Optuna would reject."""
         lr, declared = params["lr"], self.space["lr"]
         assert isinstance(declared, FloatDistribution)
         if declared.low <= lr <= declared.high:

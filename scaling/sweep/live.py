@@ -1,4 +1,4 @@
-"""The report of a study as a page on loopback: the one in its store, and until there is one, what its rows say so far."""
+"""The report of a study as a page on loopback: the one in its store or, until then, a preliminary one from its rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scaling.sweep.run import gather
 from scaling.sweep.status import study_status
 
 DRAW_SECONDS = 60.0
-"""A page is drawn no more often, and only while someone asks for it: the sweep needs the processors."""
+"""Minimum interval between renderings, which happen only on request, since the sweep needs the CPUs."""
 REFITS = 100
 STATUS_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{name}</title><style>:root{{color-scheme:light dark}}
@@ -31,7 +31,7 @@ the report when the sweep is done. Until then, from the store:</p><ul>{lines}</u
 
 
 class LivePage:
-    """The page of a study without a report: its status, and once a minute a report of the rows so far."""
+    """The page of a study without a report: its status, and a preliminary report updated once a minute."""
 
     def __init__(self, folder: StudyFolder, study: Study) -> None:
         self._folder, self._study = folder, study
@@ -40,7 +40,7 @@ class LivePage:
         self._lock = threading.Lock()
 
     def read(self) -> bytes:
-        """The page as it is; starts to draw the next one in the background, where it is time."""
+        """The current page; starts to render the next one in the background if it is due."""
         with self._lock:
             due = time.monotonic() - self._began >= DRAW_SECONDS
             if due:
@@ -81,7 +81,7 @@ class LivePage:
 
 @contextlib.contextmanager
 def report_server(folder: StudyFolder, study: Study, host: str, port: int) -> Iterator[None]:
-    """Serve the report from the store, wherever that is, with its trials' curves, and a live page until there is one."""
+    """Serve the report from the store, with its trials' curves, and a live page until there is one."""
     live = LivePage(folder, study)
 
     class Handler(BaseHTTPRequestHandler):
@@ -100,7 +100,7 @@ def report_server(folder: StudyFolder, study: Study, host: str, port: int) -> It
             self.wfile.write(content or b"")
 
         def log_message(self, format: str, *arguments: Any) -> None:
-            """Nothing: requests are not news."""
+            """Suppress the log of requests."""
 
     server = ThreadingHTTPServer((host, port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

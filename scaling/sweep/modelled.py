@@ -1,4 +1,4 @@
-"""A study without its training: the sweep's own searcher, with modelled trials, on simulated nodes and a simulated clock."""
+"""Simulation of a study without training: the sweep's own searcher with simulated trials, nodes and clock."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from scaling.sweep.nodes import Node
 from scaling.sweep.rates import Rates
 
 RAY_TRAIN_SECONDS = 20.0
-"""Until the workers of a trial under Ray Train begin; 9 to 20 s were measured."""
+"""Time until the workers of a trial under Ray Train begin; 9 to 20 s were measured."""
 MAX_NODES = 10_000
 CURVATURE, DRIFT = 0.05, (0.2, 0.1)
-"""Of the modelled log error in the log rate, and by which powers of the width and of D the best rate differs from the declared one."""
+"""Curvature of the modelled log error in the log rate; powers of width and D by which the best rate drifts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """So many equal nodes."""
+    """A cluster of `nodes` identical nodes."""
 
     nodes: int
     cpus: float
@@ -45,7 +45,7 @@ class Cluster:
         """The nodes as the searcher sees them.
 
         Raises:
-            UserError: they are too many to simulate.
+            UserError: There are too many to simulate.
         """
         if self.nodes > MAX_NODES:
             raise UserError(
@@ -54,21 +54,21 @@ class Cluster:
         return [Node(id=f"n{i}", host=f"n{i}", cpus=self.cpus, gpus=self.gpus, room=0) for i in range(self.nodes)]
 
     def lacks(self, study: Study) -> Cell | None:
-        """A cell that can never run here, if there is one."""
+        """A cell that can never run here, or None."""
         offers = self.offers()
         return next((cell for cell in study.cells() if not fits_ever(study.placement(cell), offers)), None)
 
     def describe(self) -> str:
-        """The cluster in words."""
+        """The cluster as text."""
         return f"{self.nodes} x ({self.cpus:g} CPU, {self.gpus:g} GPU)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulated:
-    """What a simulated sweep took, in seconds; `work` are those of devices: of GPUs, where any placement has some, else of CPUs.
+    """Durations of a simulated sweep, in seconds; `work` is device time, on GPUs if any placement has some, else CPUs.
 
-    `chain` is the longest sequence of trials that wait for each other, `chain_cells` are theirs. `costs` holds the seconds that
-    each call of the searcher took in reality.
+    `chain` is the longest sequence of trials that depend on each other, `chain_cells` are its cells. `costs` holds the real
+    duration of each call of the searcher.
     """
 
     trials: Counter[Cell]
@@ -81,20 +81,20 @@ class Simulated:
 
     @property
     def bound(self) -> float:
-        """No schedule takes less."""
+        """Lower bound on the duration of any schedule."""
         return max(self.work / self.devices, self.chain)
 
     @property
     def utilisation(self) -> float:
-        """The part of the devices' time that trials occupy."""
+        """Fraction of the devices' time that is used by trials."""
         return self.work / (self.devices * self.wall)
 
 
 def simulate(study: Study, cluster: Cluster, seconds: Callable[[Cell], float]) -> Simulated:
-    """Run a study whose trials take `seconds` of a cell each, with errors from `Study.expected`; none is pruned.
+    """Simulate a study with trial durations `seconds(cell)` and errors from `Study.expected`; no trial is pruned.
 
     Raises:
-        UserError: a cell can never run on this cluster.
+        UserError: A cell can never run on this cluster.
     """
     from scaling.sweep.search import SweepSearch
 
@@ -140,7 +140,7 @@ def simulate(study: Study, cluster: Cluster, seconds: Callable[[Cell], float]) -
         if not events:
             break
         now, name, what = heapq.heappop(events)
-        if what == "begins":  # a trial under Ray Train has its workers
+        if what == "begins":  # a trial under Ray Train gets its workers
             search.on_trial_result(name, {})
             continue
         attempt = search.live[name]
@@ -165,17 +165,17 @@ def simulate(study: Study, cluster: Cluster, seconds: Callable[[Cell], float]) -
 
 
 def uses_gpus(study: Study) -> bool:
-    """Whether the study's devices are GPUs."""
+    """Whether the study runs on GPUs."""
     return any(placement.gpus for placement in study.placements)
 
 
 def occupied(study: Study, placement: Placement) -> float:
-    """Devices that a trial occupies."""
+    """Number of devices that a trial occupies."""
     return placement.workers * (placement.gpus if uses_gpus(study) else placement.cpus)
 
 
 def smallest_cluster(study: Study) -> Cluster:
-    """Equal nodes on which the study's largest trial, and so each of its trials, fits."""
+    """Identical nodes on which the study's largest trial, and so every trial, fits."""
     used = {study.placement(cell) for cell in study.cells()}
     return Cluster(
         nodes=max(place.workers for place in used),
@@ -185,7 +185,7 @@ def smallest_cluster(study: Study) -> Cluster:
 
 
 class _Silent:
-    """Stands for what shows and records."""
+    """A stand-in for objects that display or record."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
@@ -193,14 +193,14 @@ class _Silent:
 
 @functools.cache
 def template_row() -> Row:
-    """A row that no trial wrote, for the fields that a modelled trial does not have."""
+    """A row of no real trial, for fields that a modelled trial does not have."""
     from analysis.points.example import example_rows
 
     return Row(**json.loads(example_rows().iloc[:1].to_json(orient="records"))[0])
 
 
 def _row(study: Study, trial: Any) -> Row:
-    """What a modelled trial measures: best at a rate that drifts away from the declared one."""
+    """The row of a modelled trial, best at a rate that drifts from the declared one."""
     cell, sizes = trial.cell, study.data.num_spectra
     best = study.search.centre(cell.width) * math.prod(
         (value**2 / (grid[0] * grid[-1])) ** (power / 2)
@@ -215,7 +215,7 @@ def _row(study: Study, trial: Any) -> Row:
 
 
 def _longest_chain(rates: Rates, seconds: Callable[[Cell], float]) -> tuple[float, tuple[Cell, ...]]:
-    """The slowest anchor's rounds, then those of the slowest cell and its further seed. Trials 1 and 2 run side by side."""
+    """The slowest anchor's rounds, then those of the slowest cell and its further seed; trials 1 and 2 are parallel."""
     rounds = {cell: len([number for number in rows if number != 2]) for cell, rows in rates.rows.items()}
 
     def path(cell: Cell) -> float:

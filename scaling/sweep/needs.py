@@ -1,4 +1,4 @@
-"""What a study needs of devices and nodes: memory, disk, bytes read; and what cannot fit, with the knob that would make it fit."""
+"""Memory, disk and reads that a study needs of devices and nodes; what does not fit, and the setting to change."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from scaling.training.memory import StepBytes, step_bytes
 
 ROWS_PER_SHARD = 4096
 PROCESS = 10**9
-"""Bytes of a trial's process before it has spectra or a model: Python, PyTorch and Ray."""
+"""Memory in bytes of a trial's process without spectra or model: Python, PyTorch and Ray."""
 SHARD_RATIO = 1.5
-"""By which shards are smaller than their values, as measured on simulated spectra."""
+"""Compression ratio of shards, as measured on simulated spectra."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs(StepBytes):
-    """Bytes of a worker's device. What the allocator adds is not in them.
+    """Memory of a worker's device in bytes, excluding the allocator's overhead.
 
-    `held` are the validation and test spectra that stay there, where they are no large part of it; `resident` the training
-    spectra, where they are held there.
+    `held` are the validation and test spectra kept there, if they are small enough; `resident` the training spectra,
+    if they are held there.
     """
 
     held: int
@@ -42,12 +42,12 @@ class Needs(StepBytes):
 
     @property
     def total(self) -> int:
-        """All at once, at the worst moment."""
+        """Peak memory, everything included."""
         return self.step + self.held + self.resident
 
 
 def known_shards(study: Study, store: Store | None) -> Manifest:
-    """The study's shard set, or as much of one as is known before it is made: of real spectra, no validation and test."""
+    """The study's shard set, or what is known of it before it exists (for real spectra only the training split)."""
     source = study.data.source
     if store is not None or not isinstance(source, Simulation):
         folder = Folder.at(shards_path(study, store or Store("")))
@@ -65,7 +65,7 @@ def known_shards(study: Study, store: Store | None) -> Manifest:
 
 
 def device_needs(study: Study, width: int, place: Placement, spectra: int, manifest: Manifest, memory: int) -> Needs:
-    """What a worker of the placement needs for this rung; `memory` is its share of a GPU's in bytes, 0 if it is not known."""
+    """A worker's device memory for this rung; `memory` is its share of a GPU's in bytes, 0 if unknown."""
     own = min(place.micro_batch or study.recipe.batch_size, -(-study.recipe.batch_size // place.workers))
     scored = max(manifest.num_rows("val"), manifest.num_rows("test"))
     step = step_bytes(study.model(width), study.recipe.precision, own, gpu=place.gpus > 0, scored=scored or None)
@@ -80,7 +80,7 @@ def device_needs(study: Study, width: int, place: Placement, spectra: int, manif
 
 
 def too_large(needs: Needs, memory: int, place: Placement, name: str) -> str:
-    """Why a worker does not fit its share of a GPU's memory, with what would make it; empty where it fits."""
+    """Why a worker does not fit its share of a GPU's memory, and the remedy; empty if it fits."""
     if needs.total <= memory:
         return ""
     base = needs.model + needs.held
@@ -98,9 +98,9 @@ def too_large(needs: Needs, memory: int, place: Placement, name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeNeeds:
-    """Bytes of a node: its memory maps on disk, the largest trial's working set in memory, what is read from the shards.
+    """Requirements of a node in bytes: memory maps on disk, working set of the largest trial, reads from shards.
 
-    `maps` are best in memory too, as page cache. `trials` is how many processes share the node, `memory` theirs together.
+    `maps` should also fit in memory, as page cache. `trials` is the number of processes on the node, `memory` their total.
     """
 
     access: dict[int, str]
@@ -115,9 +115,9 @@ class NodeNeeds:
 def node_needs(
     study: Study, cluster: Cluster, manifest: Manifest, needs: dict[Placement, Needs], limit: int | None
 ) -> NodeNeeds:
-    """What each node needs; of placements, the one that takes most memory.
+    """Requirements of each node, for the placement that takes the most memory.
 
-    `filled` are read once to fill the maps, `streamed` by each trial of the largest streamed number of spectra, compressed.
+    `filled` is read once to fill the maps, `streamed` by each trial of the largest streamed number of spectra; compressed sizes.
     """
     problem = ""
     try:

@@ -1,4 +1,4 @@
-"""The nodes of a cluster: what each offers, whether a study's trials fit them, and how trials there read their spectra."""
+"""The nodes of a cluster: resources and health, whether a study's trials fit, and how trials read their spectra."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from scaling.files import Location, size_text
 from scaling.sweep.health import Check
 from scaling.sweep.limits import BAD_NODES, CHECKS
 
-if TYPE_CHECKING:  # these load torch, which the task on each node does without
+if TYPE_CHECKING:  # these load torch, which the task on each node does not need
     from scaling.data.batches.training import Access
     from scaling.study.declaration import Study
 
 BYTES = 4
-"""Of a pixel in a memory map: float32."""
+"""Size of a pixel in a memory map: float32."""
 PERIOD, SAY_AFTER = 2.0, 30.0
-"""Seconds: between two questions to Ray, and of waiting before it is said for what."""
+"""Seconds between queries to Ray, and of waiting before the reason is reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A machine of the cluster: its devices, and the bytes that the folder of memory maps can hold, maps there included.
+    """A machine of the cluster: its devices, and the space in bytes for its memory maps, including existing ones.
 
-    `id` is Ray's, in hexadecimal: what the label selector `ray.io/node-id` names.
+    `id` is Ray's, in hexadecimal, as in the label selector `ray.io/node-id`.
     """
 
     id: str
@@ -39,7 +39,7 @@ class Node:
     room: int
 
     def workers(self, cpus: float, gpus: float) -> int:
-        """Workers of this size that fit the node side by side."""
+        """Number of workers of this size that fit on the node together."""
         fits = [there / each for there, each in ((self.cpus, cpus), (self.gpus, gpus)) if each > 0]
         return math.floor(min(fits) + 1e-9)
 
@@ -47,11 +47,11 @@ class Node:
 class Nodes:
     """The cluster's nodes: each is checked by tasks there before its first trial, and set aside if it cannot take part.
 
-    A node that joins later is checked when it is seen; one that is lost is forgotten, and checked again if it returns.
+    A node that joins later is checked when it appears; a lost one is forgotten, and checked again if it returns.
 
     Attributes:
-        problem: Why the sweep has to stop: its trials fail on one node after the other. Empty otherwise.
-        room_needed: Bytes that the study's memory maps take on each node; a node with less room is set aside.
+        problem: Why the sweep must stop: its trials fail on one node after another. Empty otherwise.
+        room_needed: Bytes for the study's memory maps on each node; a node with less space is set aside.
     """
 
     def __init__(
@@ -66,21 +66,21 @@ class Nodes:
         self._in_a_row = 0
 
     def look(self) -> list[Node]:
-        """The nodes that can take trials now: alive, checked and not set aside. Ray is asked every 2 s at most."""
+        """The nodes that can run trials now: alive, checked and not set aside. Queries Ray at most every 2 s."""
         if time.monotonic() - self._asked >= PERIOD:
             self._tell(self._refresh())
         return list(self._good.values())
 
     def wait_for_first(self, timeout: float = 300.0) -> list[Node]:
-        """Wait until the nodes that are alive now are checked; for ones that do not answer no longer than the timeout.
+        """Wait until the nodes that are alive now are checked, at most `timeout` seconds for unresponsive ones.
 
-        As long as no node is good and one may become good, it waits; it says for what after 30 s.
+        While no node is usable but one may become so, it keeps waiting, and reports the reason after 30 s.
 
         Returns:
-            What `look` does; empty where the cluster has no node yet.
+            The result of `look`; empty if the cluster has no node yet.
 
         Raises:
-            UserError: No node can take part, with the reasons.
+            UserError: No node can take part; gives the reasons.
         """
         import ray
 
@@ -103,7 +103,7 @@ class Nodes:
         return list(self._good.values())
 
     def set_aside(self, node_id: str, reason: str) -> None:
-        """Hand this node no more trials, because one failed there through no fault of its own; says so in one line."""
+        """Stop assigning trials to this node, after one failed there through no fault of its own; reports it."""
         node = self._good.pop(node_id, None)
         if node is None:
             return
@@ -116,27 +116,27 @@ class Nodes:
             )
 
     def trial_finished(self) -> None:
-        """Nodes that are set aside from now on do not follow in a row on earlier ones."""
+        """Reset the count of consecutive nodes set aside."""
         self._in_a_row = 0
 
     def hosts(self, node_ids: Iterable[str]) -> str:
-        """The names of the machines, for messages."""
+        """Names of the machines, for messages."""
         known = {node_id: node.host for node_id, node in self._good.items()}
         return ", ".join(dict.fromkeys(known.get(node_id, f"node {node_id[:8]}") for node_id in node_ids))
 
     def devices(self) -> dict[str, float]:
-        """What these nodes have, as Ray names it."""
+        """Total resources of these nodes, by Ray's names."""
         nodes = self._good.values()
         return {"CPU": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
 
     def pending(self) -> str:
-        """In words, nodes that are being checked or are set aside; empty if there are none."""
+        """Description of nodes that are being checked or are set aside; empty if there are none."""
         checks = [f"{check.host} ({check.waits_for()})" for check in self._checks.values()]
         parts = ["the check of node " + ", ".join(checks)] if checks else []
         return "; ".join(parts + ([f"set aside: {_grouped(self._aside.values())}"] if self._aside else []))
 
     def _refresh(self) -> list[str]:
-        """Ask Ray for its nodes, and take in what their checks found; returns the nodes set aside by it."""
+        """Query Ray for its nodes and process finished checks; returns the nodes set aside as a result."""
         import ray
 
         self._asked = time.monotonic()
@@ -153,7 +153,7 @@ class Nodes:
             del self._checks[node_id]
             try:
                 host, room, problem = check.result()
-            except ray.exceptions.RayError as error:  # its process, or the node, was lost: in the next round
+            except ray.exceptions.RayError as error:  # its process or node was lost: retried in the next round
                 if check.attempt < CHECKS:
                     again = Check.start(alive[node_id], self._arguments, self._gpus_needed, check.attempt + 1)
                     self._checks[node_id] = again
@@ -176,7 +176,7 @@ class Nodes:
 
 
 def _groups(bad: Iterable[tuple[str, str]]) -> list[str]:
-    """(host, reason) pairs in words, hosts of the same reason together."""
+    """Format (host, reason) pairs, grouping hosts with the same reason."""
     hosts: dict[str, list[str]] = {}
     for host, reason in bad:
         hosts.setdefault(reason, []).append(host)
@@ -193,10 +193,10 @@ def _first_line(error: Exception) -> str:
 
 
 def check_placements(study: Study, nodes: Iterable[Node]) -> None:
-    """Compare what each trial's workers and each baseline occupy with what the nodes have; a worker does not span nodes.
+    """Check that each trial's workers and each baseline fit on the nodes; a worker does not span nodes.
 
     Raises:
-        UserError: naming the cell or baseline that can never run, what it needs and what there is.
+        UserError: Names the cell or baseline that can never run, its requirements and the available resources.
     """
     nodes = list(nodes)
     for baseline in study.baselines:
@@ -218,21 +218,21 @@ def check_placements(study: Study, nodes: Iterable[Node]) -> None:
 
 
 def choose_access(study: Study, manifest: Manifest, nodes: Iterable[Node], limit: int | None) -> dict[int, Access]:
-    """How the trials of each number of spectra read them: as declared, else from maps where every node can hold them.
+    """Access mode of the trials for each number of spectra: as declared, else mapped if it fits on every node.
 
-    One choice for the cluster, because the workers of a trial must agree on the order of the spectra.
+    There is one choice for the whole cluster, because the workers of a trial must agree on the order of the spectra.
 
     Args:
-        study: The declaration; with `Data.access` "auto" sizes decide.
+        study: The declaration; with `Data.access` "auto", sizes decide.
         manifest: The shards.
-        nodes: The cluster; where it has none yet, none is too small.
-        limit: Bytes that a node's maps may take, if less than its disk has room for.
+        nodes: The nodes of the cluster; if there are none yet, none is too small.
+        limit: Size limit of a node's maps in bytes, if less than the space on its disk.
 
     Returns:
-        For each of `Data.num_spectra`, "streamed", or what the declaration says.
+        For each of `Data.num_spectra`, "streamed" or the declared mode.
 
     Raises:
-        UserError: the evaluation spectra, or a prefix that is declared mapped or resident, do not fit.
+        UserError: The evaluation spectra, or a prefix declared mapped or resident, do not fit.
     """
     room, host = min(
         ((min(node.room, limit or node.room), node.host) for node in nodes), default=(limit or math.inf, "")
@@ -254,7 +254,7 @@ def choose_access(study: Study, manifest: Manifest, nodes: Iterable[Node], limit
 
 
 def maps_bytes(study: Study, manifest: Manifest, access: dict[int, Access]) -> int:
-    """What the memory maps of a study take on a node: of the evaluation spectra, and of the prefixes not streamed."""
+    """Size of a study's memory maps on a node: evaluation spectra, and prefixes that are not streamed."""
     row = BYTES * manifest.pixels
     arrays = 1 if study.data.rules.noise == "fixed" else 2
     mapped = [number for number, how in access.items() if how != "streamed"]

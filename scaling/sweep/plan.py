@@ -1,4 +1,4 @@
-"""What a study will cost, before it runs: hours of each cell, the wall time on a cluster, and a grid that fits a budget."""
+"""The estimated cost of a study: hours per cell, wall time on a cluster, and a grid that fits a budget."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ from scaling.training.recipe import samples_seen
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellPlan:
-    """One cell's size and cost. `trial_flops` and `cost` are one trial's; `trials` are expected, and at most `at_most`.
+    """One cell's size and cost.
 
-    `steps` and `samples_seen` are of the whole budget; the cost counts the decays of branches too. `device_hours` are those
-    of the expected trials.
+    `trial_flops` and `cost` are per trial; `trials` is the expected number, `at_most` the maximum. `steps` and
+    `samples_seen` are for the whole budget; the cost includes the decays of branches. `device_hours` is for the expected
+    trials.
     """
 
     cell: Cell
@@ -51,7 +52,7 @@ class CellPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All cells of a study, and the simulated sweep of them on a cluster."""
+    """All cells of a study, and a simulation of their sweep on a cluster."""
 
     study: Study
     cells: tuple[CellPlan, ...]
@@ -60,25 +61,27 @@ class Plan:
 
     @property
     def num_trials(self) -> int:
-        """Trials of all cells, at most."""
+        """Maximum number of trials of all cells."""
         return sum(cell.at_most for cell in self.cells)
 
     @property
     def device_hours(self) -> float:
-        """Hours of one device that the study is expected to take."""
+        """Expected device-hours of the study."""
         return sum(cell.device_hours for cell in self.cells)
 
     @property
     def most_device_hours(self) -> float:
-        """The same, were every cell to use all its trials."""
+        """Device-hours if every cell uses all its trials."""
         return sum(cell.device_hours / cell.trials * cell.at_most for cell in self.cells)
 
 
 def make_plan(study: Study, costs: Costs | None = None, cluster: Cluster | None = None) -> Plan:
-    """Each cell's parameters, steps, FLOPs and hours, and the study on the cluster: the smallest that can run it, if none is given.
+    """Compute each cell's parameters, steps, FLOPs and hours, and simulate the study on a cluster.
+
+    Without `cluster`, it is the smallest suitable one.
 
     Raises:
-        UserError: a cell can never run on the cluster.
+        UserError: A cell can never run on the cluster.
     """
     costs, cluster = costs or Costs(study, [], []), cluster or smallest_cluster(study)
     known = {cell: costs.trial(cell) for cell in study.cells()}
@@ -109,7 +112,7 @@ def make_plan(study: Study, costs: Costs | None = None, cluster: Cluster | None 
 
 
 def planned_cluster(study: Study, nodes: int | None, cpus: float | None, gpus: float | None) -> Cluster:
-    """What is given, one node like this machine where nothing is; where the study does not fit that, the smallest that it fits."""
+    """The given cluster, by default one node like this machine, or the smallest suitable one if that is too small."""
     import torch
 
     here = Cluster(nodes=1, cpus=float(len(os.sched_getaffinity(0))), gpus=float(torch.cuda.device_count()))
@@ -129,16 +132,15 @@ def plan_costs(
     address: str | None,
     say: Callable[[str], None],
 ) -> tuple[Costs, int | None]:
-    """What trials take as far as the store and a calibration know, after a timing run if it is asked for; and the bytes of a
-    GPU, if known.
+    """Costs of trials from the store, a calibration, and an optional timing run; and a GPU's bytes, if known.
 
     Raises:
-        UserError: a speed is not positive, the store or the calibration cannot be used, or nothing could be timed.
+        UserError: A speed is not positive, the store or the calibration cannot be used, or nothing could be timed.
     """
     manifest = known_shards(study, store)
     scored = manifest.num_rows("val"), manifest.num_rows("test")
     timed = read_calibration(calibration) if calibration else []
-    Costs(study, [], timed, tflops=tflops, mfu=mfu, scored=scored)  # refuses bad numbers before anything is timed
+    Costs(study, [], timed, tflops=tflops, mfu=mfu, scored=scored)  # validates the numbers before anything is timed
     if measure and store is not None:
         from scaling.sweep.timing import measure as time_rungs
 
@@ -154,7 +156,7 @@ def plan_costs(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirements:
-    """What rungs need of a worker's device, and all of a node; `problems` says what cannot fit, and how it would."""
+    """Needs of each rung on a worker's device, and of a node; `problems` lists what does not fit, with remedies."""
 
     workers: dict[str, Needs]
     node: NodeNeeds
@@ -164,13 +166,13 @@ class Requirements:
 def require(
     plan: Plan, *, store: Store | None = None, gpu_memory: float | None = None, cache_limit: int | None = None
 ) -> Requirements:
-    """Device memory of each rung where most spectra are used, and a node's memory and disk.
+    """Device memory of each rung at its largest number of spectra, and memory and disk of a node.
 
     Args:
         plan: The plan.
-        store: The study's, where its shard set may be.
-        gpu_memory: Bytes of a GPU; nothing is refused for want of it where it is not known.
-        cache_limit: Bytes that a node's maps may take.
+        store: The study's store, which may contain its shard set.
+        gpu_memory: Memory of a GPU in bytes; not checked if unknown.
+        cache_limit: Size limit of a node's maps in bytes.
     """
     study, manifest = plan.study, known_shards(plan.study, store)
     workers: dict[str, Needs] = {}
@@ -193,7 +195,7 @@ def require(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trimmed:
-    """The grid that fits a budget, and the precision of a forecast at the full grid's largest cell from either."""
+    """A grid that fits a budget, and the precision of a forecast at the full grid's largest cell from either grid."""
 
     budget: float
     plan: Plan
@@ -202,10 +204,10 @@ class Trimmed:
 
 
 def within(plan: Plan, budget: float, costs: Costs) -> Trimmed:
-    """Trim the grid until the expected device-hours fit.
+    """Trim the grid until its expected device-hours fit.
 
     Raises:
-        UserError: as `trim`.
+        UserError: See `trim`.
     """
     made = {plan.study: plan}
 

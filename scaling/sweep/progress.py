@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: one live table on a terminal, plain lines in a job's log."""
+"""Progress display of a running study: a live table on a terminal, plain lines in a job's log."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from scaling.sweep.gauges import Gauges
 
 QUIET_SECONDS = 60.0
-"""A log has a line at least this often while trials report."""
+"""Maximum interval between log lines while trials report."""
 NAMED = 4
-"""Running trials that a log's line names."""
+"""Number of running trials named in a log line."""
 TICK_SECONDS = 1.0
 
 Resources = dict[str, float]
@@ -33,7 +33,7 @@ Resources = dict[str, float]
 
 @dataclass(slots=True)
 class Running:
-    """A trial at work, and the last that it reported."""
+    """A running trial and its latest report."""
 
     cell: Cell
     place: str
@@ -42,17 +42,17 @@ class Running:
 
 
 class Progress:
-    """Counts trials and cells and writes lines about them. A line costs the same after 10 and after 2,000 trials.
+    """Counts trials and cells and prints lines about them. A line costs the same after 10 and after 2,000 trials.
 
-    As a context it shows one live table instead of a line a trial, if a terminal watches.
+    As a context manager it shows one live table instead of a line per trial, on a terminal.
 
     Args:
-        study: the declaration.
-        rows: the rows there are.
-        write: takes a line.
-        devices: what the cluster has at present, as {"CPU": 2.0}; empty where it is not known.
-        remaining: for each cell that is not done, how many trials without a row are expected, those running included.
-        gauges: what Prometheus scrapes, kept up to date.
+        study: The declaration.
+        rows: The existing rows.
+        write: Called with each line.
+        devices: The cluster's current resources, such as {"CPU": 2.0}; empty if unknown.
+        remaining: For each unfinished cell, the expected number of trials without a row, including running ones.
+        gauges: Prometheus metrics to keep up to date.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class Progress:
             self._count(row)
 
     def started(self, trial: str, cell: Cell, place: str = "") -> None:
-        """A trial has been handed out, to a device or a node."""
+        """Record that a trial was assigned to a device or a node."""
         self.running[trial] = Running(cell, place)
         self._update()
 
     def measured(self, trial: str, metrics: dict[str, Any]) -> None:
-        """A running trial has evaluated its model: its columns of the curve, and what it says of its node."""
+        """Record an evaluation of a running trial: its columns of the curve, and its report about its node."""
         if trial in self.running:
             self.running[trial].metrics = metrics
         if self.gauges is not None:
@@ -99,7 +99,7 @@ class Progress:
             self.say(self.line())
 
     def add(self, row: Row) -> None:
-        """A trial has its row."""
+        """Record the row of a finished trial."""
         self._count(row)
         self.running.pop(row.trial, None)
         self._update()
@@ -111,7 +111,7 @@ class Progress:
             self.say(f"{row.trial} failed: {row.error}")
 
     def lost(self, trial: str, reason: str) -> None:
-        """A trial's attempt has ended without a row; it is handed out again."""
+        """Record that an attempt ended without a row; the trial is retried."""
         gone = self.running.pop(trial, None)
         where = f" on {gone.place}" if gone is not None and gone.place else ""
         why = f" ({reason})" if reason else ""
@@ -119,7 +119,7 @@ class Progress:
         self.say(f"{trial}: lost{where}{why}; it resumes from its last checkpoint")
 
     def say(self, text: str) -> None:
-        """Write a line: into a log, or above the live table."""
+        """Print a line, into the log or above the live table."""
         self._written = time.monotonic()
         self.write(text)
 
@@ -135,7 +135,7 @@ class Progress:
             self.live_table = None
 
     def line(self) -> str:
-        """Trials, cells, devices, the best cell, time left, and the running trials with their last error."""
+        """One line: trials, cells, devices, best cell, time left, and running trials with their latest error."""
         named = [f"{trial} {self._last(each)}" for trial, each in self._at_work()[:NAMED]]
         more = len(self.running) - len(named)
         parts = [
@@ -145,7 +145,7 @@ class Progress:
         return " | ".join(parts)
 
     def table(self) -> RenderableType:
-        """The same as a table for a terminal."""
+        """The same information as a table for a terminal."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("running trial", "where", "for", "step", f"val {self.measure.name}"):
             table.add_column(name, justify="left" if name in ("running trial", "where") else "right", no_wrap=True)
@@ -162,14 +162,14 @@ class Progress:
         return Group(*lines)
 
     def seconds_left(self) -> float | None:
-        """The least that the rest takes on the devices there are; None before anything was measured."""
+        """Lower bound on the remaining time with the available devices; None before anything is measured."""
         if self._updated == -math.inf:
             self._update()
         running = [(each.cell, each.metrics.get("step", 0.0)) for each in list(self.running.values())]
         return self.time_left.seconds_left(self._left, running, self._there)
 
     def _update(self) -> None:
-        """Ask the searcher and the cluster, not at every look."""
+        """Query the searcher and the cluster, at a limited rate."""
         self._left, self._there, self._updated = self.remaining(), self.devices(), time.monotonic()
         if self.gauges is not None:
             self.gauges.update(self, sum(count for _, count in self._left))
@@ -198,16 +198,16 @@ class Progress:
 
     @property
     def cells_done(self) -> int:
-        """Cells that need no more trials."""
+        """Number of finished cells."""
         return self.num_cells - len(self._left)
 
     def occupied(self) -> dict[str, tuple[float, float]]:
-        """Devices that running trials occupy and those there are, by their kind, where the cluster is known."""
+        """Devices in use and available, by kind, if the cluster is known."""
         used = [needs(self.study.placement(each.cell)) for each in list(self.running.values())]
         return {name: (sum(each[name] for each in used), there) for name, there in self._there.items() if there}
 
     def _busy(self) -> list[str]:
-        """GPUs in use where the study uses them, else CPUs."""
+        """GPUs in use if the study uses them, else CPUs."""
         name = "GPU" if any(place.gpus for place in self.study.placements) else "CPU"
         return [f"{name}s busy {used:g}/{there:g}" for kind, (used, there) in self.occupied().items() if kind == name]
 

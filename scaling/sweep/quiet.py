@@ -1,4 +1,4 @@
-"""What a person reads while a sweep runs: our lines only. What Ray says goes to a file, and a stop signal ends with one line."""
+"""Terminal output of a sweep: only our own lines. Ray's messages go to a file, and a stop signal prints one line."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any, TextIO
 
 
 class _WithoutRay:
-    """A standard stream without what Ray's listening threads print into it: that goes to a file."""
+    """A standard stream that redirects the output of Ray's listener threads to a file."""
 
     def __init__(self, stream: TextIO, file: TextIO) -> None:
         self.stream, self.file = stream, file
 
     def write(self, text: str) -> int:
-        """Write where the thread's words belong."""
+        """Write to the stream or the file, depending on the thread."""
         ray = threading.current_thread().name.startswith("ray_")
         return (self.file if ray else self.stream).write(text)
 
@@ -30,7 +30,7 @@ class _WithoutRay:
 
 @contextlib.contextmanager
 def logged_apart(path: Path) -> Iterator[None]:
-    """Send Ray's messages, tracebacks of lost trials and words about lost nodes among them, to a file instead of the terminal."""
+    """Redirect Ray's messages, including tracebacks of lost trials and reports of lost nodes, to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", buffering=1) as file:
         handler = logging.StreamHandler(file)
@@ -56,13 +56,13 @@ def logged_apart(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, once. Ray replaces the handler when it connects, with one that prints a stack: call it after that too."""
+    """Treat the first SIGTERM like Ctrl-C; call again after Ray connects, which installs a stack-printing handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # once is enough: what is open is closed now
+        signal.signal(number, signal.SIG_IGN)  # ignored from now on, during cleanup
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)

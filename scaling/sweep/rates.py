@@ -1,8 +1,8 @@
-"""Learning rates: which trials of a study are due, as a pure function of its declaration and its rows.
+"""Learning rates: the due trials of a study, as a pure function of its declaration and its rows.
 
-A cell of the study's first seed is searched: one trial at the predicted rate, two beside it, then what brackets or refines its
-best. Further seeds train once, at the best rate of the first. What a killed and continued study tries is therefore what an
-undisturbed one does.
+A cell of the study's first seed is searched: one trial at the predicted rate, two beside it, then trials that bracket or
+refine the best. Further seeds train once, at the best rate of the first. An interrupted and resumed study therefore tries
+the same rates as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Due = tuple[int, float]
 """A trial's number in its cell, and its learning rate."""
 
 BRACKET = 3
-"""Trials of a cell before its best rate can lie between worse ones."""
+"""Minimum number of trials of a cell before its best rate can be bracketed."""
 PRIOR_SCATTER = 1.0, 0.25, 0.25
-"""Of the law of the rate about the declared one, in natural logarithms: of its height and of its two exponents."""
+"""Prior scatter of the rate law about the declared rate, in natural logarithms: of its height and its two exponents."""
 RATE_SCATTER = 0.3
-"""Of a cell's best rate about the law, in natural logarithms; larger deviations weigh less (soft L1)."""
+"""Scatter of a cell's best rate about the law, in natural logarithms; outliers are down-weighted (soft L1)."""
 
 
 class Rates:
-    """The rows of a study by cell, and the trials that are due. What a row costs does not grow with the rows there are."""
+    """The rows of a study by cell, and its due trials. Adding a row has constant cost."""
 
     def __init__(self, study: Study, rows: list[Row]) -> None:
         self.study, self.search = study, study.search
@@ -42,7 +42,7 @@ class Rates:
         self._law: RateLaw | None = None
 
     def add(self, row: Row) -> list[Cell]:
-        """Take in the row of a finished trial. Returns the cells whose trials that are due may have changed."""
+        """Add the row of a finished trial. Returns the cells whose due trials may have changed."""
         cell = self.cells[row.cell]
         self._keep(row)
         if cell in self.anchors and all(not self.due(anchor) for anchor in self.anchors):
@@ -50,7 +50,7 @@ class Rates:
         return self._seeds(cell)
 
     def due(self, cell: Cell) -> list[Due]:
-        """The trials of the cell's present round that have no row: none if it is done, or waits for other cells."""
+        """Trials of the cell's current round without a row; none if it is done, or waits for other cells."""
         first = self.first(cell)
         if cell != first:
             best = None if self.due(first) or not self.rows[first] else best_row(self.rows[first])
@@ -60,7 +60,7 @@ class Rates:
         return open_round(self.search, self.rows[cell], self._start(cell))
 
     def expected(self, cell: Cell) -> int:
-        """Trials that the cell still needs, as far as is known: none when it is done."""
+        """Number of trials that the cell still needs, as far as known; 0 when it is done."""
         known = len(self.rows[cell])
         if cell != (first := self.first(cell)):
             return 1 - known if self.due(cell) or self.expected(first) else 0
@@ -71,22 +71,22 @@ class Rates:
         return bool(self.rows[cell]) and not self.due(cell)
 
     def remaining(self) -> list[tuple[Cell, int]]:
-        """The cells that are not done, each with the trials that it is expected to need yet."""
+        """The unfinished cells, each with the number of trials it is expected to need."""
         return [(cell, count) for cell in self.rows if (count := self.expected(cell))]
 
     def first(self, cell: Cell) -> Cell:
-        """The cell that searches the rate of this one: of the same size and spectra, and of the first seed."""
+        """The cell whose search gives this one's rate: same size and spectra, first seed."""
         return self._seeds(cell)[0]
 
     def rounds(self, cell: Cell) -> int:
-        """Rounds of trials until the cell and those that wait for it are done, as far as is known."""
+        """Number of rounds until the cell and those that depend on it are done, as far as known."""
         if cell != self.first(cell):
             return 1
         known = len(self.rows[cell])
         return (3 if known == 0 else 2 if known < BRACKET else 1) + (len(self._seeds(cell)) > 1)
 
     def rival(self, cell: Cell, number: int) -> Row | None:
-        """The best trial of the cell's earlier rounds, which a new one is compared with; None in the first."""
+        """The best trial of the cell's earlier rounds, against which a new one is pruned; None in the first round."""
         earlier = {k: row for k, row in self.rows[cell].items() if k < (1 if number < BRACKET else number)}
         return best_row(earlier)
 
@@ -113,7 +113,7 @@ class Rates:
 
 
 def anchors(study: Study) -> tuple[Cell, ...]:
-    """The cells that the law of the rate is fitted to: of the first seed, at the corners of the grid's lower half."""
+    """The cells that the rate law is fitted to: first seed, at the corners of the grid's lower half."""
     widths, sizes = study.widths, study.data.num_spectra
     return tuple(
         Cell(width=width, num_spectra=size, seed=study.seeds[0])
@@ -123,7 +123,7 @@ def anchors(study: Study) -> tuple[Cell, ...]:
 
 
 def open_round(search: Search, rows: dict[int, Row], start: float) -> list[Due]:
-    """The trials of a cell's present round that have no row; empty when the cell is done."""
+    """Trials of a cell's current round without a row; empty when the cell is done."""
     if 0 not in rows:
         return [(0, start)]
     first = rows[0].lr
@@ -137,12 +137,12 @@ def open_round(search: Search, rows: dict[int, Row], start: float) -> list[Due]:
 
 
 def _next_rate(search: Search, rows: list[Row]) -> float | None:
-    """The rate that brackets the best one or improves on it; None if neither is worth a trial."""
+    """The rate that brackets or refines the best one; None if neither is worth a trial."""
     best = best_row(dict(enumerate(rows)))
     known = [row for row in rows if row.status != "failed"]
     if not known:
         return None
-    if best is None:  # all diverged: far below
+    if best is None:  # all diverged: try a far lower rate
         return min(row.lr for row in known) / search.factor**2
     below, above = _neighbours(rows, best)
     if below is None or above is None:
@@ -153,7 +153,7 @@ def _next_rate(search: Search, rows: list[Row]) -> float | None:
 
 
 def _neighbours(rows: Iterable[Row], best: Row) -> tuple[Row | None, Row | None]:
-    """The trials of the next lower and the next higher rate; one that failed says nothing of its rate."""
+    """The trials at the next lower and next higher rates; failed ones say nothing about their rate and are skipped."""
     known = [row for row in rows if row.status != "failed"]
     below = max((row for row in known if row.lr < best.lr), key=lambda row: row.lr, default=None)
     above = min((row for row in known if row.lr > best.lr), key=lambda row: row.lr, default=None)
@@ -161,9 +161,9 @@ def _neighbours(rows: Iterable[Row], best: Row) -> tuple[Row | None, Row | None]
 
 
 def _vertex(below: Row, best: Row, above: Row) -> tuple[float, float]:
-    """The lowest point of the parabola through three trials in log rate and log error, and its gain on the best one.
+    """Minimum of the parabola through three trials in log rate and log error, and its gain over the best one.
 
-    A trial without an error diverged or was pruned: it counts as a factor 1.25 worse than the best.
+    A trial without an error diverged or was pruned: it counts as 1.25 times the best error.
     """
     x = np.log([below.lr, best.lr, above.lr])
     errors = [row.val_error if row.status == "done" else 1.25 * best.val_error for row in (below, best, above)]
@@ -174,21 +174,21 @@ def _vertex(below: Row, best: Row, above: Row) -> tuple[float, float]:
 
 
 def best_row(rows: dict[int, Row]) -> Row | None:
-    """The trial of the smallest validation error, the first of equals; None if none has one."""
+    """The trial with the smallest validation error, the first in a tie; None if no trial has one."""
     done = [rows[number] for number in sorted(rows) if rows[number].status == "done"]
     return min(done, key=lambda row: row.val_error, default=None)
 
 
 def bracketed(rows: dict[int, Row]) -> bool:
-    """Whether a lower and a higher rate than the best were tried, and were worse."""
+    """Whether a lower and a higher rate than the best were tried and found worse."""
     best = best_row(rows)
     return best is not None and None not in _neighbours(rows.values(), best)
 
 
 class RateLaw:
-    """The best learning rate over N and D: the declared one times e^a N^b D^c, about the middle of the grid.
+    """The best learning rate over N and D: the declared one times e^a N^b D^c, centred on the middle of the grid.
 
-    Fitted to cells whose best rate is bracketed, robustly, with the declared rate as the prior: without such cells it is that.
+    Fitted robustly to cells with a bracketed best rate, with the declared rate as the prior, and as the result without such cells.
     """
 
     def __init__(self, study: Study, coefficients: np.ndarray) -> None:
@@ -196,7 +196,7 @@ class RateLaw:
 
     @classmethod
     def fit(cls, study: Study, cells: dict[Cell, dict[int, Row]]) -> RateLaw:
-        """Least squares of the natural logarithms, a soft L1 loss on the cells and a normal prior on the coefficients."""
+        """Least squares in natural logarithms, with soft L1 loss on the cells and a normal prior on coefficients."""
         found = {cell: lr for cell, rows in cells.items() if (lr := _optimum(rows)) is not None}
         if not found:
             return cls(study, np.zeros(3))
@@ -205,7 +205,7 @@ class RateLaw:
 
         def residuals(coefficients: np.ndarray) -> np.ndarray:
             misfit = (places @ coefficients - deviations) / RATE_SCATTER
-            # least_squares applies its loss to all residuals: soft L1 by hand leaves the prior normal.
+            # least_squares applies its loss to all residuals; applying soft L1 here keeps the prior normal.
             robust = np.sign(misfit) * np.sqrt(2 * (np.sqrt(1 + misfit**2) - 1))
             return np.concatenate([robust, coefficients / PRIOR_SCATTER])
 
@@ -218,7 +218,7 @@ class RateLaw:
 
 
 def _optimum(rows: dict[int, Row]) -> float | None:
-    """The best rate of a cell; None where it is not bracketed."""
+    """The best rate of a cell; None if it is not bracketed."""
     best = best_row(rows)
     below, above = (None, None) if best is None else _neighbours(rows.values(), best)
     return None if best is None or below is None or above is None else _vertex(below, best, above)[0]

@@ -1,4 +1,4 @@
-"""The results row of a trial and of a baseline: every column has its place here."""
+"""Construction of the results rows of trials and baselines; every column is filled here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """The scores of a finished run, as `Outcome` has them; NaN columns where there are none."""
+    """The scores of a finished run, as in `Outcome`; NaN columns if there are none."""
 
     val: Scores | Classified | None = None
     test: Scores | Classified | None = None
@@ -36,7 +36,7 @@ class Scored:
     detail: Detail | None = None
 
     def columns(self, study: Study, shards: Location) -> dict[str, Any]:
-        """The columns that say what a row's scores are of, and the scores."""
+        """The columns that describe the evaluation data, and the scores."""
         rules = study.data.rules
         label = Manifest.load(shards).labels[rules.label]
         z = 1.0 / label.std if self.test else math.nan
@@ -54,7 +54,7 @@ class Scored:
 
 
 def trial_row(trial: Trial, outcome: Outcome | None, *, error: str, device: Device, wall_seconds: float) -> Row:
-    """The row of a trial that ended with this outcome, or failed with this error."""
+    """The row of a trial that ended with this outcome or failed with this error."""
     study, cell = trial.study, trial.cell
     config, recipe, rules = study.model(cell.width), study.recipe, study.data.rules
     placement, count = study.placement(cell), ladder.count_parameters(config)
@@ -115,9 +115,9 @@ def trial_row(trial: Trial, outcome: Outcome | None, *, error: str, device: Devi
 
 
 def baseline_row(task: BaselineTask, num_spectra: int, fitted: Fitted | None, scored: Scored, error: str = "") -> Row:
-    """The row of a baseline at a number of spectra. `weight_decay` is its L2 penalty, `steps` its trees.
+    """The row of a baseline at a number of spectra. `weight_decay` is its L2 penalty, `steps` its number of trees.
 
-    It has no batches and no schedule; `budget` and `noise` are the study's, whose rows it stands beside.
+    It has no batches and no schedule; `budget` and `noise` are the study's, for comparison with its rows.
     """
     study, cell = task.study, task.cell_of(num_spectra)
     seconds, cpus = fitted.seconds if fitted else math.nan, task.baseline.cpus
@@ -170,7 +170,7 @@ def baseline_row(task: BaselineTask, num_spectra: int, fitted: Fitted | None, sc
 
 
 def _other_labels(names: tuple[str, ...], found: list[tuple[Scores, Scores]]) -> str:
-    """JSON of the scores of further labels, each in its own unit."""
+    """JSON of the scores of the other labels, each in its own unit."""
     scores = {}
     for name, (val, test) in zip(names, found, strict=bool(found)):
         values = {"val_mae": val.mae, "test_mae": test.mae, "test_r2": test.r2}

@@ -1,4 +1,4 @@
-"""A study from end to end: data, sweep, table, report. Running it again does only what has no result yet."""
+"""A study from end to end: data, sweep, table, report. A repeated run does only what has no result yet."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def run_study(
     say: Callable[[str], None],
     callbacks: Callable[[], list[Any]] = list,
 ) -> list[Row]:
-    """Do everything of a study that is not done; returns its rows.
+    """Run everything of a study that has no result yet; returns its rows.
 
     Args:
-        study: the declaration.
-        store_uri: where results are kept.
-        address: a Ray cluster; None starts one on this machine.
-        cache: folder for the nodes' memory maps.
-        retry: forget the rows of failed trials first, so that they are tried again.
-        say: called with each line of progress.
-        callbacks: makes Tune callbacks, once Ray may be imported.
+        study: The declaration.
+        store_uri: Location of the results.
+        address: A Ray cluster; None starts one on this machine.
+        cache: Folder for the nodes' memory maps.
+        retry: Whether to delete the rows of failed trials first, so that they are retried.
+        say: Called with each line of progress.
+        callbacks: Creates Tune callbacks, once Ray may be imported.
 
     Raises:
-        UserError: for anything the user has to correct first, before a trial is started.
+        UserError: Anything the user must correct, before a trial is started.
     """
     store, cache = Store(store_uri), cache.absolute()
     store.check_writable()
@@ -61,7 +61,7 @@ def run_study(
             say(f"study {study.name}: connecting to Ray")
             with ray_cluster(address), stop_signals():
                 sweep = sweep or Sweep.prepare(study, folder, prepare_data(study, store, say), cache)
-                sweep.check()  # a declaration that disagrees with the store is refused before it replaces study.json
+                sweep.check()  # rejects a declaration that contradicts the store, before it replaces study.json
                 folder.write_declaration(json_bytes(stable(study)))
                 _run(sweep, say, callbacks, may_grow=joins(address) is not None)
         else:
@@ -77,7 +77,7 @@ def _is_open(sweep: Sweep) -> bool:
 
 
 def _run(sweep: Sweep, say: Callable[[str], None], callbacks: Callable[[], list[Any]], *, may_grow: bool) -> None:
-    from scaling.sweep.tuning import run_sweep  # Ray is loaded once its settings are made
+    from scaling.sweep.tuning import run_sweep  # imports Ray, after its settings are in place
 
     rates, tasks = sweep.left()
     left, log = rates.remaining(), sweep.folder.journal.with_name("ray.log")
@@ -92,7 +92,7 @@ def _run(sweep: Sweep, say: Callable[[str], None], callbacks: Callable[[], list[
 
 @contextlib.contextmanager
 def _stoppable(folder: StudyFolder) -> Iterator[None]:
-    """Say what is kept when a person or a batch system stops the run."""
+    """Report what is kept when a person or a batch system stops the run."""
     try:
         with stop_signals():
             yield
@@ -111,10 +111,10 @@ def collect(study: Study, folder: StudyFolder) -> list[Row]:
 
 
 def gather(study: Study, folder: StudyFolder) -> list[Row]:
-    """The rows of the study's cells, as they are now.
+    """The current rows of the study's cells.
 
-    Which cells are held out, and which have their best learning rate between worse ones, follows from the whole grid and all
-    rows as they are now: a study that has grown since holds out its new edge and not its old one.
+    Which cells are held out, and whether each best learning rate is bracketed, is derived from the current grid and all
+    current rows: a study that has grown holds out its new edge and no longer its old one.
 
     Raises:
         UserError: There are no rows.
@@ -128,15 +128,15 @@ def gather(study: Study, folder: StudyFolder) -> list[Row]:
             rows.append(dataclasses.replace(row, held_out=study.held_out(cell), lr_bracketed=bracket[cell]))
         elif row.cell in baselines:
             rows.append(row)
-    if not rows:  # a mistyped store is not made
+    if not rows:  # do not create a mistyped store
         raise UserError(f"{folder.store.locate(folder.name)}: no rows yet; run the study first, or correct --store")
     return rows
 
 
 def write_study_report(study: Study, folder: StudyFolder, rows: list[Row], say: Callable[[str], None]) -> str:
-    """Fit the law to the collected rows and write the report into the store; returns where its page is.
+    """Fit the law to the collected rows and write the report into the store; returns the location of its page.
 
-    The answer is said in a few lines, and where the page is and how to open it.
+    The result is printed in a few lines, with the location of the page and how to open it.
     """
     from analysis.points.anchors import parse_anchor
     from analysis.points.limit import parse_limit
@@ -170,7 +170,7 @@ def _forget_failed(folder: StudyFolder) -> None:
 
 @contextlib.contextmanager
 def _exclusive(folder: StudyFolder, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold a study for one run: by a lock that goes with the process, however it ends, or on an object store by a lease."""
+    """Lock a study for one run: by a lock that is released when the process ends, or by a lease on an object store."""
     if folder.store.local is None:
         with lease(folder.store, folder.running_path, say):
             yield

@@ -1,7 +1,7 @@
-"""The searcher: hands Tune the trials that are due, each with its nodes. The rows in the store are the truth.
+"""The searcher: hands due trials with their nodes to Tune. The rows in the store are the source of truth.
 
-Which trials are due, and at which learning rate, is `rates`; where they run is `admission`; this keeps the two together while
-trials come and go. Optuna's journal and Tune's own folder are views of it.
+`rates` determines the due trials and their learning rates, `admission` where they run; this module keeps the two in sync while
+trials start and end. Optuna's journal and Tune's own folder are views of it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Result = dict[str, Any]
 
 @dataclass(slots=True)
 class Attempt:
-    """One execution of a `Trial` or a `BaselineTask`: where it runs, since when, and what it said last."""
+    """One execution of a `Trial` or a `BaselineTask`: its nodes, start time, and latest report."""
 
     trial: Any
     placement: Placement
@@ -54,10 +54,10 @@ class Attempt:
 
 
 class SweepSearch(Searcher):
-    """Hands out trials by urgency: those that others wait for, then those with most work behind them.
+    """Hands out trials by urgency: first those that others wait for, then those with the most work behind them.
 
-    A trial that ends without a row is handed out again, at most `ATTEMPTS` times without progress in between; it resumes from
-    its last state. An error of a node is no attempt: the node is set aside. `stopped` says why no more trials are handed out.
+    A trial that ends without a row is handed out again, up to `ATTEMPTS` attempts without progress in between; it resumes from
+    its last state. An error of a node does not count: the node is set aside. `stopped` is why no more trials are handed out.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class SweepSearch(Searcher):
                 return self._hand_out(trial_id, placement, nodes, queued)
             if fits_ever(placement, offers):
                 waiting.append(placement)
-        if task := self.baselines.next(self.admission, offers):  # no trial can use what is free now
+        if task := self.baselines.next(self.admission, offers):  # no trial can use the free resources
             return self._start(trial_id, task, task.placement, task.nodes)
         self._wait(now, offers)
         return None
@@ -128,7 +128,7 @@ class SweepSearch(Searcher):
         return {"trial": trial, **trial.about()}
 
     def on_trial_start(self, trial_id: str) -> None:
-        """Note that Tune has a process for the trial. One under Ray Train still waits for its workers."""
+        """Record that Tune has a process for the trial. A trial under Ray Train still waits for its workers."""
         attempt = self.live.get(trial_id)
         if attempt is not None:
             attempt.queued, attempt.handed_out = False, self.clock()
@@ -136,14 +136,14 @@ class SweepSearch(Searcher):
                 self._begin(trial_id, attempt)
 
     def on_trial_result(self, trial_id: str, result: Result) -> None:
-        """Note how far a trial is."""
+        """Record the progress of a trial."""
         attempt = self.live.get(trial_id)
         if attempt is None:
             return
         attempt.result = result
         self._begin(trial_id, attempt)
         if "train_loss" in result:
-            if result["step"] > attempt.step >= 0:  # it progresses: what went wrong before is past
+            if result["step"] > attempt.step >= 0:  # progress resets the count of failures
                 self.failures.pop(attempt.trial.key, None)
             attempt.step = result["step"]
             self.progress.measured(attempt.trial.key, result)
@@ -156,22 +156,22 @@ class SweepSearch(Searcher):
                 self.progress.started(attempt.trial.key, attempt.trial.cell, self.nodes.hosts(attempt.nodes))
 
     def overdue(self) -> list[str]:
-        """Trials to stop, because a node of theirs is lost, or has no room for them after all; they are handed out again."""
+        """Trials to stop because one of their nodes is lost, or has no room after all; they are handed out again."""
         now, there = self.clock(), {node.id for node in self.nodes.look()}
         found = []
         for trial_id, attempt in self.live.items():
             late = not attempt.begun and not attempt.queued and now - attempt.handed_out > BEGIN_SECONDS
-            # With `min_workers` Ray Train itself continues on the nodes that are left.
+            # With `min_workers`, Ray Train itself continues on the remaining nodes.
             lost = attempt.placement.min_workers is None and not there.issuperset(attempt.nodes)
             if late:
                 self.busy |= dict.fromkeys(attempt.nodes, now + BUSY_SECONDS)
             if late or (lost and (attempt.placement.host == "ray_train" or not attempt.begun)):
-                attempt.begun = False  # no fault of the trial's, and no row to wait for
+                attempt.begun = False  # not the trial's fault, and there is no row to wait for
                 found.append(trial_id)
         return found
 
     def on_trial_complete(self, trial_id: str, result: Result | None = None, error: bool = False) -> None:
-        """Take in what a trial left: its row, or why there is none."""
+        """Process the end of a trial: its row, or the reason why there is none."""
         attempt = self.live.pop(trial_id, None)
         if attempt is None:
             return
@@ -182,7 +182,7 @@ class SweepSearch(Searcher):
         self._settle()
 
     def _settle(self) -> None:
-        """Conclude what has ended. Where the store does not answer, it is tried again later: nothing is lost by a hiccup."""
+        """Conclude ended attempts. If the store does not respond, this is retried later, so that nothing is lost."""
         if not self.unsettled or self.clock() < self.next_try:
             return
         waiting, self.unsettled = self.unsettled, []
@@ -191,7 +191,7 @@ class SweepSearch(Searcher):
             try:
                 if not self._conclude(attempt):
                     self.unsettled.append(attempt)
-            except UserError as error:  # the store is full, or a row there is not what a trial wrote
+            except UserError as error:  # the store is full, or a row in it is damaged
                 self.stopped = str(error)
             except OSError as error:
                 self.unsettled.append(attempt)
@@ -199,7 +199,7 @@ class SweepSearch(Searcher):
                 self.next_try = self.clock() + SETTLE_SECONDS
 
     def _conclude(self, attempt: Attempt) -> bool:
-        """Take in what an attempt left; False as long as its row may still show."""
+        """Process the result of an attempt; False while its row may still become visible."""
         trial, said = attempt.trial, attempt.result
         if "row" in said:
             self._finished(trial, Row.from_json(said["row"], trial.key))
@@ -210,7 +210,7 @@ class SweepSearch(Searcher):
         elif "node" in said:
             self.nodes.set_aside(said["node_id"] or attempt.nodes[0], said["node"])
             self._again(trial, said["node"])
-        elif "mistake" in said:  # such as a damaged shard: trying again would not help
+        elif "mistake" in said:  # such as a damaged shard: a retry would not help
             self._give_up(trial, said["mistake"])
         elif isinstance(trial, Trial) and (row := trial.output.await_row(0.0)) is not None:
             self._finished(trial, row)
@@ -221,7 +221,7 @@ class SweepSearch(Searcher):
         return True
 
     def _failed(self, attempt: Attempt) -> None:
-        """Hand a trial out again that left nothing, or give it up."""
+        """Hand out a trial without a result again, or give it up."""
         trial, where = attempt.trial, self.nodes.hosts(attempt.nodes)
         reason = attempt.result.get("failure") or f"its process on {where} ended without a word"
         if attempt.begun:
@@ -238,7 +238,7 @@ class SweepSearch(Searcher):
             self._finished(trial, trial.fail(reason))
 
     def _again(self, trial: Trial | BaselineTask, reason: str) -> None:
-        """Hand a trial out once more; it resumes from its last state."""
+        """Hand out a trial again; it resumes from its last state."""
         if isinstance(trial, BaselineTask):
             self.baselines.lost(trial, reason)
             return
@@ -260,7 +260,7 @@ class SweepSearch(Searcher):
             self.stopped = f"{ALIKE} trials failed alike and none succeeded between them: {row.error}"
 
     def _queue(self, cell: Cell) -> None:
-        """Make the cell's trials that are due ready, unless they are."""
+        """Queue the cell's due trials, unless they are queued already."""
         placement = self.study.placement(cell)
         heap = self.ready.setdefault(placement, [])
         for number, lr in self.rates.due(cell):
@@ -269,7 +269,7 @@ class SweepSearch(Searcher):
                 heapq.heappush(heap, (self._urgency(cell, number), cell, number, lr))
 
     def _urgency(self, cell: Cell, number: int) -> tuple[float, ...]:
-        """What comes first: cells that all others wait for, then the longest way to a cell's end."""
+        """Sort key: first cells that all others wait for, then the longest remaining path to a cell's end."""
         placement, recipe = self.study.placement(cell), self.study.recipe
         share = placement.workers * (min(1.0, placement.gpus) or placement.cpus)
         steps = recipe.budget.steps(cell.num_spectra, recipe.batch_size)
@@ -277,17 +277,17 @@ class SweepSearch(Searcher):
         return (cell not in self.rates.anchors, -way, -cell.num_spectra, cell.width, cell.seed, number)
 
     def _wait(self, now: float, offers: list[Node]) -> None:
-        """Say what is waited for, and stop when that is hopeless."""
+        """Report the reason for waiting, and stop when it is hopeless."""
         ready = Counter({placement: len(heap) for placement, heap in self.ready.items() if heap})
         ready.update(task.placement for task in self.baselines.waiting)
         live = {attempt.trial.key: attempt.placement for attempt in self.live.values()}
         self.stopped = self.waiting.look(now, offers, ready, live, self.nodes.pending)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the store is the state."""
+        """No-op: the store is the state."""
 
     restore = save
 
     def __getstate__(self) -> Result:
-        """Tune pickles its searcher into its own snapshot, which we never read."""
+        """Exclude the searcher's state from Tune's own snapshot, which is never read."""
         return {}

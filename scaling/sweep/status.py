@@ -1,4 +1,4 @@
-"""How far a study is, as its store tells it: from any machine, whether or not a run is at work on it."""
+"""The status of a study from its store, on any machine, whether or not a run is active."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scaling.sweep.rates import Rates
 
 
 def study_status(folder: StudyFolder, study: Study) -> tuple[str, dict[str, Any]]:
-    """Trials and cells done, the best cell, what went wrong, and the unfinished trials with their last error."""
+    """Trials and cells done, the best cell, failures, and the unfinished trials with their latest error."""
     cells = {cell.key: cell for cell in study.cells()}
     baselines = {cell.key for cell in study.baseline_cells()}
     there = folder.rows()

@@ -1,4 +1,4 @@
-"""The sweep: all trials of all cells in one Tune run. The rows in the store say what is left to do."""
+"""The sweep: all trials of all cells in one Tune run. The rows in the store determine what is left to do."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEAD_BYTES = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """A study about to run: its data are there, its declaration agrees with the rows that the store holds."""
+    """A study ready to run: its data exist, and its declaration agrees with the rows in the store."""
 
     study: Study
     folder: StudyFolder
@@ -45,8 +45,8 @@ class Sweep:
         """Check the declaration against the data.
 
         Raises:
-            UserError: if the shards are of other files or damaged, D exceeds the data, pixels differ, or a label is
-                unknown, constant, or not finite somewhere.
+            UserError: The shards are damaged or from other files, D exceeds the data, pixels differ, or a label is
+                unknown, constant, or not finite in some row.
         """
         manifest = Manifest.read(shards)
         check_sources(study, manifest)
@@ -95,7 +95,7 @@ class Sweep:
         )
 
     def baseline_task(self, baseline: Baseline, cells: Iterable[BaselineCell]) -> BaselineTask:
-        """One task of this study's that fits a baseline to some numbers of spectra."""
+        """A task of this study that fits a baseline to some numbers of spectra."""
         return BaselineTask(
             study=self.study,
             folder=self.folder,
@@ -108,7 +108,7 @@ class Sweep:
         )
 
     def open_baselines(self, rows: Iterable[Row]) -> list[BaselineTask]:
-        """What is left to do of the baselines beside these rows, the longest first.
+        """The baseline tasks without rows, the longest first.
 
         Ridge is one task for all numbers of spectra, because one pass over the shards gives them all.
         """
@@ -123,16 +123,16 @@ class Sweep:
         return tasks
 
     def fingerprint(self, cell: Cell | BaselineCell) -> str:
-        """Hash of all that determines the cell's results: its declaration, spectra, normalisation and evaluation."""
+        """Hash of everything that determines a cell's results: declaration, spectra, normalisation and evaluation."""
         digest = Manifest.load(self.shards).digest("train", cell.num_spectra)
         normalisation = Standardisation.of(self.shards, self.study.data.rules).digest()
         return self.study.fingerprint(cell, f"{digest} {normalisation} {self.eval_pin}")
 
     def rows(self) -> list[Row]:
-        """The rows of this study's cells and baselines, of whole budgets.
+        """The rows of this study's cells and baselines, at the whole budget.
 
         Raises:
-            UserError: if a row, a branch's or an unfinished trial's too, was made under another declaration.
+            UserError: A row (including those of branches and unfinished trials) was made under another declaration.
         """
         cells: tuple[Cell | BaselineCell, ...] = (*self.study.cells(), *self.study.baseline_cells())
         by_cell = {cell.key: cell for cell in cells}
@@ -147,10 +147,10 @@ class Sweep:
         return [row for row in mine if row.budget_share == 1.0]
 
     def check(self) -> None:
-        """Compare the declaration with the store: its rows, and the first lines of what unfinished trials resume from.
+        """Compare the declaration with the rows in the store and the headers of the saved states of unfinished trials.
 
         Raises:
-            UserError: if one of them was made under another declaration, or with other data.
+            UserError: One of them was made under another declaration, or with other data.
         """
         finished = {row.trial for row in self.rows()}
         for cell in self.study.cells():
@@ -161,6 +161,6 @@ class Sweep:
                     raise UserError(other_configuration(trial.state_place))
 
     def left(self) -> tuple[Rates, list[BaselineTask]]:
-        """The rows there are with the trials that are due, and the baselines that are left to do; the store is read once."""
+        """The existing rows with the due trials, and the remaining baselines; reads the store once."""
         rows = self.rows()
         return Rates(self.study, rows), self.open_baselines(rows)

@@ -1,4 +1,4 @@
-"""How long the rest of a sweep takes, as parallel work really does, from the trials that are measured."""
+"""Remaining time of a sweep with parallel trials, estimated from those measured so far."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scaling.study.declaration import Cell, Placement, Study
 
 @dataclass(slots=True)
 class _Kind:
-    """Trials of one kind: their host, spectra, the FLOPs of a step, and running sums."""
+    """Trials of one kind: their host, spectra, FLOPs per step, and running sums."""
 
     host: str
     spectra: int
@@ -23,14 +23,14 @@ class _Kind:
 
 
 class TimeLeft:
-    """Learns from rows how long a trial takes. Kinds of trials are summed up, so that a look costs no more with more rows."""
+    """Learns the duration of trials from rows, aggregated by kind, so that queries do not slow down with more rows."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
         self.kinds: dict[tuple[str, int, int], _Kind] = {}
 
     def add(self, row: Row) -> None:
-        """Count a trial that was measured."""
+        """Add a measured trial."""
         if not row.steps or math.isnan(row.wall_seconds):
             return
         key = (row.host, row.num_params, row.num_spectra)
@@ -38,7 +38,7 @@ class TimeLeft:
         kind.steps, kind.seconds, kind.trials = kind.steps + row.steps, kind.seconds + row.wall_seconds, kind.trials + 1
 
     def trial_seconds(self, cell: Cell) -> float | None:
-        """From the trials most alike in FLOPs a step, then in steps and spectra; on the same host if there are any."""
+        """Estimate from the trials most similar in FLOPs per step, steps and spectra, on the same host if possible."""
         if not self.kinds:
             return None
         config, recipe = self.study.model(cell.width), self.study.recipe
@@ -57,12 +57,12 @@ class TimeLeft:
     def seconds_left(
         self, left: list[tuple[Cell, int]], running: list[tuple[Cell, float]], there: dict[str, float]
     ) -> float | None:
-        """The bound below any schedule: all work spread over all devices, or the longest chain of one cell's trials.
+        """Lower bound for any schedule: all work spread over all devices, or the longest chain of one cell's trials.
 
         Args:
-            left: trials without a row expected of each cell, those running included.
-            running: the cell of each running trial, and the step it has reached.
-            there: what the cluster has.
+            left: Expected number of trials without a row per cell, including running ones.
+            running: The cell of each running trial, and its current step.
+            there: The cluster's resources.
         """
         if not self.kinds or not there:
             return None
@@ -86,5 +86,5 @@ class TimeLeft:
 
 
 def needs(placement: Placement) -> dict[str, float]:
-    """What a trial occupies while it runs."""
+    """Resources of a trial while it runs."""
     return {"CPU": placement.cpus * placement.workers, "GPU": placement.gpus * placement.workers}

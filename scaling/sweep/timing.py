@@ -1,4 +1,4 @@
-"""The timing run: how fast each kind of device of a cluster trains some rungs of a study, on made-up spectra."""
+"""The timing run: how fast each kind of device of a cluster trains some rungs of a study, on synthetic spectra."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from scaling.training.step import Stepper
 
 SECONDS, CHUNK_SECONDS, WARM_UP = 2.0, 0.1, 3
 POOL = 1024
-"""Made-up spectra, of which batches are drawn; also those scored at a time."""
+"""Number of synthetic spectra from which batches are drawn, and which are scored at a time."""
 MAX_COPIES = 8
 
 
 class MadeUp(TrainingBatches):
-    """Batches of random spectra that are on the device already, with the noise that the rules ask for.
+    """Batches of random spectra already on the device, with the noise required by the rules.
 
-    A batch has `rows` rows, of which the worker has its share; all devices and workers have the same. Where the first label is 1
-    and not 0, the first eighth of the pixels is brighter.
+    A batch has `rows` rows, of which the worker gets its share; they are the same on all devices and workers. Where the first
+    label is 1 rather than 0, the first eighth of the pixels is brighter.
     """
 
     def __init__(self, study: Study, rows: int, device: torch.device, rank: int = 0, world: int = 1) -> None:
@@ -49,14 +49,14 @@ class MadeUp(TrainingBatches):
         self._order = torch.randperm(POOL, generator=generator).repeat(1 + -(-rows // POOL)).to(device)
 
     def global_rows(self, step: int) -> int:
-        """As many in every batch."""
+        """The same number for every batch."""
         return self.rows
 
     def close(self) -> None:
-        """Nothing is held."""
+        """No-op: there is nothing to release."""
 
     def _open(self, shards: Any, access: Any) -> None:
-        """Nothing is opened."""
+        """No-op: there is nothing to open."""
 
     def _share(self, step: int) -> _Share:
         start, places = step * self.rows % POOL, slice(self.worker.rank, None, self.worker.world)
@@ -117,7 +117,7 @@ def time_rung(study: Study, width: int, place: Placement, device: torch.device, 
 
 
 def _seconds_of(call: Callable[[int], None], device: torch.device, seconds: float) -> float:
-    """The median over chunks of calls; a GPU is waited for after each chunk only, as in training."""
+    """Median over chunks of calls; the GPU is synchronised only after each chunk, as in training."""
     chunk, taken, number = 1, list[float](), 0
     until = math.inf
     while not taken or time.perf_counter() < until:
@@ -135,7 +135,7 @@ def _seconds_of(call: Callable[[int], None], device: torch.device, seconds: floa
 
 
 def wait_for(device: torch.device) -> None:
-    """Until a GPU has done all that it was given; a CPU always has."""
+    """Synchronise with a GPU; a no-op on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -150,7 +150,7 @@ def rungs_to_time(study: Study) -> dict[Placement, list[int]]:
 
 
 def node_of_each_kind() -> list[dict[str, Any]]:
-    """What Ray says of one node of each kind: of as many CPUs and GPUs, of the same models."""
+    """Ray's information on one node of each kind: same numbers and models of CPUs and GPUs."""
     import ray
 
     kinds: dict[tuple[object, ...], dict[str, Any]] = {}
@@ -163,22 +163,22 @@ def node_of_each_kind() -> list[dict[str, Any]]:
 
 
 def time_rungs(study: Study, place: Placement, widths: list[int], seconds: float) -> list[Speed]:
-    """A task: its process has the devices of one worker."""
+    """A Ray task whose process has the devices of one worker."""
     if not place.gpus:
         torch.set_num_threads(max(1, int(place.cpus)))
     device = cuda_device() if place.gpus else torch.device("cpu")
-    time_rung(study, widths[0], place, device, 0.0)  # what a process does once is none of a trial's, which reuses it
+    time_rung(study, widths[0], place, device, 0.0)  # warm-up: trials reuse the process, so one-time costs are excluded
     return [time_rung(study, width, place, device, seconds) for width in widths]
 
 
 def measure(study: Study, say: Callable[[str], None], seconds: float = SECONDS) -> list[Speed]:
-    """Time rungs, for some seconds each, on a node of each kind that the cluster has, which Ray is connected to.
+    """Time rungs, for some seconds each, on a node of each kind in the connected Ray cluster.
 
-    As many tasks run side by side as workers would: what they take from each other is measured too. What workers of one trial
-    exchange is not.
+    As many tasks run concurrently as there would be workers, so that contention between them is included. Communication
+    between the workers of one trial is not.
 
     Raises:
-        UserError: no node has the devices of any placement, or none could be timed.
+        UserError: No node has the devices of any placement, or none could be timed.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

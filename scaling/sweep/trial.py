@@ -1,4 +1,4 @@
-"""One trial: from its place in the study to its row, on whichever host it runs."""
+"""One trial: from its position in the study to its row, on any host."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from scaling.training.trainer import Job, run_in_process, run_under_ray_train
 class Trial:
     """A learning rate tried in a cell, with everything a worker needs to run it and write its row.
 
-    `nodes` are those that its workers were given. `rival` is the cell's best trial so far, beside which this one may be hopeless.
+    `nodes` are those assigned to its workers. `rival` is the cell's best trial so far, against which this one may be pruned.
     """
 
     study: Study
@@ -61,7 +61,7 @@ class Trial:
 
     @property
     def placement(self) -> Placement:
-        """What it occupies."""
+        """The resources it needs."""
         return self.study.placement(self.cell)
 
     @property
@@ -70,7 +70,7 @@ class Trial:
         return self.folder.trial(self.key)
 
     def about(self) -> dict[str, float | str]:
-        """What dashboards show the trial by."""
+        """The parameters by which dashboards show the trial."""
         model, cell = self.study.model(self.cell.width), self.cell
         return {
             "num_params": ladder.count_parameters(model).reach_loss,
@@ -82,18 +82,18 @@ class Trial:
         }
 
     def write_row(self, row: Row) -> None:
-        """Write a branch's row, or the trial's own with what TensorBoard compares trials by."""
+        """Write a branch's row, or the trial's own with the metrics that TensorBoard compares."""
         if row.budget_share == 1.0:
             score = self.study.data.rules.score
             scores = (score, "mae_z") if score == "mae_dex" else (score,)
             columns = [f"test_{name}" for name in scores], ["wall_seconds", "mfu"], [f"val_{name}" for name in scores]
-            final = {name: getattr(row, name) for group in columns for name in group}  # HPARAMS first shows five
+            final = {name: getattr(row, name) for group in columns for name in group}  # HPARAMS initially shows five
             well = row.status not in ("failed", "diverged")
             self.output.write_final_events(final_events(self.about(), final, f"val_{score}", ended_well=well))
         self.output.write_row(row)
 
     def task(self) -> Task:
-        """What the loop trains."""
+        """The input of the training loop."""
         return Task(
             shards=self.shards,
             cache_root=self.cache_root,
@@ -108,10 +108,10 @@ class Trial:
         )
 
     def run(self, forward: Callable[[dict[str, Any]], None]) -> Row:
-        """Train on the host its placement names, write the row and return it. A trial that has its row does nothing.
+        """Train on the host given by its placement, write the row and return it. A no-op if the trial has its row.
 
         Raises:
-            OSError: The store does not show the row that was written.
+            OSError: The written row is not visible in the store.
         """
         if (row := self.output.read_row()) is not None:
             return row
@@ -146,7 +146,7 @@ class Trial:
         return row
 
     def _hopeless(self) -> Hopeless | None:
-        """The rule that may stop this trial, from the curve of its rival; None where there is none."""
+        """The rule for pruning this trial, from the curve of its rival; None if there is no rival."""
         recipe, size = self.study.recipe, self.cell.num_spectra
         curve = self.folder.trial(self.rival).read_progress() if self.rival and recipe.schedule != "wsd" else None
         score = f"val_{self.study.data.rules.score}"
@@ -155,7 +155,7 @@ class Trial:
         return Hopeless.beside(self.rival, curve, score, recipe.budget.steps(size, recipe.batch_size))
 
     def fail(self, error: str) -> Row:
-        """Write the row of a trial that could not be finished, unless it has one; returns the row it has."""
+        """Write the row of a trial that could not be finished, unless it has one; returns its row."""
         row = trial_row(self, None, error=error, device=Device(name="", peak_flops=math.nan), wall_seconds=math.nan)
         self.write_row(row)
         return self.output.read_row() or row
@@ -193,7 +193,7 @@ def _finish(trial: Trial, started: float, outcome: Outcome, device: Device) -> N
 
 
 def describe_exception(error: BaseException) -> str:
-    """The last frame of our own and the message, short enough for a row."""
+    """The last frame in our own code and the message, short enough for a row."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "scaling" in f.filename]
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{where}: {error}"[:2000]

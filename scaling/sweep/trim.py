@@ -1,4 +1,4 @@
-"""A grid that fits a budget, and what a smaller grid does to the interval of a forecast."""
+"""A grid that fits a budget, and the effect of a smaller grid on a forecast's interval."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from scaling.model.ladder import count_parameters
 from scaling.study.declaration import Cell, Study
 
 KEPT = 3
-"""Rungs of each axis below which a law cannot be fitted."""
+"""Minimum number of rungs per axis to fit a law."""
 DRAWS = 5
-"""Simulated studies of which an interval is the median."""
+"""Number of simulated studies over which the median interval is taken."""
 EQUAL = 1.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """Half the interval of a forecast, relative to its value: of the law itself, and of one new run; NaN where no law can be fitted."""
+    """Relative half-width of a forecast's interval, for the law and for one new run; NaN if no law can be fitted."""
 
     curve: float
     new_run: float
 
     def describe(self) -> str:
-        """Both in words."""
+        """Both as text."""
         return (
             "no law can be fitted" if np.isnan(self.curve) else f"law ±{self.curve:.1%}, a new run ±{self.new_run:.1%}"
         )
 
 
 def trim(study: Study, budget: float, hours: Callable[[Study], dict[Cell, float]]) -> Study:
-    """Drop rungs until the expected hours fit: the dearest width, until three are left, then the dearest number of spectra.
+    """Drop rungs until the hours fit: the dearest width until three are left, then the dearest number of spectra.
 
-    Of rungs that cost the same (within 2 %), as numbers of spectra do where every trial sees as many, an inner one is dropped,
-    so that the grid reaches as far as before.
+    Of rungs with the same cost (within 2 %), as with numbers of spectra when every trial draws the same number, an inner one
+    is dropped, so that the grid keeps its range.
 
     Raises:
-        UserError: the budget is not positive, or the smallest grid does not fit it.
+        UserError: The budget is not positive, or the smallest grid does not fit it.
     """
     if not 0 < budget < np.inf:
         raise UserError(f"--budget {budget:g}: give device-hours above 0, such as 500")
@@ -69,7 +69,7 @@ def _dearest(rungs: tuple[int, ...], hours: dict[Cell, float], axis: str) -> int
 
 
 def forecast_precision(study: Study, target: tuple[int, int]) -> Precision:
-    """Of a forecast at (parameters, spectra) from all cells of a grid, whose errors are simulated from `Study.expected`."""
+    """Precision of a forecast at (parameters, spectra) from all cells of a grid, with errors from `Study.expected`."""
     import pandas as pd
 
     from analysis.answers.forecast import prediction_table

@@ -1,4 +1,4 @@
-"""The sweep as one run of Ray Tune: its searcher, its scheduler, and a trial as Tune runs it."""
+"""The sweep as one Ray Tune run: its searcher, its scheduler, and the trainable."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from scaling.sweep.sweep import Sweep
 from scaling.sweep.trial import Trial, describe_exception
 
 DRIVER_MEMORY = float(2**30)
-"""Of the process that waits for Ray Train's workers."""
+"""Memory reserved for the process that waits for Ray Train's workers, in bytes."""
 
 
 def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *, may_grow: bool) -> Rates:
-    """Run every trial that is due until none is, on the cluster that Ray is connected to. Returns all rows.
+    """Run trials until none is due, on the connected Ray cluster. Returns all rows.
 
     Args:
         sweep: The study, its data and its store.
         say: Called with each line of progress.
-        callbacks: Tune's, to log trials elsewhere.
-        may_grow: Whether other nodes may join the cluster: what does not fit it yet is then waited for, and asked of an autoscaler.
+        callbacks: Tune callbacks that log trials elsewhere.
+        may_grow: Whether nodes may join the cluster; trials that do not fit yet then wait, and an autoscaler is asked for room.
 
     Raises:
-        UserError: if a cell can never run on this cluster, no node is usable, all trials fail alike, or the store is full.
+        UserError: A cell can never run on this cluster, no node is usable, all trials fail alike, or the store is full.
     """
     study, folder = sweep.study, sweep.folder
     gpus_needed = any(place.gpus for place in study.placements)
@@ -80,7 +80,7 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
 
 
 def _forward_no_keys() -> None:
-    """Keep Tune from handing AWS keys to its trials in their runtime environment, which Ray logs and shows; nodes have their own."""
+    """Keep Tune from passing AWS keys to trials in their runtime environment, which Ray logs; nodes have their own."""
     class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
 
@@ -105,7 +105,7 @@ def _tuner(search: SweepSearch, storage: str, callbacks: list[Any]) -> tune.Tune
 
 
 class _Request:
-    """Asks an autoscaler, where there is one, for room; it keeps what it was asked for until it is asked for something else."""
+    """Requests room from an autoscaler, if there is one, which keeps the last request until it is replaced."""
 
     def __init__(self) -> None:
         self.last: list[dict[str, float]] = []
@@ -117,7 +117,7 @@ class _Request:
 
 
 def _trainable(config: dict[str, Any]) -> dict[str, Any]:
-    """A trial as Tune runs it. It never raises: what went wrong is for the searcher to decide on."""
+    """The Tune trainable. It never raises: the searcher decides how to handle errors."""
     trial: Trial | BaselineTask = config["trial"]
     try:
         if isinstance(trial, BaselineTask):
@@ -136,35 +136,35 @@ def _trainable(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resources(config: dict[str, Any]) -> Any:
-    """The devices of a trial, on the node it was given."""
+    """The resources of a trial, on its assigned node."""
     trial: Trial | BaselineTask = config["trial"]
     placement = trial.placement
-    # Ray Train asks for the workers' devices itself. The driver waits, and must not hold a CPU they may need.
+    # Ray Train requests the workers' devices itself. The driver only waits, and must not hold a CPU that they may need.
     own = {"CPU": placement.cpus, "GPU": placement.gpus} if placement.host == "process" else {"memory": DRIVER_MEMORY}
     return tune.PlacementGroupFactory([own], bundle_label_selector=[{"ray.io/node-id": trial.nodes[0]}])
 
 
 class Referee(FIFOScheduler):
-    """Tune's scheduler, in the order trials were handed out; it stops those that the searcher gives up where they are."""
+    """Tune's scheduler, first in, first out; it also stops trials that the searcher gives up on their current nodes."""
 
     def __init__(self, search: SweepSearch) -> None:
         super().__init__()
         self.search = search
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """Stop what is overdue; then as Tune does."""
+        """Stop overdue trials, then choose as Tune does."""
         if overdue := set(self.search.overdue()):
             for trial in [trial for trial in tune_controller.get_live_trials() if trial.trial_id in overdue]:
                 tune_controller.stop_trial(trial)
         return super().choose_trial_to_run(tune_controller)
 
     def __getstate__(self) -> Result:
-        """Tune pickles its scheduler into its own snapshot, which we never read."""
+        """Exclude the scheduler's state from Tune's own snapshot, which is never read."""
         return {}
 
 
 class Starts(TrialProgressCallback):
-    """Tells the searcher which trials have a process, in place of the callback by which Tune prints results."""
+    """Reports to the searcher which trials have a process; replaces the callback with which Tune prints results."""
 
     def __init__(self, search: SweepSearch) -> None:
         super().__init__()
@@ -175,11 +175,11 @@ class Starts(TrialProgressCallback):
         self.search.on_trial_start(trial.trial_id)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Keep Tune from unpickling the errors of lost trials, which it would read back from the store for its results."""
+        """Keep Tune from unpickling the errors of lost trials, which it would read back from the store."""
         for trial in trials:
             trial.run_metadata.pickled_error_filename = None
 
     def on_trial_result(self, *args: Any, **info: Any) -> None:
-        """Nothing: the searcher hears of it."""
+        """No-op: the searcher receives results itself."""
 
     on_trial_error = on_trial_complete = on_trial_result

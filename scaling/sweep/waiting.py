@@ -1,4 +1,4 @@
-"""What a sweep waits for: said after a while, asked of an autoscaler, and given up when it is hopeless."""
+"""Handling of a waiting sweep: reports the reason, asks an autoscaler, and gives up when it is hopeless."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from scaling.sweep.admission import Offer, bundles, fits_ever
 from scaling.sweep.limits import SAY_WAITING_SECONDS, WAIT_SECONDS
 
 MOST_ASKED = 100
-"""Trials that wait for the same devices of which an autoscaler hears."""
+"""Maximum number of waiting trials per placement that are reported to an autoscaler."""
 
 
 class Waiting:
-    """Since when nothing runs or fits, and when that was last said.
+    """Tracks since when nothing runs or fits, and when that was last reported.
 
     Args:
-        say: Takes a line.
-        ask_for: Takes the bundles that an autoscaler is to make room for.
-        now: Seconds of any clock.
+        say: Called with each line.
+        ask_for: Called with the bundles that an autoscaler should make room for.
+        now: Current time in seconds of any clock.
     """
 
     def __init__(
@@ -35,23 +35,23 @@ class Waiting:
         live: Mapping[str, Placement],
         pending: Callable[[], str],
     ) -> str:
-        """Say what is waited for once it has been for half a minute, and again now and then.
+        """Report the reason for waiting after half a minute, and then every five minutes.
 
         Args:
-            now: Seconds.
-            offers: The nodes there are.
-            ready: How many trials could start, by what each occupies.
-            live: The same of those that run, by their names.
-            pending: Says which nodes may still come.
+            now: Current time in seconds.
+            offers: The available nodes.
+            ready: Number of trials that could start, by placement.
+            live: Placements of the running trials, by name.
+            pending: Describes the nodes that may still become available.
 
         Returns:
-            Why it is hopeless; empty where it is not.
+            Why it is hopeless; empty if it is not.
         """
         unfit = {place for place in ready if not fits_ever(place, offers)}
         if live and not unfit:
             self.idle_since = now
         needed = unfit or set(ready)
-        # An autoscaler is asked for all that the cluster is to hold, not for what is to be added.
+        # An autoscaler is given the total that the cluster should hold, not what to add.
         asked = [place for place in needed for _ in range(min(MOST_ASKED, ready[place]))]
         self.ask_for([bundle for place in [*live.values(), *asked] for bundle in bundles(place)])
         waited = now - self.idle_since

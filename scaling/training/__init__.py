@@ -1,1 +1,1 @@
-"""How one trial is trained."""
+"""Training of one trial."""

@@ -1,4 +1,4 @@
-"""Scores under the names of a results row's columns, which `scaling evaluate` uses too."""
+"""Scores as columns of a results row; also used by `scaling evaluate`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scaling.training.metrics import Classified, Detail, Scores
 
 
 def score_columns(split: str, found: Scores | Classified | None, z: float) -> dict[str, Any]:
-    """The scores of a split, `z` converting dex to label standard deviations; NaN where there are none."""
+    """Columns for the scores of a split; `z` converts dex to label standard deviations. NaN where there are none."""
     regression = found if isinstance(found, Scores) else None
     mae, sem = (regression.mae, regression.mae_sem) if regression else (math.nan, math.nan)
     return {
@@ -22,7 +22,7 @@ def score_columns(split: str, found: Scores | Classified | None, z: float) -> di
 
 
 def detail_columns(split: str, found: Scores | Classified | None, detail: Detail | None, z: float) -> dict[str, Any]:
-    """What else is known of a split's errors; the bins are lists."""
+    """Columns for the remaining error statistics of a split; bins are lists."""
     rmse, bias = (found.rmse, found.bias) if isinstance(found, Scores) else (math.nan, math.nan)
     return {
         **_in_both_units(f"{split}_rmse", rmse, z),

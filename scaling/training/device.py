@@ -1,4 +1,4 @@
-"""The device a worker trains on, and how fast it multiplies matrices."""
+"""The device a worker trains on, and its matrix-product throughput."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from scaling.training.recipe import Precision
 PEAK_REPEATS = 5
 PEAKS = "peaks.json"
 CONTEXT = 500_000_000
-"""Bytes of a GPU that each process takes for CUDA itself."""
+"""Bytes of GPU memory that CUDA itself takes per process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A worker's device. `peak_flops` is the rate (FLOP/s) of large matrix products in the precision of training.
+    """A worker's device. `peak_flops` is the rate (FLOP/s) of large matrix products in the training precision.
 
-    It is the whole device's, with the trial's threads on a CPU. A trial on a fraction of a GPU is compared with the
-    whole GPU too: where two share one, each can reach about half of it.
+    It refers to the whole device; on a CPU, to the trial's threads. A trial on a fraction of a GPU is also compared with
+    the whole GPU: where two share one, each reaches at most about half of it.
     """
 
     name: str
@@ -39,7 +39,7 @@ def cuda_device() -> torch.device:
     """The GPU of this process.
 
     Raises:
-        NodeError: PyTorch cannot use it, for want of CUDA, of a driver that is new enough, or of the device.
+        NodeError: PyTorch cannot use it: CUDA is missing, the driver is too old, or there is no device.
     """
     try:
         torch.cuda.init()
@@ -50,28 +50,28 @@ def cuda_device() -> torch.device:
 
 
 def take_share(device: torch.device, share: float) -> None:
-    """Bound what this process takes of a GPU that others use too: a trial that needs more fails, and its neighbours do not."""
+    """Limit this process's share of a GPU's memory, so that a trial that needs more fails and the others do not."""
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(max(0.0, share - CONTEXT / total) if share < 1 else 1.0, device)
 
 
 def be_deterministic(wanted: bool) -> None:
-    """Whether kernels whose order of additions varies are replaced, in this process from now on.
+    """Enable or disable deterministic kernels in this process.
 
-    Of the same version of PyTorch on the same kind of GPU the same trial then gives the same bits. What has no such kernel
-    raises a RuntimeError.
+    With the same version of PyTorch on the same kind of GPU, the same trial is then bit-identical. Operations without a
+    deterministic kernel raise a RuntimeError.
     """
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch asks for it
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads what it did not write
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by PyTorch
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads uninitialised memory
     torch.use_deterministic_algorithms(wanted)
 
 
 def measure(device: torch.device, precision: Precision, cache_root: Path | None = None) -> Device:
-    """Name a device and measure its peak, once a process, precision and number of threads; on a CPU in 0.1 to 0.2 s.
+    """Name a device and measure its peak, once per process, precision and number of threads (CPU: 0.1 to 0.2 s).
 
-    It is what the device gives at this moment: less while other processes use it. Of a GPU the most that was measured on this
-    node is therefore kept in the cache's folder, where one is given.
+    The result is lower while other processes use the device. For a GPU, the maximum measured on this node is therefore
+    stored in the cache folder, if one is given.
     """
     peak = _peak_flops(device, precision, torch.get_num_threads())
     if device.type != "cuda":
@@ -83,7 +83,7 @@ def measure(device: torch.device, precision: Precision, cache_root: Path | None 
 
 
 def _most_seen(cache_root: Path, what: str, peak: float) -> float:
-    """The larger of a peak and the one that is kept; it is kept from now on. A folder that cannot be used keeps nothing."""
+    """The larger of a new and the stored peak, which is then stored. A folder that cannot be used is ignored."""
     file, kept = cache_root / PEAKS, dict[str, float]()
     with contextlib.suppress(OSError, ValueError, TypeError):
         kept = {name: float(value) for name, value in dict(json.loads(file.read_bytes())).items()}
@@ -96,10 +96,10 @@ def _most_seen(cache_root: Path, what: str, peak: float) -> float:
 
 @functools.cache
 def _peak_flops(device: torch.device, precision: Precision, threads: int) -> float:
-    """The best of some square products; `threads` tells apart what is remembered."""
-    size = 8192 if device.type == "cuda" else 256 if precision == "fp16" else 1024  # most CPUs have no fp16: 2 GFLOP/s
+    """The best rate over some square products; `threads` is only a cache key."""
+    size = 8192 if device.type == "cuda" else 256 if precision == "fp16" else 1024  # most CPUs lack fp16: 2 GFLOP/s
     dtype, generator = AUTOCAST[precision] or torch.float32, torch.Generator(device).manual_seed(0)
-    # Random values: a GPU multiplies equal ones faster, because it draws less power.
+    # Random values: a GPU multiplies constant ones faster, because it draws less power.
     left, right = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
     autocast(device, precision)
     shortest = float("inf")

@@ -23,12 +23,12 @@ from scaling.training.metrics import (
 from scaling.training.recipe import Precision
 
 EVALUATION_ROWS = 1024
-"""Spectra that are scored at a time."""
+"""Spectra scored per forward pass."""
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Mixed precision on this device. From now on products of float32 are in TF32 in this process with "tf32", else not."""
+    """Mixed-precision context; also enables TF32 for float32 products process-wide for "tf32", else disables it."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     dtype = AUTOCAST[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
@@ -41,9 +41,9 @@ def predict(
     batch_size: int = EVALUATION_ROWS,
     progress: Count = uncounted,
 ) -> Tensor:
-    """What the model answers (draw, row, label) on this worker's share of a split: normalised labels, or logits.
+    """Model outputs (draw, row, label) for this worker's share of a split: normalised labels, or logits.
 
-    `progress` is called with the spectra scored, of those of all draws.
+    `progress` is called with (spectra scored, total spectra), counted over all draws.
     """
     model.eval()
     predicted = torch.empty(split.rules.eval_draws, *split.labels.shape, device=split.labels.device)
@@ -58,7 +58,7 @@ def predict(
 
 
 def score(predicted: Tensor, split: EvaluationSplit) -> tuple[Scores | Classified, list[Scores]]:
-    """Scores of all workers' predictions: of the study's label, and of the others; each in the label's own unit."""
+    """Scores of all workers' predictions: for the study's label, and for the others, each in its own unit."""
     if split.rules.boundary is not None:
         return classified(all_reduce(class_sums(predicted[..., 0], split.labels[:, 0]))), []
     sums = all_reduce(error_sums(predicted, split.labels))
@@ -68,7 +68,7 @@ def score(predicted: Tensor, split: EvaluationSplit) -> tuple[Scores | Classifie
 
 
 def score_detail(predicted: Tensor, split: EvaluationSplit, shards: Location, name: str = "test") -> Detail | None:
-    """What all workers' predictions of the split of that name tell of its first label, by bins; None for a classification."""
+    """Binned error statistics of the study's label on the split `name`, over all workers; None for a classification."""
     if split.rules.boundary is not None:
         return None
     standardisation = split.standardisation

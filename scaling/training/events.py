@@ -1,4 +1,4 @@
-"""A trial's TensorBoard files: its curve, and what the HPARAMS page compares. Written by TensorBoard's own writer."""
+"""A trial's TensorBoard files: its curve, and data for the HPARAMS page. Written with TensorBoard's own writer."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torch.utils.tensorboard.summary import hparams, scalar
 Metrics = Mapping[str, float]
 HParams = Mapping[str, float | str]
 CURVE = "curve"
-"""TensorBoard groups by what stands before a slash, in alphabetical order: curves come before final metrics."""
+"""Prefix of the curve's tags. TensorBoard groups tags by prefix, alphabetically: curves come before final metrics."""
 NOT_DRAWN = ("step", "time", "budget_share", "epoch", "train_seconds")
 
 
 def curve_events(curve: list[dict[str, float]], settings: HParams) -> bytes:
-    """The settings of a trial and its curve so far. A longer curve's file is this one, grown at its end.
+    """Event file with a trial's settings and its curve so far. The file of a longer curve extends this one.
 
-    Only the first record differs, by the time of writing. What was trained for a shorter budget alone, after which steps
-    count from the fork again, has tags of its own.
+    Only the first record differs, by its timestamp. Points of a shorter budget's own decay, after which steps restart from
+    the fork, have separate tags.
     """
 
     def fill(writer: FileWriter) -> None:
@@ -41,13 +41,13 @@ def curve_events(curve: list[dict[str, float]], settings: HParams) -> bytes:
 
 
 class CurveFile:
-    """A trial's curve as TensorBoard's file, of which each call encodes the points that are new."""
+    """A trial's curve as a TensorBoard file; each call encodes only the new points."""
 
     def __init__(self, settings: HParams) -> None:
         self.settings, self._points, self._content = settings, 0, b""
 
     def of(self, curve: list[dict[str, float]]) -> bytes:
-        """`curve_events` of a curve that begins with the one before."""
+        """The result of `curve_events` for a curve that extends the previous one."""
         added = curve_events(curve[self._points :], {} if self._content else self.settings)
         self._content += added[first_record(added) :] if self._content else added
         self._points = len(curve)
@@ -55,20 +55,20 @@ class CurveFile:
 
 
 def first_record(events: bytes) -> int:
-    """The length of a file's first record, which says the format and when it was made: a length before it, checksums around it."""
+    """Length of a file's first record (format version and creation time), including its length field and checksums."""
     return int.from_bytes(events[:8], "little") + 16
 
 
 def final_events(settings: HParams, metrics: Metrics, live: str, *, ended_well: bool) -> bytes:
-    """The settings of a finished trial with its final metrics, those that are numbers.
+    """Event file with the settings of a finished trial and its finite final metrics.
 
-    HPARAMS has a column for each of these metrics, and one for the last point of the `live` one of the curve.
+    HPARAMS has a column for each of these metrics, and one for the last point of the curve's metric `live`.
     """
 
     def fill(writer: FileWriter) -> None:
         final = {f"final/{name}": value for name, value in metrics.items()}
         experiment, session, _ = hparams(dict(settings), {**final, f"{CURVE}/{live}": math.nan})
-        status = Status.STATUS_SUCCESS if ended_well else Status.STATUS_FAILURE  # PyTorch's own is always the first
+        status = Status.STATUS_SUCCESS if ended_well else Status.STATUS_FAILURE  # PyTorch always writes STATUS_SUCCESS
         end = create_summary_metadata(HParamsPluginData(session_end_info=SessionEndInfo(status=status)))
         values = [scalar(name, value) for name, value in final.items() if math.isfinite(value)]
         for summary in (experiment, session, *values):
@@ -79,7 +79,7 @@ def final_events(settings: HParams, metrics: Metrics, live: str, *, ended_well: 
 
 
 def _written(fill: Callable[[FileWriter], None]) -> bytes:
-    """The content of the file that the writer makes; it names the file itself, and needs a folder."""
+    """The content of an event file; the writer chooses the file's name, so it needs a folder."""
     with tempfile.TemporaryDirectory(prefix="spectral-scaling-events-") as scratch:
         writer = FileWriter(scratch)
         fill(writer)

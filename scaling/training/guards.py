@@ -1,6 +1,6 @@
-"""What ends a run of Ray Train at once, and what gives its devices back if its workers cannot start.
+"""Callbacks that end a Ray Train run at once on user errors, and free its devices if its workers cannot start.
 
-Ray is imported only when a guard is made: see `scaling.sweep.cluster`.
+Ray is imported only when a guard is created: see `scaling.sweep.cluster`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from scaling.errors import NodeError, UserError
 
 
 def stop_at_mistakes() -> Any:
-    """A Ray Train callback that ends a run, on all its workers, at a worker's `UserError`.
+    """A Ray Train callback that ends a run, on all its workers, when a worker raises a `UserError`.
 
-    Ray Train starts the workers again whatever one of them raised; only what a callback raises ends a run at once.
+    Ray Train restarts the workers after any of their exceptions; only an exception from a callback ends a run at once.
     """
     from ray.train import UserCallback
 
@@ -29,34 +29,34 @@ def stop_at_mistakes() -> Any:
 
 
 def free_failed_starts(max_failures: int) -> Any:
-    """A Ray Train callback that removes the placement group of workers that could not start, and says what failed.
+    """A Ray Train callback that removes the placement group of workers that could not start, and reports the error.
 
-    Ray Train (2.60) forgets the group if an error comes after the workers' creation, as when PyTorch has no NCCL: until
-    the job ends their GPUs stay reserved, and whatever waits for them waits. It also tries without end to start workers
-    that die while they start.
+    Ray Train (2.60) loses track of the group if an error occurs after the workers' creation, such as PyTorch without NCCL:
+    their GPUs stay reserved until the job ends and block everything that waits for them. It also retries forever if workers
+    die while they start.
 
     Args:
-        max_failures: How often workers that died while they started are started again.
+        max_failures: Number of restarts of workers that died while starting.
     """
     import ray
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback
     from ray.util import get_current_placement_group, remove_placement_group
 
     class FreeFailedStarts(WorkerGroupCallback):
-        """Runs in the controller; its hooks are called for each start of the workers."""
+        """Runs in the controller; its hooks are called on each start of the workers."""
 
         def __init__(self) -> None:
             self.workers: list[Any] = []
             self.group, self.died = None, 0
 
         def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
-            """The workers are there, and nothing was run on them."""
+            """Called once the workers exist, before anything runs on them."""
             self.workers, self.group = workers, ray.get(workers[0].execute_async(get_current_placement_group))
             return {}
 
         @contextlib.contextmanager
         def on_worker_group_start(self) -> Iterator[None]:
-            """Around the whole start."""
+            """Wraps the whole start."""
             self.workers, self.group = [], None
             try:
                 yield
@@ -70,10 +70,10 @@ def free_failed_starts(max_failures: int) -> Any:
                 raise
 
         def node_error(self, error: Exception) -> NodeError:
-            """The error in one line, with the node of the worker that raised it where that is known."""
+            """The error in one line, with the node of the worker that raised it if known."""
             cause = getattr(error, "cause", None) or error.__cause__ or error
             found = NodeError(f"the workers cannot start: {str(cause).strip().splitlines()[0]}")
-            workers = (worker.metadata for worker in self.workers)  # Ray names the process in the text only
+            workers = (worker.metadata for worker in self.workers)  # Ray names the process only in the text
             raised = (each.node_id for each in workers if f"pid={each.pid}, ip={each.node_ip}" in str(error))
             found.node = next(raised, "")
             return found

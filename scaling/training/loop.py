@@ -1,4 +1,4 @@
-"""One plain-PyTorch loop: train, evaluate, checkpoint, resume. It knows its host only through a small context."""
+"""The training loop in plain PyTorch: train, evaluate, checkpoint, resume. It knows its host only through `Context`."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from scaling.training.task import Context, Outcome, Status, Task
 
 
 def train(task: Task, context: Context) -> Outcome:
-    """Train one trial to the end of its budget, from its last checkpoint if it has one.
+    """Train one trial to the end of its budget, resuming from its last checkpoint if there is one.
 
-    The best weights by validation error (the earliest of equals) are scored on the test split: by the MAE of the study's
-    label, or by the error rate of a classification. A loss or validation error that is not finite ends the trial as
-    "diverged", one that is hopeless as "pruned". On the CPU the same task gives the same bits, whether interrupted or not.
+    The best weights by validation error (the earliest in a tie) are scored on the test split: by the MAE of the study's
+    label, or by the error rate of a classification. A non-finite loss or validation error ends the trial as
+    "diverged", a hopeless one ends as "pruned". On a CPU the same task gives bit-identical results, interrupted or not.
 
     Raises:
-        UserError: if the data cannot be used, such as a damaged shard; one worker may raise it while others wait.
+        UserError: The data cannot be used, such as a damaged shard; one worker may raise it while others wait.
     """
     trainer = _Trainer(task, context)
     try:
@@ -44,12 +44,12 @@ def train(task: Task, context: Context) -> Outcome:
     finally:
         del trainer
         if context.world > 1 or context.device.type == "cuda":
-            # DistributedDataParallel refers to itself: it must be gone before its process group, and its memory with it.
+            # DistributedDataParallel has reference cycles: collect it, and its memory, before its process group ends.
             gc.collect()
 
 
 class _Trainer:
-    """One worker's part in a trial."""
+    """One worker's part of a trial."""
 
     def __init__(self, task: Task, context: Context) -> None:
         self.task, self.context, self.recipe = task, context, task.recipe
@@ -87,7 +87,7 @@ class _Trainer:
         self.progress, self.error = Progress(), ""
 
     def _reserved(self) -> int:
-        """Bytes of a GPU that its spectra must leave to the step."""
+        """Bytes of GPU memory that the spectra must leave for the step."""
         if self.context.device.type != "cuda":
             return 0
         rows = -(-self.recipe.batch_size // self.context.world)
@@ -102,7 +102,7 @@ class _Trainer:
         return {"whitening": fitted, "frozen_epochs": rule.frozen_epochs}
 
     def train(self) -> Outcome:
-        """All runs of the trial, shortest first; returns the last's outcome."""
+        """Train all runs of the trial, shortest first; returns the outcome of the last."""
         self._resume(self.context.load())
         while True:
             run, last = self.runs[self.progress.run], self.progress.run == len(self.runs) - 1
@@ -114,7 +114,7 @@ class _Trainer:
             self._return_to_fork()
 
     def _train_run(self, run: Schedule, *, forks: bool) -> Status:
-        """Take all steps of a run that are left, or end it early. How it ended is not reported: a state always resumes."""
+        """Take the remaining steps of a run, or end it early; the status is not saved, as any state can resume."""
         progress, stepper = self.progress, self.stepper
         evaluate_after, hopeless = self.recipe.evaluation_steps(run), self.context.hopeless
         started = time.perf_counter()
@@ -127,7 +127,7 @@ class _Trainer:
                 progress.fork = {"step": run.fork, "spent": spent, **copy.deepcopy(stepper.state())}
             if progress.step not in evaluate_after:
                 continue
-            train_loss, trained = stepper.mean_loss(), time.perf_counter()  # the loss waits for the device
+            train_loss, trained = stepper.mean_loss(), time.perf_counter()  # reading the loss synchronises the device
             (now, _), ended = self._score_val(), time.perf_counter()
             progress.train_seconds += ended - started
             progress.eval_seconds += ended - trained
@@ -182,7 +182,7 @@ class _Trainer:
             self.context.refuse()
 
     def _return_to_fork(self) -> None:
-        """Back to where the finished run began to decay, from which the next longer one resumes."""
+        """Restore the state at which the finished run began to decay; the next longer run resumes from it."""
         fork, run = self.progress.fork, self.progress.run + 1
         self.stepper.restore(fork)
         self.progress = Progress(run=run, step=fork["step"], **fork["spent"])
@@ -219,7 +219,7 @@ class _Trainer:
         return score(predict(self.stepper.model, self.val, self.recipe.precision), self.val)
 
     def _score_test(self) -> tuple[Scores | Classified, list[Scores], Detail | None]:
-        """Scores of the whole test split, and what its errors tell by bins."""
+        """Scores of the whole test split, and its error statistics by bins."""
         test = EvaluationSplit.load(self.task.shards, self.task.rules, "test", self.worker)
         predicted = predict(self.stepper.model, test, self.recipe.precision)
         return *score(predicted, test), score_detail(predicted, test, self.task.shards)

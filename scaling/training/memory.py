@@ -1,4 +1,4 @@
-"""What a step takes of a device's memory, counted before it is made."""
+"""Memory use of a training step, estimated before it runs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from scaling.training.evaluate import EVALUATION_ROWS
 from scaling.training.recipe import HALF, Precision
 
 MARGIN = 1.25
-"""By which a step may take more than is counted: what the allocator adds, and the libraries' own buffers."""
+"""Safety factor on the estimated step memory, for the allocator's overhead and the libraries' own buffers."""
 KEPT = 500_000_000
-"""Bytes that PyTorch's allocator keeps beside that: a step took 0.4 to 0.6 GB more than is counted on an H200."""
+"""Further bytes that PyTorch's allocator keeps: a step took 0.4 to 0.6 GB more than the estimate on an H200."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBytes:
-    """Bytes of a worker's device, spectra left out. Activations and evaluation are estimates.
+    """Bytes of a worker's device memory, excluding spectra. Activations and evaluation are estimates.
 
-    `model` is weights, gradients and AdamW's two moments; `activation` is of one spectrum and `rows` of them go through the model
-    at a time; `evaluation` is of spectra scored at a time.
+    `model` is weights, gradients and AdamW's two moments; `activation` is per spectrum, for the `rows` that go through the
+    model at a time; `evaluation` is for the spectra scored at a time.
     """
 
     model: int
@@ -36,19 +36,19 @@ class StepBytes:
 
     @property
     def step(self) -> int:
-        """All at once, at the worst moment."""
+        """Peak memory of a step, everything included."""
         return self.model + max(self.activation * self.rows, self.evaluation)
 
     @property
     def reserved(self) -> int:
-        """What spectra leave of a GPU: the step with a margin, what CUDA itself takes, and what the allocator keeps."""
+        """GPU memory to keep free of spectra: the step with a margin, CUDA's context, and what the allocator keeps."""
         return int(MARGIN * self.step) + CONTEXT + KEPT
 
 
 def step_bytes(
     config: ModelConfig, precision: Precision, rows: int, *, gpu: bool, scored: int | None = None
 ) -> StepBytes:
-    """What a step with so many rows through the model at a time takes, where at most `scored` spectra are to be scored."""
+    """Memory of a step with `rows` spectra through the model at a time, and at most `scored` spectra to evaluate."""
     activation, copies = activation_bytes(config, precision, gpu)
     count, item = count_parameters(config), 2 if precision in HALF else 4
     each = config.num_tokens * (2 * 4 * config.width + 2 * item * config.mlp_width)
@@ -61,10 +61,10 @@ def step_bytes(
 
 
 def activation_bytes(config: ModelConfig, precision: str, gpu: bool, *, fake: bool = True) -> tuple[int, int]:
-    """Bytes that one spectrum's forward pass keeps for its backward pass; and of copies of the weights in 16 bits.
+    """Bytes that one spectrum's forward pass saves for its backward pass, and bytes of 16-bit copies of the weights.
 
-    They are counted on fake tensors, which have shapes and no content, as distinct storages that autograd saves. On a
-    CPU the count is exact. For a GPU, whose kernels keep no attention weights, these are left out; the rest is taken to be alike.
+    Counted on fake tensors, which have shapes but no content, as the distinct storages that autograd saves. Exact on a
+    CPU. On a GPU, whose kernels save no attention weights, these are excluded; the rest is assumed to be the same.
     """
     one, two = (_saved_bytes(config, precision, gpu, rows, fake) for rows in (1, 2))
     return two - one, max(0, 2 * one - two)
@@ -85,7 +85,7 @@ def _saved_bytes(config: ModelConfig, precision: str, gpu: bool, rows: int, fake
     with mode:
         named = [*model.named_parameters(), *model.named_buffers()]
         own = {name: torch.zeros(value.shape, requires_grad=value.requires_grad) for name, value in named}
-        cast_to = torch.bfloat16 if precision in HALF else None  # fp16 takes as much
+        cast_to = torch.bfloat16 if precision in HALF else None  # fp16 takes the same
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype=cast_to, enabled=cast_to is not None),

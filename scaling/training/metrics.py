@@ -1,4 +1,4 @@
-"""Metrics from exact sums: they combine over batches and workers without weighting mistakes."""
+"""Metrics from exact sums, which combine correctly over batches and workers of unequal size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scaling.data.batches import SplitBins, bin_numbers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """How well a split is predicted, in one unit of the label."""
+    """Regression scores of a split, in one unit of the label."""
 
     mae: float
     mae_sem: float
@@ -29,18 +29,18 @@ class Scores:
 
     @property
     def error(self) -> float:
-        """What trials are selected by."""
+        """The error by which trials are selected."""
         return self.mae
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classified:
-    """How well a split is classified; both are NaN if a prediction is not finite.
+    """Classification scores of a split; both are NaN if a prediction is not finite.
 
     Attributes:
-        error_rate: The fraction of spectra put on the wrong side of the boundary, over all noise draws.
-        cross_entropy: Mean of −log of the probability given to the right side, in nats.
-        count: Spectra.
+        error_rate: Fraction of misclassified spectra, over all noise draws.
+        cross_entropy: Mean of −log of the probability assigned to the true class, in nats.
+        count: Number of spectra.
     """
 
     error_rate: float
@@ -49,19 +49,19 @@ class Classified:
 
     @property
     def error(self) -> float:
-        """What trials are selected by."""
+        """The error by which trials are selected."""
         return self.error_rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detail:
-    """Where a split is predicted well and where badly, in the label's unit.
+    """Further error statistics of a split, in the label's unit.
 
     Attributes:
-        guess_mae: MAE of always answering the training split's mean.
+        guess_mae: MAE of always predicting the training split's mean.
         p90: 90th percentile of |error|, interpolated between order statistics.
-        by_snr: As `binned` gives it, over signal to noise.
-        by_label: The same over the true label.
+        by_snr: Result of `binned` over signal to noise.
+        by_label: Result of `binned` over the true label.
     """
 
     guess_mae: float
@@ -73,7 +73,9 @@ class Detail:
 def error_sums(
     predicted: Float[Tensor, "draw batch label"], target: Float[Tensor, "batch label"]
 ) -> Float64[Tensor, "label 7"]:
-    """Count, Σ⟨|e|⟩, Σ⟨|e|⟩², Σ⟨e²⟩, Σ⟨e⟩, Σy and Σy² of a batch, in float64; e = predicted − target, ⟨⟩ over noise draws.
+    """Count, Σ⟨|e|⟩, Σ⟨|e|⟩², Σ⟨e²⟩, Σ⟨e⟩, Σy and Σy² of a batch, in float64, for e = predicted − target.
+
+    ⟨⟩ is the mean over noise draws.
 
     Sums and counts, not means, so that workers and batches of unequal size combine exactly.
     """
@@ -92,16 +94,16 @@ def class_sums(logits: Float[Tensor, "draw batch"], target: Float[Tensor, " batc
 
 
 def all_reduce(sums: Tensor) -> Tensor:
-    """Add the sums of all workers, in place; a single worker's are returned as they are."""
+    """Sum over all workers, in place; unchanged for a single worker."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(sums)
     return sums
 
 
 def scores(sums: Float64[Tensor, " 7"], unit: float = 1.0) -> Scores:
-    """Turn `error_sums` of one normalised label into scores; `unit` converts them to the label's own unit.
+    """Convert `error_sums` of one normalised label to scores; `unit` converts them to the label's own unit.
 
-    `mae_sem` is the standard error of the MAE over the finite split: of n spectra whose errors aᵢ are each the mean of |e|
+    `mae_sem` is the standard error of the MAE over the finite split: for n spectra whose errors aᵢ are each the mean of |e|
     over the noise draws, sqrt((Σaᵢ²/n − (Σaᵢ/n)²)/(n − 1)). R² = 1 − Σe²/Σ(y − ȳ)² has no unit.
     """
     count, absolute, spread_sum, square, signed, label, label_square = (float(value) for value in sums)
@@ -118,7 +120,7 @@ def scores(sums: Float64[Tensor, " 7"], unit: float = 1.0) -> Scores:
 
 
 def classified(sums: Float64[Tensor, " 3"]) -> Classified:
-    """Turn `class_sums` into scores. An error rate p of n spectra has the standard error sqrt(p(1 − p)/n) for one draw."""
+    """Convert `class_sums` to scores; for one draw, an error rate p has the standard error sqrt(p(1 − p)/count)."""
     count, wrong, entropy = (float(value) for value in sums)
     finite = math.isfinite(entropy)
     return Classified(
@@ -131,9 +133,9 @@ def classified(sums: Float64[Tensor, " 3"]) -> Classified:
 def gather_rows(
     mine: Float[Tensor, "*draw share"], *, rank: int, world: int, total: int
 ) -> Float64[Tensor, "*draw row"]:
-    """All workers' values in row order, on every worker, where worker `rank` has every `world`-th of `total` rows.
+    """Gather all workers' values in row order on every worker; worker `rank` holds every `world`-th of `total` rows.
 
-    What is computed from them is the same, to the last bit, however many workers there are.
+    Results computed from them are bit-identical for any number of workers.
     """
     rows = torch.zeros(*mine.shape[:-1], total, dtype=torch.float64, device=mine.device)
     rows[..., rank::world] = mine.double()
@@ -141,7 +143,7 @@ def gather_rows(
 
 
 def detail(errors: Float64[ndarray, "draw row"], bins: SplitBins, label_mean: float) -> Detail:
-    """Percentile (over all draws), guess and bins of a whole split's errors, predicted − true, in the label's unit."""
+    """Percentile (over all draws), guess and bins of a whole split's errors (predicted − true), in the label's unit."""
     return Detail(
         guess_mae=float(np.abs(bins.labels - label_mean).mean()),
         p90=float(np.quantile(np.abs(errors), 0.9)),
@@ -153,9 +155,9 @@ def detail(errors: Float64[ndarray, "draw row"], bins: SplitBins, label_mean: fl
 def binned(
     errors: Float64[ndarray, "draw row"], values: Float64[ndarray, " row"], edges: Float64[ndarray, " edge"]
 ) -> list[dict[str, float]]:
-    """Errors by bins of a value: {low, high, count, mae_dex, bias_dex, rmse_dex, sem_dex} of each bin that has rows.
+    """Errors binned by a value: {low, high, count, mae_dex, bias_dex, rmse_dex, sem_dex} of each non-empty bin.
 
-    `sem_dex` is the standard error of a bin's MAE over its spectra, as `scores` has it of all.
+    `sem_dex` is the standard error of the bin's MAE over its spectra, as in `scores`.
     """
     number, size = bin_numbers(values, edges), np.abs(errors).mean(axis=0)
     columns = (None, size, errors.mean(axis=0), (errors**2).mean(axis=0), size**2)

@@ -1,4 +1,4 @@
-"""When a trial is hopeless beside its cell's best one, and is stopped early."""
+"""Early stopping of trials that are hopeless compared with their cell's best one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from scaling.errors import UserError
 
 AFTER = 0.5
-"""Fraction of the budget before which nothing is judged: a high rate is behind until it decays."""
+"""Fraction of the budget before which no trial is stopped: a high learning rate lags behind until it decays."""
 MARGIN = 1.25
-"""The best error so far may be so many times the rival's at the same step. `python -m benchmarks.search` has what this costs and saves."""
+"""Maximum ratio of the best error to the rival's at the same step; for its effects see `benchmarks.search`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hopeless:
-    """The best validation error of the rival up to each of its steps. Both trials are of one cell: same steps, same spectra."""
+    """The rival's best validation error up to each of its steps; both trials share a cell, so steps and spectra."""
 
     rival: str
     first_step: int
@@ -25,10 +25,10 @@ class Hopeless:
 
     @classmethod
     def beside(cls, rival: str, curve: str, score: str, total_steps: int) -> Hopeless:
-        """The rule, from the rival's curve as CSV with the columns "step" and `score`.
+        """Build the rule from the rival's curve, a CSV with the columns "step" and `score`.
 
         Raises:
-            UserError: it is no such curve.
+            UserError: It is not such a curve.
         """
         best, lowest = {}, math.inf
         try:
@@ -42,7 +42,7 @@ class Hopeless:
         return cls(rival=rival, first_step=math.ceil(AFTER * total_steps), best=best)
 
     def reason(self, step: int, best: float) -> str:
-        """Why a trial of this best error so far is stopped after so many steps; empty if it is not."""
+        """Why a trial with this best error so far is stopped at `step`; empty if it continues."""
         if step < self.first_step or step not in self.best or best <= MARGIN * self.best[step]:
             return ""
         return f"stopped at step {step}: its best error so far is {best / self.best[step]:.2f} times that of {self.rival} there"

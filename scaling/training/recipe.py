@@ -1,4 +1,4 @@
-"""The recipe: the fixed rules of optimiser, schedule, precision and budget that turn a rung into a training run."""
+"""The recipe: fixed rules for optimiser, schedule, precision and budget that turn a rung into a training run."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 @declared
 class Budget:
-    """How long a trial trains: passes over its D spectra (`epochs`), or spectra drawn whatever D is (`samples`).
+    """Training length: passes over the D spectra (`epochs`), or spectra drawn whatever D is (`samples`).
 
-    With `samples`, every cell trains equally long, and the D axis is the number of distinct spectra alone. With
-    `epochs`, training grows with D, and the curve over D shows both.
+    With `samples`, every cell trains equally long, and the D axis isolates the number of distinct spectra. With
+    `epochs`, training grows with D, and the curve over D shows both effects.
     """
 
     epochs: Count | None = None
     samples: Count | None = None
 
     def __post_init__(self) -> None:
-        """Exactly one of the two is given.
+        """Check that exactly one of the two is given.
 
         Raises:
-            UserError: otherwise.
+            UserError: Neither or both are given.
         """
         if (self.epochs is None) == (self.samples is None):
             raise UserError(f"Budget(epochs={self.epochs}, samples={self.samples}): give exactly one of the two")
 
     @property
     def kind(self) -> Literal["epochs", "samples"]:
-        """Which of the two is fixed; written to the row."""
+        """Which of the two is fixed; stored in the row."""
         return "epochs" if self.epochs is not None else "samples"
 
     def steps(self, num_spectra: int, batch_size: int) -> int:
@@ -54,18 +54,18 @@ class Budget:
 
 @declared
 class Recipe:
-    """Everything about training that is the same for all cells. The defaults are the original study's.
+    """All training settings shared by all cells. The defaults are the original study's.
 
-    The learning rate is not here: it is searched in each cell. `evaluations` validation passes are spread evenly
-    over the run, the last at its end; each also writes a checkpoint. `loss` is in normalised label units, "huber" with
+    The learning rate is not included: it is searched per cell. `evaluations` validation passes are spread evenly
+    over the run, the last at its end; each also writes a checkpoint. `loss` is in normalised label units; "huber" has
     its corner at `huber_delta`. `precision` is that of matrix products: "fp32"; "tf32", where GPUs round the factors to 10
-    bits of mantissa and CPUs do not; "bf16" and "fp16" by autocast, which leaves weights, their sums and the loss in float32.
+    mantissa bits and CPUs do not; "bf16" and "fp16" by autocast, which keeps weights, their sums and the loss in float32.
 
-    `schedule` "cosine" decays from the learning rate to `final_lr_fraction` of it, after `warmup` (a fraction of all
-    steps) of linear rise; it moves once an epoch (as the original does) or at each step. "wsd" (warm-up, stable, decay)
-    keeps the full rate until the last `decay` of the run. It can give results of shorter budgets on the way: `branches`
+    `schedule` "cosine" decays from the learning rate to `final_lr_fraction` of it, after a linear `warmup` (a fraction of
+    all steps); it is updated once an epoch (as in the original) or at each step. "wsd" (warm-up, stable, decay)
+    keeps the full rate until the last `decay` of the run. It can also produce results of shorter budgets: `branches`
     are fractions of the budget, and at each the run forks, decays over the last `decay` of that shorter budget, and
-    is scored as a run of it would be; the warm-up is then a fraction of the shortest. Only weights of a decay are
+    is scored like a run of that budget; the warm-up is then a fraction of the shortest. Only weights from a decay are
     results.
     """
 
@@ -86,10 +86,10 @@ class Recipe:
     evaluations: Count = 200
 
     def __post_init__(self) -> None:
-        """Compare the fields.
+        """Check that the fields are consistent.
 
         Raises:
-            UserError: naming the field, its value and the remedy.
+            UserError: Names the field, its value and the remedy.
         """
         if self.schedule == "wsd" and (self.decay == 0 or self.warmup + self.decay > 1):
             raise UserError(
@@ -102,11 +102,11 @@ class Recipe:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The budgets that a trial gives results of, as fractions of the whole one, which is the last."""
+        """Budgets for which a trial gives results, as fractions of the whole budget, which is the last."""
         return (*self.branches, 1.0)
 
     def runs(self, num_spectra: int) -> tuple[Schedule, ...]:
-        """The schedule of each share's run, in rising order."""
+        """The schedule of each share's run, in ascending order."""
         per_epoch = math.ceil(num_spectra / self.batch_size)
         whole = self.budget.steps(num_spectra, self.batch_size)
         totals = [max(1, round(share * whole)) for share in self.shares]
@@ -123,9 +123,9 @@ class Recipe:
         )
 
     def evaluation_steps(self, run: Schedule) -> frozenset[int]:
-        """Numbers of completed steps after which the validation split is scored; the run's last is one of them.
+        """Numbers of completed steps after which the validation split is scored, including the run's last.
 
-        The decay of a "wsd" run has its own, so that a branch is scored where a run of that budget would be.
+        The decay of a "wsd" run has its own, so that a branch is scored at the steps of a run of that budget.
         """
         if run.kind != "wsd":
             return _spread(0, run.total, self.evaluations)
@@ -134,13 +134,13 @@ class Recipe:
 
 
 def _spread(after: int, last: int, count: int) -> frozenset[int]:
-    """So many numbers in (after, last], or as many as there are, evenly spread; `last` is one if there are any."""
+    """Up to `count` evenly spaced numbers in (after, last], including `last` if there are any."""
     length = last - after
     count = min(count, length)
     return frozenset(after + math.ceil(length * (i + 1) / count) for i in range(count))
 
 
 def samples_seen(steps: int, num_spectra: int, batch_size: int) -> int:
-    """Spectra drawn in `steps` steps, counting short batches as they are."""
+    """Spectra drawn in `steps` steps, with short batches counted at their actual size."""
     epochs, rest = divmod(steps, math.ceil(num_spectra / batch_size))
     return epochs * num_spectra + min(rest * batch_size, num_spectra)

@@ -1,4 +1,4 @@
-"""A trial's curve and the state it resumes from, kept in its folder."""
+"""A trial's curve and its resumable state, stored in its folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Folder(Protocol):
-    """Where a trial keeps its curve and the state it resumes from. A reader never sees half of a file."""
+    """Storage of a trial's curve and resumable state. Writes are atomic for readers."""
 
     @property
     def state_place(self) -> str:
@@ -34,24 +34,24 @@ class Folder(Protocol):
         """Replace the curve."""
 
     def write_state(self, content: bytes) -> None:
-        """Replace the state; the previous one stays if this fails."""
+        """Replace the state; if this fails, the previous one is kept."""
 
     def read_state(self) -> bytes | None:
-        """The last state, if any."""
+        """The last state, or None."""
 
     def set_state_aside(self) -> None:
-        """Rename a damaged state, so that it is in nobody's way."""
+        """Rename a damaged state, so that it is not read again."""
 
 
 class Recorder:
-    """Keeps a trial's curve and state in its folder. The curve is part of the state: no point is lost or doubled.
+    """Stores a trial's curve and state in its folder; the state includes the curve, so no point is lost or doubled.
 
-    A state is resumed from by the trial that left it: same `identity` (all that is declared) and same `setting` (what the
-    search chose). One of another setting is replaced: the search asks for something else by now. Rank 0 `keeps` them.
-    The trial is `shown` by these settings on TensorBoard's HPARAMS page.
+    A state is resumed only by the trial that wrote it: same `identity` (everything declared) and same `setting` (chosen by
+    the search). A state with another setting is replaced, since the search has changed its choice. Rank 0 `keeps` them.
+    `shown` are the trial's settings on TensorBoard's HPARAMS page.
 
-    What is reported is written by a thread while the training continues, one evaluation at a time: `flush` it before what
-    says that it is there. A process that is killed loses the evaluation being written, at most.
+    Evaluations are written by a thread while training continues, one at a time: call `flush` before anything that
+    relies on them. A killed process loses at most the evaluation being written.
     """
 
     def __init__(
@@ -72,34 +72,34 @@ class Recorder:
         self._written: Future[None] | None = None
 
     def load(self) -> State | None:
-        """The state to resume from, the same on all workers; None to begin.
+        """The state to resume from, the same on all workers; None to start from scratch.
 
-        A file that is not what was written is set aside, and the trial restarts from step 0: the same result, later.
+        A damaged file is set aside, and the trial restarts from step 0, with the same result.
 
         Raises:
-            UserError: the state is of another declaration or other data. One worker raises it while others wait.
+            UserError: The state is of another declaration or other data. One worker raises it while others wait.
         """
         found = [self._read() if self.keeps else None]
-        if torch.distributed.is_initialized():  # one reads for all: a shared file system may show others an older file
+        if torch.distributed.is_initialized():  # rank 0 reads: a shared file system may serve others a stale file
             torch.distributed.broadcast_object_list(found)
         if found[0] is None:
             return None
         try:
             self.curve, state = _unpacked(found[0])
             return state
-        except Exception:  # PyTorch raises anything for a content that is no state
+        except Exception:  # PyTorch raises arbitrary errors for damaged content
             self.refuse()
             return None
 
     def refuse(self) -> None:
-        """Set aside a state that cannot be resumed from, so that the trial restarts. Called on all workers."""
+        """Set aside a state that cannot be resumed, so that the trial restarts. Called on all workers."""
         self.curve = []
         if self.keeps:
             LOG.warning("%s: damaged; it is set aside and the trial restarts from step 0", self.folder.state_place)
             self.folder.set_state_aside()
 
     def _read(self) -> bytes | None:
-        """The saved state without its first line, if it is whole and this trial's."""
+        """The saved state without its header line, if it is intact and belongs to this trial."""
         content = self.folder.read_state()
         if content is None:
             return None
@@ -113,16 +113,16 @@ class Recorder:
         return body if head["setting"] == self.setting else None
 
     def report(self, metrics: Metrics, state: State) -> None:
-        """Keep an evaluation (on rank 0) and forward its metrics to the host (on all).
+        """Store an evaluation (on rank 0) and forward its metrics to the host (on all).
 
         Raises:
-            OSError: The evaluation before could not be written.
+            OSError: The previous evaluation could not be written.
         """
         if self.keeps:
             self.flush()
             self.curve.append({**metrics, "time": time.time()})
             content = io.BytesIO()
-            torch.save({"loop": state, "curve": self.curve}, content)  # here: the next step changes it
+            torch.save({"loop": state, "curve": self.curve}, content)  # serialised now: the next step changes the state
             self._written = self._writer.submit(self._write, content.getbuffer(), list(self.curve))
         self.forward(metrics)
 
@@ -131,17 +131,17 @@ class Recorder:
         self.folder.write_progress(_csv(curve), self._curve_file.of(curve))
 
     def flush(self) -> None:
-        """Wait until all that was reported is written.
+        """Wait until all reports are written.
 
         Raises:
-            OSError: It could not be written.
+            OSError: A report could not be written.
         """
         if self._written is not None:
             written, self._written = self._written, None
             written.result()
 
     def close(self) -> None:
-        """Let the thread end what it is at."""
+        """Wait for the thread to finish its current write."""
         self._writer.shutdown()
 
     def _head(self, body: memoryview) -> bytes:
@@ -150,7 +150,7 @@ class Recorder:
 
 
 def state_head(start: bytes) -> dict[str, str] | None:
-    """The first line of a saved state: `identity`, `setting` and `checksum`; None if it is none."""
+    """The header line of a saved state: `identity`, `setting` and `checksum`; None if it has none."""
     try:
         head = parse_object(start.partition(b"\n")[0], "the first line", "")
         return {name: str(head[name]) for name in ("identity", "setting", "checksum")}
@@ -159,7 +159,7 @@ def state_head(start: bytes) -> dict[str, str] | None:
 
 
 def other_configuration(place: str) -> str:
-    """What is wrong with a state of another identity, and what to do."""
+    """The error message for a state of another identity, with the remedy."""
     return (
         f"{place}: this unfinished trial was begun under another declaration or with other data; give the changed study "
         "another name, use another store, or remove the trial's folder to restart it"
@@ -167,7 +167,7 @@ def other_configuration(place: str) -> str:
 
 
 def _unpacked(body: bytes) -> tuple[list[Metrics], State]:
-    """The curve and the loop's state; an error of any kind where it is not both."""
+    """Unpickle the curve and the loop's state; raises any kind of error if the content is damaged."""
     saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     curve = saved["curve"]
     if not [float(point[name]) for point in curve for name in ("step", "time", "budget_share", *point)]:

@@ -1,4 +1,4 @@
-"""What Ray Train's workers report, brought to the process that waits for them. Ray is imported only then: see `scaling.sweep.cluster`."""
+"""Forwards reports of Ray Train's workers to the waiting process; imports Ray lazily, see `scaling.sweep.cluster`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from scaling.training.recorder import Metrics
 
 @contextlib.contextmanager
 def bring_reports(forward: Callable[[Metrics], None]) -> Iterator[Any]:
-    """A Ray Train callback. What rank 0 reports, `forward` is called with as it comes, in a thread of this process.
+    """A Ray Train callback; `forward` is called with each report of rank 0 as it arrives, in a thread of this process.
 
-    With Ray's own `TuneReportCallback` (2.60) this process asks twice a second, by a call of an actor that fails where there is
-    no report. Ray's dashboard counts those as failed tasks: 78 of 351 of the smoke study, in which nothing failed.
+    Ray's own `TuneReportCallback` (2.60) polls twice a second with an actor call that fails if there is no report. Ray's
+    dashboard counts those as failed tasks: 78 of 351 in the smoke study, in which nothing failed.
     """
     import ray
     from ray.train import UserCallback

@@ -9,9 +9,9 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """One run's learning rate over `total` steps, as a fraction of the trial's.
+    """The learning rate of one run over `total` steps, as a fraction of the trial's.
 
-    After `warmup` steps of linear rise: "constant" stays; "cosine" decays to `final` over the rest, moving once in
+    After `warmup` steps of linear increase: "constant" stays; "cosine" decays to `final` over the rest, updated every
     `unit` steps (Loshchilov & Hutter 2017, arXiv 1608.03983); "wsd" stays until `fork`, then decays to `final` as
     1 − √(progress) (warm-up, stable, decay: Hägele et al. 2024, arXiv 2405.18392).
     """
@@ -24,11 +24,11 @@ class Schedule:
     unit: int = 1
 
     def selects(self, step: int) -> bool:
-        """Whether the weights after so many steps may be a run's result: a "wsd" run's only once it decays."""
+        """Whether the weights after `step` steps may be a run's result; for "wsd" only during the decay."""
         return self.kind != "wsd" or step > self.fork
 
     def factor(self, step: int) -> float:
-        """The learning rate of a step, counted from 0, as a fraction of the trial's."""
+        """The learning rate of a step (counted from 0) as a fraction of the trial's."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         if self.kind == "cosine":

@@ -1,4 +1,4 @@
-"""What a trial resumes from, and whether a saved one is what this trial could have left."""
+"""Resumable state of a trial, and a check that a saved one fits the trial."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPENT = ("train_seconds", "shared_seconds", "eval_seconds")
 
 @dataclass(slots=True)
 class Progress:
-    """The part of the state that is neither model nor optimiser. `run` counts the budgets that are finished."""
+    """Training progress: the state other than model and optimiser. `run` counts the finished budgets."""
 
     run: int = 0
     step: int = 0
@@ -29,13 +29,13 @@ class Progress:
 
 
 def fits(saved: State, fresh: State, parameters: Sequence[Tensor], totals: Sequence[int]) -> bool:
-    """Whether a saved state has the parts of a fresh one, and tensors of the same shapes.
+    """Whether a saved state has the structure and tensor shapes of a fresh one.
 
     Args:
-        saved: The state: `progress`, and what `Stepper.state` gives.
-        fresh: The trial's own before its first step.
-        parameters: Those that its optimiser updates.
-        totals: The steps of each of its runs.
+        saved: The saved state: `progress`, and the result of `Stepper.state`.
+        fresh: The trial's own state before its first step.
+        parameters: The parameters that its optimiser updates.
+        totals: The number of steps of each of its runs.
     """
     try:
         progress = saved["progress"]
@@ -48,7 +48,7 @@ def fits(saved: State, fresh: State, parameters: Sequence[Tensor], totals: Seque
             and (not fork or _alike([fork["step"], fork["spent"]], [0, dict.fromkeys(SPENT, 0.0)]))
             and all(_training_fits(part, fresh, parameters) for part in (saved, fork) if part)
         )
-    except (KeyError, IndexError, TypeError, AttributeError):  # of another structure
+    except (KeyError, IndexError, TypeError, AttributeError):  # different structure
         return False
 
 

@@ -1,4 +1,4 @@
-"""Model, optimiser and data of one worker, and one optimiser step on its share of a global batch."""
+"""One worker's model, optimiser and data, and one optimiser step on its share of a global batch."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from scaling.training.recipe import Compiled, Recipe
 from scaling.training.schedule import Schedule
 
 LEAST_SCALE = 2.0**-4
-"""Of an fp16 loss, which begins at 2¹⁶ and is halved at each step that is skipped."""
+"""Minimum fp16 loss scale. It starts at 2¹⁶ and is halved at each skipped step."""
 
 
 class Stepper:
     """One worker's mutable state: model, optimiser, gradient scaler.
 
-    With `micro_batch`, a worker's share of a batch goes through the model so many rows at a time and the gradients are
-    added up: the same step to rounding (dropout draws other masks), in less memory. `compiled` uses `torch.compile`; with
-    "reduce-overhead" a GPU's kernels are captured in CUDA graphs and launched together, which a small model's step waits for.
-    With `classify`, the loss is binary cross-entropy of the model's answer as a logit, instead of the recipe's.
-    `whitening` is what the model's whitening map starts as; for the first `frozen_epochs` passes, or always (None), it
-    has no part in an update: not in the gradient's norm, nor in weight decay.
+    With `micro_batch`, a worker's share of a batch goes through the model in chunks of that many rows with gradient
+    accumulation: the same step to rounding (except for dropout masks), in less memory. `compiled` uses `torch.compile`; with
+    "reduce-overhead" a GPU's kernels are captured in CUDA graphs and launched together, as launches limit small models.
+    With `classify`, the loss is binary cross-entropy with the model's output as a logit, instead of the recipe's loss.
+    `whitening` initialises the model's whitening map; for the first `frozen_epochs` passes, or always (None), it is
+    excluded from updates, including the gradient norm and weight decay.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Stepper:
         self._loss_rows: Tensor | int = 0
 
     def state(self) -> dict[str, Any]:
-        """Everything to resume from."""
+        """Everything needed to resume."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -82,22 +82,22 @@ class Stepper:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state."""
+        """Restore a saved state."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
     def applied_steps(self) -> int:
-        """Updates the optimiser made; it does not count fp16 steps skipped because a gradient overflowed."""
+        """Number of optimiser updates, not counting fp16 steps skipped because of gradient overflow."""
         state = self.optimizer.state.get(self.model.head.bias)  # never frozen
         return int(state["step"]) if state else 0
 
     def step(self, step: int, schedule: Schedule) -> None:
         """Train on this worker's share of the step's batch; all workers end with the same weights.
 
-        Nothing here waits for a GPU: losses are added up on the device, and read at the next evaluation.
+        Nothing here synchronises with a GPU: losses are accumulated on the device and read at the next evaluation.
         """
-        if self._dropout:  # seeded by the step, so that a resumed run draws what an uninterrupted one does
+        if self._dropout:  # seeded per step, so that a resumed run draws the same masks
             torch.manual_seed(stable_seed("dropout", self.seed, step, self.worker.rank))
         rate = self.lr * schedule.factor(step)
         for group in self.optimizer.param_groups:
@@ -114,15 +114,15 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         weight: Tensor | int = rows
-        if self.scaler.is_enabled():  # a step whose gradient overflows is skipped; its loss may have overflowed too
+        if self.scaler.is_enabled():  # a step with gradient overflow is skipped; its loss may overflow too
             weight = rows * norm.isfinite()
             loss = torch.where(norm.isfinite(), loss, 0.0)
         self._loss_sum += loss * weight
         self._loss_rows += weight
 
     def _backward(self, flux: Tensor, labels: Tensor, rows: int) -> Tensor:
-        """Add this share's gradients of the mean loss over the global batch of `rows`; returns its part of that mean."""
-        # A worker whose share of a short batch is empty still takes part in the gradient's all-reduce.
+        """Accumulate this share's gradients of the mean loss over the global batch; returns its part of that mean."""
+        # A worker with an empty share of a short batch still takes part in the gradient all-reduce.
         size = self.micro_batch or max(1, len(labels))
         starts = range(0, max(1, len(labels)), size)
         total = torch.zeros_like(self._loss_sum)
@@ -150,19 +150,22 @@ class Stepper:
         return (error.abs() if self.recipe.loss == "l1" else error.square()).sum()
 
     def mean_loss(self) -> float | None:
-        """Mean training loss over all workers since the last call, in normalised label units; None if fp16 skipped all steps."""
+        """Mean training loss over all workers since the last call, in normalised label units.
+
+        None if fp16 skipped all steps.
+        """
         total, rows = float(all_reduce(self._loss_sum)), int(self._loss_rows)
         self._loss_sum, self._loss_rows = torch.zeros_like(self._loss_sum), 0
         return total / rows if rows else None
 
     def overflows(self) -> bool:
-        """Whether fp16 skipped so many steps that no loss scale helps."""
+        """Whether fp16 has skipped so many steps that no loss scale can help."""
         return self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE
 
 
 def _compile(model: SpecViT, compiled: Compiled) -> Callable[[Tensor], Tensor]:
     from torch._inductor import config
 
-    torch.compiler.reset()  # or the rungs that this process has trained count towards the limit of a function's programs
-    config.compile_threads = torch.get_num_threads()  # else all CPUs of the node, for each of the trials that share it
+    torch.compiler.reset()  # otherwise earlier rungs in this process count towards the recompile limit
+    config.compile_threads = torch.get_num_threads()  # default: all CPUs of the node, for each trial on it
     return torch.compile(model, mode="reduce-overhead" if compiled == "reduce-overhead" else None)

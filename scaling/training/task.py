@@ -1,4 +1,4 @@
-"""What the loop takes, what it sees of its host, and what it leaves behind."""
+"""Interface of the training loop: its task, its context and its outcome."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Status = Literal["done", "diverged", "pruned"]
 class Task:
     """Everything that determines one trial's result.
 
-    Of `access` only "streamed" does, whose order is another one. `whitening` is that of a model which has such a map.
+    `access` affects the result only if "streamed", which has another order. `whitening` is for a model with such a map.
     """
 
     shards: Location
@@ -43,12 +43,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What the loop sees of its host.
+    """The host as seen by the loop.
 
-    `device_share` is the fraction of the device that this trial may take; others may run beside it. `micro_batch` and
-    `compiled` are those of `Stepper`. `report` takes the metrics of an evaluation and the state to resume from, on every
-    worker; the host keeps rank 0's. `load` gives back the last state, or None; `refuse` hears that it is none to resume
-    from. `branch` takes the outcome of a shorter budget, on every worker; a resumed trial may give the same one again.
+    `device_share` is the fraction of the device that this trial may use, beside others. `micro_batch` and
+    `compiled` are those of `Stepper`. `report` receives the metrics of an evaluation and the state to resume from, on every
+    worker; the host stores rank 0's. `load` returns the last state, or None; `refuse` is called if it cannot be resumed.
+    `branch` receives the outcome of a shorter budget, on every worker; a resumed trial may report the same one again.
     `hopeless` may end the trial early.
     """
 
@@ -67,11 +67,11 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a finished run leaves behind. Scores are in the labels' units. `others` has the validation and test scores of the
-    other labels, in their order.
+    """Result of a finished run, with scores in the labels' units.
 
-    `share` is the fraction of the trial's budget that it is a run of. `train_seconds` are those a run of this budget
-    takes, of which `eval_seconds` score the validation split; `added_seconds` leaves out what it shares with a shorter one.
+    `others` has the validation and test scores of the other labels, in their order. `share` is the run's fraction of the
+    trial's budget. `train_seconds` is the time of a run of this budget, including `eval_seconds` for scoring the
+    validation split; `added_seconds` excludes the part shared with a shorter run.
     """
 
     status: Status

@@ -1,4 +1,4 @@
-"""The loop's two hosts: the trial's own process, and Ray Train's workers. Same loop, same checkpoints, same result."""
+"""The loop's two hosts: the trial's own process, and Ray Train workers. Same loop, same checkpoints, same result."""
 
 from __future__ import annotations
 
@@ -26,22 +26,24 @@ from scaling.training.reports import bring_reports
 from scaling.training.task import Context, Outcome, Task
 
 REPORT_SECONDS = 3.0
-"""Between the evaluations that dashboards are shown; the curve in the trial's folder has all. Ray Train's controller takes a report
-every 2 s, and Tune's answers each one in a trial's own process; meanwhile the worker waits."""
+"""Minimum interval between evaluations sent to dashboards; the trial's curve on disk has all.
+
+Ray Train's controller takes a report every 2 s, and Tune's replies to each one from a trial's own process; the worker
+waits meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One trial as a host runs it.
 
-    `finish` is called in the process of rank 0 with each budget's outcome and the device: with a shorter budget's perhaps
-    again, by a trial that was resumed. `identity` and `setting` together are everything that determines the result, as
-    `Recorder` compares them with a saved state's. `micro_batch` and `compiled` are those of `Stepper`. Dashboards show the trial
-    by the settings in `shown`.
+    `finish` is called in the process of rank 0 with each budget's outcome and the device; a resumed trial may repeat the call
+    for a shorter budget. `identity` and `setting` together are everything that determines the result, as `Recorder`
+    compares them with a saved state's. `micro_batch` and `compiled` are those of `Stepper`. `shown` are the settings by which
+    dashboards show the trial.
 
-    With `min_workers`, a lost worker that is not replaced is done without: Ray Train resumes from the last state with
-    those there is room for, and looks for more once a minute. Tried by hand with two nodes on one machine: 65 and 95 s
-    after one was removed the other went on alone (Ray waits 60 s for the lost one); 60 s after it was back, both did.
+    With `min_workers`, training continues without a lost worker that is not replaced: Ray Train resumes from the last state
+    with the workers there is room for, and looks for more once a minute. Tested by hand with two nodes on one machine: 65 and
+    95 s after one was removed the other continued alone (Ray waits 60 s for the lost one); 60 s after its return, both ran.
     """
 
     name: str
@@ -72,7 +74,7 @@ def run_in_process(job: Job, forward: Callable[[dict[str, Any]], None]) -> None:
         take_share(device, job.gpus)
     _run(job, _seldom(_from_here(forward, job), 0, device), rank=0, world=1, device=device)
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # the process is reused; the device is shared
+        torch.cuda.empty_cache()  # the process is reused and the device shared
 
 
 def run_under_ray_train(
@@ -86,16 +88,16 @@ def run_under_ray_train(
     """Train with Ray Train: `job.workers` workers, restarted from the last state when one is lost.
 
     Args:
-        job: the trial.
-        storage: a folder or URI that all nodes reach, for Ray Train's own bookkeeping.
-        forward: is called with what rank 0 reports, in another thread of this process.
-        max_failures: how often workers that failed or were lost are started again.
-        nodes: Ray's ids of the nodes that workers may be on; any if not given.
+        job: The trial.
+        storage: A folder or URI that all nodes can access, for Ray Train's own bookkeeping.
+        forward: Called with each report of rank 0, in another thread of this process.
+        max_failures: Number of restarts of failed or lost workers.
+        nodes: Ray ids of the nodes that workers may use; any by default.
 
     Raises:
-        UserError: as a worker raised it, at once: trying again would not help.
-        NodeError: the workers cannot start, as where PyTorch cannot use the GPU; their devices are free again.
-        RuntimeError: with the cause, if the trial fails for good.
+        UserError: Raised by a worker, immediately: a retry would not help.
+        NodeError: The workers cannot start, for example because PyTorch cannot use the GPU; their devices are freed.
+        RuntimeError: The trial fails for good; includes the cause.
     """
     from ray import train as ray_train
     from ray.train.torch import TorchTrainer
@@ -134,7 +136,7 @@ def _ray_train_worker(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     context = ray_train.get_context()
-    ray_train.report({"began": 1.0})  # the workers have their devices; the first evaluation may be far away
+    ray_train.report({"began": 1.0})  # the workers have their devices; the first evaluation may be long after
     job: Job = config["job"]
     try:
         _run(
@@ -150,13 +152,13 @@ def _ray_train_worker(config: dict[str, Any]) -> None:
 
 
 def _from_here(report: Callable[[dict[str, Any]], None], job: Job) -> Callable[[Metrics], None]:
-    """Reports with the name of this host, and what its memory maps take."""
+    """Add this host's name and the size of its memory maps to reports."""
     root = job.task.cache_root
     return lambda metrics: report({**metrics, "host": socket.gethostname(), "cache_bytes": mapped_bytes(root)})
 
 
 def _seldom(report: Callable[[Metrics], None], rank: int, device: torch.device) -> Callable[[Metrics], None]:
-    """Reports of evaluations at least `REPORT_SECONDS` apart, by rank 0's clock: Ray Train waits for all workers' reports."""
+    """Throttle reports to one per `REPORT_SECONDS` of rank 0's clock, as Ray Train waits for all workers' reports."""
     due = 0.0
 
     def forward(metrics: Metrics) -> None:
@@ -170,7 +172,7 @@ def _seldom(report: Callable[[Metrics], None], rank: int, device: torch.device) 
 
 
 def _run(job: Job, forward: Callable[[Metrics], None], *, rank: int, world: int, device: torch.device) -> None:
-    # Many small trials side by side are faster with one thread each, and then give the same bits wherever they run.
+    # Many small concurrent trials run faster with one thread each, and then give the same bits wherever they run.
     torch.set_num_threads(max(1, int(job.cpus)) if device.type == "cpu" else torch.get_num_threads())
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     be_deterministic(job.deterministic)

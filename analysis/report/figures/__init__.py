@@ -1,7 +1,7 @@
-"""Figures a journal accepts: each function returns a Matplotlib `Figure` of its own and touches no global state.
+"""Publication-quality figures: each function returns its own Matplotlib `Figure` and touches no global state.
 
-Each is one column of a journal wide (8.5 cm), which a telephone shows at full size; the colour-blind can distinguish the colours, every
-axis has its unit, intervals are bands, and errors that took no part in the fit are drawn open.
+Each is one journal column wide (8.5 cm), which a phone shows at full size. Colours are colour-blind safe, every
+axis has its unit, intervals are bands, and errors excluded from the fit are drawn open.
 """
 
 from analysis.report.figures.answers import error_budgets

@@ -19,14 +19,14 @@ _WIDTH = 0.72
 
 @styled
 def error_budgets(budgets: Sequence[ErrorBudget], observed: Observed, level: float) -> Figure:
-    """The parts of the error in each cell, stacked, a panel a model size.
+    """The parts of the error in each cell, stacked, with one panel per model size.
 
-    Each part has its own interval: a line beside the top of its bar, as long as the part's value is uncertain.
+    Each part has its own interval: a line beside the top of its bar, as long as the part's interval.
 
     Args:
-        budgets: one a cell (N, D), in any order, of one fit; at most six model sizes are shown, evenly chosen.
-        observed: the measured errors, drawn as points over the bars.
-        level: coverage of the intervals, for the legend.
+        budgets: One per cell (N, D), in any order, from one fit; at most six evenly chosen model sizes are shown.
+        observed: The measured errors, drawn as points over the bars.
+        level: Coverage of the intervals, for the legend.
     """
     sizes = np.unique([budget.N for budget in budgets])
     if len(sizes) > _PANELS:

@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 
 _ANCHORS = "*ph8"
 _BASELINES = "Xd>"
-_NAME = 40  # characters of an anchor's name that a column has room for
+_NAME = 40  # maximum length of an anchor's name in a column
 _REACH = 4.0  # how far beyond the largest D the law is drawn, as a factor
 _DEPTH = 4.0  # how far below the lowest error a floor is drawn, as a factor
 _STEPS = 60
-_NODES = 6  # places at which a band is computed; between them its width is smooth
+_NODES = 6  # places at which a band is computed; its width is interpolated between them
 
 
 @styled
@@ -56,33 +56,33 @@ def error_against_data(
     baselines: Sequence[Baseline] = (),
     limit: float | None = None,
 ) -> Figure:
-    """Error against D, one curve a model size, with the law and its band, the forecast beyond the data, and the floor.
+    """Error over D, one curve per model size, with the law and its band, the forecast beyond the data, and the floor.
 
     Args:
-        observed: the errors; held-out ones are drawn open.
-        comparison: the fitted law over N and D, or None where there is none.
-        anchors: scores of models from elsewhere, drawn with their standard error and named below the axis.
-        baselines: families of another kind, in grey, with their own laws.
-        limit: the information limit of the test spectra, where it is known.
+        observed: The errors; held-out ones are drawn open.
+        comparison: The fitted law over N and D, or None.
+        anchors: Scores of external models, drawn with their standard error and named below the axis.
+        baselines: Other families, in grey, with their own laws.
+        limit: The information limit of the test spectra, if known.
     """
     return _curves(observed, comparison, "D", anchors, baselines, limit)
 
 
 @styled
 def error_against_size(observed: Observed, comparison: Comparison | None, anchors: Sequence[Anchor] = ()) -> Figure:
-    """Error against N, one curve a number of spectra; as `error_against_data`."""
+    """Error over N, one curve per number of spectra; see `error_against_data`."""
     return _curves(observed, comparison, "N", anchors)
 
 
 @styled
 def error_against_compute(observed: Observed, path: Path | None = None) -> Figure | None:
-    """Error against training compute, one line a model size, with the frontier.
+    """Error over training compute, one line per model size, with the frontier.
 
-    The frontier is the lowest error that was measured with at most that compute. The compute-optimal path of the law
-    is drawn with its band where there is one.
+    The frontier is the lowest error measured with at most that compute. The compute-optimal path of the law is drawn
+    with its band, if there is one.
 
     Returns:
-        None if the compute of the runs is not known, or the same for all.
+        None if the compute of the runs is unknown, or the same for all.
     """
     if observed.flops is None or np.ptp(observed.flops) == 0:
         return None
@@ -115,13 +115,13 @@ def error_against_compute(observed: Observed, path: Path | None = None) -> Figur
 
 @styled
 def one_curve(comparison: Comparison, *, error: str, x: str, reach: float = 10.0) -> Figure:
-    """A curve of one variable: its points, the selected law with its band, beyond the points, and the floor.
+    """A curve of one variable: its points, the selected law with its band, also beyond the points, and the floor.
 
     Args:
-        comparison: fitted to points of which only N or only D varies.
-        error: the error's name and unit.
-        x: the variable's name and unit.
-        reach: how far beyond the largest point the law is drawn, as a factor.
+        comparison: Fit to points of which only N or only D varies.
+        error: The error's name and unit.
+        x: The variable's name and unit.
+        reach: Factor beyond the largest point up to which the law is drawn.
     """
     points = comparison.points
     values = points.N if points.axis == "N" else points.D
@@ -201,7 +201,7 @@ def _curves(
 
 
 def _draw_floor(axes: Axes, comparison: Comparison | None, limit: float | None, lowest: float) -> list[Line2D]:
-    """The law's floor with its interval, and the information limit, where they are not far below all that was measured."""
+    """The law's floor with its interval, and the information limit, unless they are far below all measurements."""
     bottom, handles = lowest / _DEPTH, list[Line2D]()
     floor = None if comparison is None else comparison.law.parameters.get("E")
     if comparison is not None and floor is not None and floor > bottom:
@@ -214,7 +214,7 @@ def _draw_floor(axes: Axes, comparison: Comparison | None, limit: float | None, 
 
 
 def _draw_baseline(axes: Axes, baseline: Baseline, place: int) -> Line2D:
-    """Its errors over D, with its law as a dashed line; returns the legend entry."""
+    """Draw a baseline's errors over D, with its law as a dashed line; returns the legend entry."""
     look: dict[str, Any] = {"color": "0.45", "marker": _BASELINES[place % len(_BASELINES)], "mfc": "white", "mew": 0.9}
     D = baseline.cells["num_spectra"].to_numpy(float)
     axes.plot(D, baseline.cells[measure_of(baseline.cells).test], ls="", zorder=2, **look)
@@ -228,7 +228,7 @@ def _draw_baseline(axes: Axes, baseline: Baseline, place: int) -> Line2D:
 
 
 def _draw_anchor(axes: Axes, anchor: Anchor, along: Literal["N", "D"], place: int) -> Line2D:
-    """A star, or another marker, with the standard error; returns its legend entry, which tells the axis that is not drawn."""
+    """Draw an anchor with its standard error; returns its legend entry, with the value on the other axis."""
     x, other = anchor.num_spectra, f"N = {short(anchor.num_params)}"
     if along == "N":
         x, other = anchor.num_params, f"D = {short(anchor.num_spectra)}"
@@ -246,10 +246,10 @@ def _draw_anchor(axes: Axes, anchor: Anchor, along: Literal["N", "D"], place: in
 
 
 def _law_and_band(comparison: Comparison, N: Array, D: Array) -> tuple[Array, Array, Array] | None:
-    """The law's curve at (N, D), (m,), with the ends of the forecast's interval of it, which may mix other forms too.
+    """The law's curve at (N, D), (m,), with the ends of the forecast's interval for it, which may mix in other forms.
 
     Returns:
-        None if the law needs the samples seen, which differ between runs: then there is no one curve to draw.
+        None if the law needs the samples seen and these differ between runs: there is then no single curve to draw.
     """
     fitted = comparison.law
     nodes = np.linspace(0, len(N) - 1, _NODES).round().astype(int)
@@ -264,7 +264,7 @@ def _law_and_band(comparison: Comparison, N: Array, D: Array) -> tuple[Array, Ar
 
 
 def _draw_points(axes: Axes, x: Array, observed: Observed, some: NDArray[np.bool_], place: int, count: int) -> None:
-    """The chosen errors over x: filled if they were fitted, open if they were held out."""
+    """Draw the selected errors over x: filled if fitted, open if held out."""
     shade = colour(place, count)
     for held, face in ((False, shade), (True, "white")):
         here = some & (observed.held == held)
@@ -279,6 +279,6 @@ def _legend(figure: Figure, handles: list[Line2D], observed: Observed) -> None:
 
 
 def _seen(*values: Array, room: float) -> tuple[float, float]:
-    """Limits of an axis that holds all values, with room as a factor."""
+    """Limits of an axis that contains all values, with a margin as a factor."""
     every = np.concatenate([each[np.isfinite(each) & (each > 0)] for each in values])
     return float(every.min() / room), float(every.max() * room)

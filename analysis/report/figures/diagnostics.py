@@ -1,4 +1,4 @@
-"""Was the form right, and how well are its parameters known: residuals, held-out forecasts, profiles."""
+"""Diagnostics of the form and its parameters: residuals, held-out forecasts, profiles."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _PROFILE_STEPS = 25
 
 @styled
 def held_out(score: HeldOut, level: float, error: str) -> Figure:
-    """Forecast against observed error of the held-out runs, with prediction intervals at `level`.
+    """Forecast over observed error of the held-out runs, with prediction intervals at `level`.
 
     Args:
-        score: the forecasts and what came out.
-        level: coverage of the intervals, for the title.
-        error: the error's name and unit, as `error_label` gives it.
+        score: The forecasts and their outcomes.
+        level: Coverage of the intervals, for the title.
+        error: The error's name and unit, from `error_label`.
     """
     figure = new_figure(COLUMN, 1.02 * COLUMN)
     axes = figure.subplots()
@@ -81,9 +81,9 @@ def residuals(comparison: Comparison, *, size: str = SIZE, data: str = DATA) -> 
     """Residuals of the selected form over the axes that vary, in per cent of the law.
 
     Args:
-        comparison: the fit.
-        size: the name and unit of N.
-        data: the name and unit of D.
+        comparison: The fit.
+        size: The name and unit of N.
+        data: The name and unit of D.
     """
     points = comparison.points
     percent = 100 * np.expm1(comparison.law.residuals)
@@ -114,16 +114,16 @@ def residuals(comparison: Comparison, *, size: str = SIZE, data: str = DATA) -> 
 
 @styled
 def profiles(comparison: Comparison, *, form: str | None = None, unit: str = "") -> Figure:
-    """How far each parameter may be from its estimate: the rise of the sum of squares over its threshold.
+    """Profiles of each parameter: the increase in the sum of squares relative to its threshold.
 
-    The sum of squares is minimised over the other parameters at each value; the interval is where the rise stays below
+    The sum of squares is minimised over the other parameters at each value; the interval is where the increase stays below
     1, the threshold of the F test (Bates & Watts 1988, ch. 6). For the objectives "huber" and "l1", which have no such
-    test, the values of the bootstrap are shown instead.
+    test, the bootstrap values are shown instead.
 
     Args:
-        comparison: the fit.
-        form: which form; the selected one if not given.
-        unit: of the loss, for the axes of the floor and the amplitudes.
+        comparison: The fit.
+        form: Name of the form; by default the selected one.
+        unit: Unit of the loss, for the axes of the floor and the amplitudes.
     """
     form = form or comparison.best
     fitted = comparison.fits[form]
@@ -152,7 +152,7 @@ def profiles(comparison: Comparison, *, form: str | None = None, unit: str = "")
 
 
 def _profile(axes: Axes, likely: Likelihood, name: str, interval: tuple[float, float]) -> None:
-    """The curve of one parameter, from somewhat below its interval to somewhat above it."""
+    """The profile of one parameter, from somewhat below its interval to somewhat above it."""
     values = _reach(likely, name, interval)
     t = profile_rise(likely, name, values)
     ends = np.array([end for end in interval if np.isfinite(end) and end > 0 and end != likely.fitted.parameters[name]])
@@ -170,7 +170,7 @@ def _profile(axes: Axes, likely: Likelihood, name: str, interval: tuple[float, f
 
 
 def _reach(likely: Likelihood, name: str, interval: tuple[float, float]) -> Array:
-    """Values of a parameter (k,) that hold its interval, and stay within its bounds."""
+    """Values of a parameter (k,) that cover its interval, within its bounds."""
     value = likely.fitted.parameters[name]
     place = likely.law.parameters.index(name)
     low = interval[0] if np.isfinite(interval[0]) else value - 2 * (interval[1] - value)
@@ -186,7 +186,7 @@ def _reach(likely: Likelihood, name: str, interval: tuple[float, float]) -> Arra
 
 
 def _draws(axes: Axes, values: Array) -> None:
-    """The values of one parameter in the bootstrap."""
+    """The bootstrap values of one parameter."""
     low, high = np.quantile(values, [0.005, 0.995])
     if low > 0 and high > 20 * low:
         axes.set_xscale("log")

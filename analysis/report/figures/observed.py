@@ -1,4 +1,4 @@
-"""What the curves draw: measured errors over N and D, from a study's cells or from any table."""
+"""Data of the curve figures: measured errors over N and D, from a study's cells or from any table."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Observed:
     """Measured errors, with the names of their axes.
 
     Attributes:
-        N: model sizes (n,).
-        D: numbers of distinct spectra (n,), or what the table's data are counted in.
-        loss: measured errors (n,).
-        held: which of them took no part in the fit (n,).
-        flops: training compute of each (n,), or None where it is not known.
-        trials: the name of each one's trial (n,), or None where they have none.
-        error: the error's name and unit.
-        size: the name and unit of N.
-        data: the name and unit of D.
+        N: Model sizes (n,).
+        D: Numbers of distinct spectra (n,), or the table's own unit of data.
+        loss: Measured errors (n,).
+        held: Mask of errors excluded from the fit (n,).
+        flops: Training compute (n,), or None if unknown.
+        trials: Trial names (n,), or None.
+        error: The error's name and unit.
+        size: The name and unit of N.
+        data: The name and unit of D.
     """
 
     N: Array

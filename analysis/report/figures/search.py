@@ -1,4 +1,4 @@
-"""The search over learning rates: every trial, a parabola a cell, and whether its optimum is bracketed."""
+"""The search over learning rates: every trial, a parabola per cell, and whether its optimum is bracketed."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _CELL = ["num_params", "num_spectra", "seed"]
 
 @styled
 def learning_rates(rows: pd.DataFrame) -> Figure | None:
-    """Validation error against learning rate, a panel a model size; None if no cell tried several.
+    """Validation error over learning rate, one panel per model size; None if no cell tried several.
 
-    The best trial of a cell is filled. A cell with three learning rates or more has a parabola of log error over log
-    learning rate; its optimum is a star where trials on both sides are worse, and a triangle at the edge of the search
-    points to where it may lie otherwise. Trials that were pruned, diverged or failed are crosses at the top.
+    The best trial of a cell is filled. A cell with at least three learning rates has a parabola of log error over log
+    learning rate; its optimum is a star if trials on both sides are worse, otherwise a triangle at the edge of the search
+    that points to where it may lie. Trials that were pruned, diverged or failed are crosses at the top.
 
     Args:
-        rows: the results table of one family.
+        rows: The results table of one family.
     """
     tried = rows[rows.groupby(_CELL)["lr"].transform("nunique") >= 2]
     if not (tried["status"] == "done").any():
@@ -70,7 +70,7 @@ def learning_rates(rows: pd.DataFrame) -> Figure | None:
 
 
 def _draw_cell(axes: Axes, done: pd.DataFrame, error: str, place: int, count: int) -> None:
-    """One cell's finished trials with their parabola; `error` is the column of the validation error."""
+    """Draw one cell's finished trials with their parabola; `error` is the column of the validation error."""
     shade = colour(place, count)
     axes.plot(done["lr"], done[error], ls="", color=shade, marker=marker(place), mfc="white", mew=0.9)
     best = done.nsmallest(1, error)

@@ -1,4 +1,4 @@
-"""Error by signal to noise, beside the information limit of the spectra: whether the curve stops at the data or before."""
+"""Error by signal to noise with the information limit of the spectra, to show whether the data limit the error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SNR_LABEL = "signal to noise of the spectrum"
 
 
 def snr_bins(cells: pd.DataFrame) -> pd.DataFrame:
-    """MAE by signal to noise of some cells: a row a bin of each, with low, high, count, mae_dex, bias_dex, rmse_dex, sem_dex.
+    """MAE by SNR: one row per bin and cell, with low, high, count, mae_dex, bias_dex, rmse_dex, sem_dex.
 
     `sem_dex` is the standard error of the MAE over the bin's finite number of spectra; `cell` is the cell's index.
     """
@@ -37,20 +37,20 @@ def snr_bins(cells: pd.DataFrame) -> pd.DataFrame:
 
 @styled
 def mae_by_snr(cells: pd.DataFrame, limit: Limit | None) -> Figure | None:
-    """MAE against signal to noise of a few cells, with the information limit and the error of guessing the mean.
+    """MAE over signal to noise for a few cells, with the information limit and the error of predicting the mean.
 
-    The cells are the best one, the smallest and the largest model on the most spectra they have, and the largest on the
-    fewest; seeds are averaged. Error bars are one standard error over the bin's spectra, the same for all cells.
+    The cells are the best one, the smallest and the largest model on their largest number of spectra, and the largest model
+    on its smallest; seeds are averaged. Error bars are one standard error over the bin's spectra, which all cells share.
 
     Args:
         cells: `CellTable.cells` of one family.
-        limit: of the same test spectra; None where it is not known.
+        limit: The limit of the same test spectra; None if unknown.
 
     Returns:
         None if the rows have no errors by signal to noise.
 
     Raises:
-        UserError: if the limit is of another label or of other test spectra than the cells.
+        UserError: The limit is for another label or other test spectra than the cells.
     """
     bins = snr_bins(cells)
     if bins.empty:
@@ -95,7 +95,7 @@ def _centres(bins: pd.DataFrame) -> np.ndarray:
 
 
 def _chosen(cells: pd.DataFrame) -> dict[tuple[int, int], str]:
-    """(N, D) of the cells to draw, each with its name, in the order of their mean test error, largest first."""
+    """Maps (N, D) of the cells to draw to their names, in descending order of their mean test error."""
     means = cells.groupby(["num_params", "num_spectra"])[["val_mae_dex", "test_mae_dex"]].mean()
     grid = list(means.index)
     smallest, largest = min(grid)[0], max(grid)[0]

@@ -1,4 +1,4 @@
-"""What all figures share: widths of a journal's columns, colours, markers, ticks, and how a figure is saved."""
+"""Common style of all figures: column widths, colours, markers, ticks, and saving."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMPUTE = "C, training compute [FLOP]"
 
 MARKERS = "osD^vPX<>*"
 ALARM = "#D55E00"
-"""Vermilion of the palette of Okabe & Ito (2008), which the colour-blind can tell apart."""
+"""Vermilion of the colour-blind safe palette of Okabe & Ito (2008)."""
 
 TERMS = {
     "irreducible": "#999999",
@@ -43,7 +43,7 @@ TERMS = {
 """Colours of the parts of an error budget, from the same palette."""
 
 GREEK = {"alpha": "α", "beta": "β", "beta2": "β₂", "gamma": "γ", "rho": "ρ", "E0": "E₀"}
-"""Names of parameters as people write them."""
+"""Greek names of parameters."""
 
 FORMATS = ("svg", "pdf", "png")
 _UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -72,7 +72,7 @@ R = TypeVar("R")
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Run a drawing function with the style of all figures; Matplotlib's own settings stay as they are."""
+    """Run a drawing function with the style of all figures, without changing Matplotlib's global settings."""
 
     @functools.wraps(draw)
     def inner(*arguments: P.args, **options: P.kwargs) -> R:
@@ -83,7 +83,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of its own, (width, height) in inches; it touches no global state."""
+    """A new figure of (width, height) in inches; touches no global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -91,17 +91,17 @@ def new_figure(width: float, height: float) -> Figure:
 
 @styled
 def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMATS) -> dict[str, Path]:
-    """Write `name`.svg, .pdf and .png (300 dpi), or some of them, into `folder`, each published by renaming.
+    """Write `name`.svg, .pdf and .png (300 dpi), or some of them, into `folder`, each atomically.
 
-    The files depend on the figure alone: no date is written.
+    The files depend only on the figure: no date is written.
 
     Returns:
-        Format to path.
+        Maps format to path.
     """
     paths = {}
     with mpl.rc_context({"svg.hashsalt": name}):
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the layout is found once, not for every format
+        figure.set_layout_engine("none")  # the layout is computed once, not per format
         for kind in formats:
             path = folder / f"{name}.{kind}"
             with output(path, starts=None) as temporary:
@@ -111,14 +111,14 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMA
 
 
 def name_trials(axes: Axes, x: ArrayLike, y: ArrayLike, trials: Iterable[str] | None) -> None:
-    """Lay an unseen link over each point, which names its trial: `#trial`. In an SVG it answers to the pointer; None names none."""
+    """Overlay each point with an invisible link to its trial, `#trial`, for tooltips in an SVG; None adds none."""
     if trials is not None:
         spots = axes.scatter(x, y, s=90, alpha=0, linewidths=0, zorder=9)
         spots.set_urls([f"#{quote(trial)}" for trial in trials])
 
 
 def short(value: float) -> str:
-    """A size as people say it: 512, 1k (1024), 16k (16384), 8.8k (8833), 4.8M."""
+    """Format a size for people: 512, 1k (1024), 16k (16384), 8.8k (8833), 4.8M."""
     exact = int(value)
     if value == exact and exact >= 1024 and exact & (exact - 1) == 0:
         power, letter = max((p, c) for p, c in ((10, "k"), (20, "M"), (30, "G")) if exact >> p)
@@ -136,22 +136,22 @@ def error_label(cells: pd.DataFrame, split: str = "test") -> str:
 
 
 def label_name(cells: pd.DataFrame) -> str:
-    """The label that was predicted, as people write it."""
+    """The predicted label, formatted for people."""
     return ", ".join(cells["label"].astype(str).unique()).replace("log_g", "log g")
 
 
 def colour(place: int, count: int) -> tuple[float, float, float, float]:
-    """Viridis without its palest end: ordered, even in lightness and readable by the colour-blind."""
+    """Viridis without its palest end: ordered, perceptually uniform and colour-blind safe."""
     return mpl.colormaps["viridis"](0.8 * place / max(count - 1, 1))
 
 
 def marker(place: int) -> str:
-    """The marker of the series at a place."""
+    """The marker of the series with this index."""
     return MARKERS[place % len(MARKERS)]
 
 
 def series_handles(values: Iterable[float], symbol: str) -> list[Line2D]:
-    """Legend entries "N = 8.8k" of series that differ in colour and marker."""
+    """Legend entries "N = 8.8k" for series that differ in colour and marker."""
     values = list(values)
     return [
         Line2D([], [], ls="", marker=marker(k), color=colour(k, len(values)), label=f"{symbol} = {short(v)}")
@@ -160,7 +160,7 @@ def series_handles(values: Iterable[float], symbol: str) -> list[Line2D]:
 
 
 def panels_legend(figure: Figure, handles: list[Any], spare: NDArray[Any]) -> None:
-    """The legend of a figure of panels: in the place of a panel that is not needed, else above them all."""
+    """The legend of a multi-panel figure: in an unused panel if there is one, otherwise above all panels."""
     for axes in spare:
         axes.set_visible(False)
     if len(spare):
@@ -172,7 +172,7 @@ def panels_legend(figure: Figure, handles: list[Any], spare: NDArray[Any]) -> No
 
 
 def size_ticks(axis: Axis, values: ArrayLike, *, text: Callable[[float], str] = short, most: int = 6) -> None:
-    """Ticks at the values that occur, in plain numbers, leaving out those that would overlap."""
+    """Ticks at the values that occur, in plain numbers, without those that would overlap."""
     distinct = np.unique(np.asarray(values, float))
     apart = np.log(distinct[-1] / distinct[0]) / most
     kept = [float(distinct[0])]

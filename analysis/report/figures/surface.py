@@ -28,12 +28,12 @@ def error_surface(observed: Observed, comparison: Comparison, path: Path | None 
     """The selected law over (N, D) with isolines of equal error, and the measured errors in the same colours.
 
     Args:
-        observed: the errors; held-out ones are drawn open.
-        comparison: the fitted law over N and D.
-        path: the compute-optimal path, drawn where it crosses the surface.
+        observed: The errors; held-out ones are drawn open.
+        comparison: The fitted law over N and D.
+        path: The compute-optimal path, drawn where it crosses the surface.
 
     Raises:
-        UserError: if the law needs the samples seen, which differ between runs.
+        UserError: The law needs the samples seen, which differ between runs.
     """
     figure = new_figure(COLUMN, 1.05 * COLUMN)
     axes = figure.subplots()
@@ -74,7 +74,7 @@ def error_surface(observed: Observed, comparison: Comparison, path: Path | None 
 
 
 def _label_places(sizes: Array, N: Array, D: Array, law: Array, levels: list[float]) -> list[tuple[float, float]]:
-    """(D, N) on each isoline, between two model sizes, where no cell lies; the middle two where they can be."""
+    """(D, N) on each isoline, between two model sizes, where no cell lies; between the middle two if possible."""
     rungs = np.unique(sizes)
     between = np.sqrt(rungs[1:] * rungs[:-1])
     found = []
@@ -88,7 +88,7 @@ def _label_places(sizes: Array, N: Array, D: Array, law: Array, levels: list[flo
 
 
 def _levels(low: float, high: float) -> list[float]:
-    """Round numbers for isolines, about evenly spaced in the logarithm."""
+    """Round numbers for isolines, approximately evenly spaced in the logarithm."""
     if high < 1.5 * low:
         return [float(level) for level in MaxNLocator(6).tick_values(low, high) if low < level < high]
     decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)

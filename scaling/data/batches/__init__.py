@@ -1,4 +1,4 @@
-"""Batches of spectra: the node's cache, resident, mapped and streamed batches, evaluation spectra and their statistics."""
+"""Batches of spectra: the node's cache; resident, mapped and streamed batches; evaluation spectra; statistics."""
 
 from scaling.data.batches.bins import SplitBins, bin_numbers, label_edges, snr_edges
 from scaling.data.batches.cache import MappedSplit, cache_limit, default_cache_root, map_split

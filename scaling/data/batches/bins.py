@@ -1,4 +1,4 @@
-"""Bins of test errors: by signal to noise, and by the label. The data fix them, so that trials compare."""
+"""Bins of test errors by signal to noise and by label, fixed by the data so that trials are comparable."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ LABEL_BINS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SplitBins:
-    """SNR and label of every spectrum of a split, in row order, and the edges that both are binned by.
+    """SNR and label of every spectrum of a split, in row order, with the bin edges of both.
 
     Attributes:
-        snr: As ``scaling.data.spectra.spectrum_snr`` has it: of the noise-free flux, at noise level 1. No model sees it.
-        snr_edges: As ``snr_edges`` gives them.
-        labels: In the label's own unit, exactly as the shards have them.
-        label_edges: As ``label_edges`` gives them.
+        snr: As defined by ``scaling.data.spectra.spectrum_snr``: of the noise-free flux, at noise level 1. Not a model input.
+        snr_edges: From ``snr_edges``.
+        labels: In the label's own unit, exactly as stored in the shards.
+        label_edges: From ``label_edges``.
     """
 
     snr: Float64[ndarray, " row"]
@@ -39,7 +39,7 @@ class SplitBins:
         """Read a whole split from the node's cache.
 
         Raises:
-            UserError: The label is not there or not finite, or the cache has no room.
+            UserError: The label is missing or not finite, or the cache has no space.
         """
         manifest = Manifest.load(shards)
         mapped = map_split(shards, split, manifest.num_rows(split), worker.cache_root)
@@ -58,16 +58,16 @@ class SplitBins:
 
 
 def snr_edges(percentiles: dict[str, float], snr: Float[ndarray, " row"]) -> Float64[ndarray, " edge"]:
-    """Edges of SNR bins: the training split's percentiles, between the least and the greatest SNR of some spectra."""
+    """Edges of SNR bins: the training split's percentiles that lie between the minimum and maximum of ``snr``."""
     low, high = float(snr.min()), float(snr.max())
     return np.array([low, *sorted({value for value in percentiles.values() if low < value < high}), high])
 
 
 def label_edges(label: LabelStatistics) -> Float64[ndarray, " edge"]:
-    """Edges of 8 equal bins over the label's range in the training split."""
+    """Edges of 8 equal-width bins over the label's range in the training split."""
     return np.linspace(label.min, label.max, LABEL_BINS + 1)
 
 
 def bin_numbers(values: Float[ndarray, " row"], edges: Float[ndarray, " edge"]) -> Int64[ndarray, " row"]:
-    """The bin of each value, from 0; a value on an edge is in the upper bin, one beyond the outer edges in the outer bin."""
+    """The bin of each value, from 0; values on an edge are in the upper bin, those beyond all in an outer bin."""
     return np.searchsorted(edges[1:-1], values, side="right").astype(np.int64)

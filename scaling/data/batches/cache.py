@@ -1,6 +1,6 @@
-"""A node's local memory map of the shards it needs: decoded once, mapped by every trial on the node.
+"""A node's local cache of decoded shards: decoded once, memory-mapped by every trial on the node.
 
-``cachefolder`` says what lies where and keeps the whole below a size, ``cachebuild`` fills in what is missing.
+``cachefolder`` defines the layout and enforces the size limit, ``cachebuild`` decodes missing shards.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from scaling.parquet import open_parquet, read_parquet
 
 CACHE_LIMIT = "SCALING_CACHE_LIMIT"
 MAP_NORESERVE = 0x4000
-"""Linux's; Python has no name for it yet."""
+"""The value on Linux; Python has no constant for it yet."""
 
 
 @dataclass(frozen=True, eq=False)
 class MappedSplit:
-    """The first rows of a split, mapped from local disk: pages shared by all who map them.
+    """The first rows of a split, mapped from local disk; the pages are shared by all processes that map them.
 
-    The array is private and writable in name only, so that PyTorch takes it without a copy or a warning: **nobody writes
-    to it**; a write would cost memory in this process and never reach the file. It stays valid as long as it lives; while
-    this object lives, and until ``close``, the split is not evicted either.
+    The mapping is private and nominally writable, so that PyTorch accepts it without a copy or a warning. **Never write
+    to it**: a write would use memory in this process and never reach the file. The array stays valid as long as it is
+    referenced. The split is not evicted while this object is alive, or until ``close``.
 
     Attributes:
-        spectra: Flux and error of each row, or flux with fixed noise alone.
+        spectra: Flux and error of each row, or only the flux with fixed noise.
     """
 
     spectra: Float32[ndarray, "row channel pixel"]
@@ -52,16 +52,16 @@ class MappedSplit:
 
     @property
     def flux(self) -> Float32[ndarray, "row pixel"]:
-        """Flux: free of noise where the error is beside it."""
+        """Flux: noise-free where the error is stored beside it."""
         return self.spectra[:, 0]
 
     @property
     def error(self) -> Float32[ndarray, "row pixel"]:
-        """One standard deviation of each pixel's noise; not there with fixed noise."""
+        """One standard deviation of each pixel's noise; not available with fixed noise."""
         return self.spectra[:, 1]
 
     def params(self, columns: list[str]) -> pd.DataFrame:
-        """Parameter columns of these rows (or ``row_id``), before ``close``.
+        """Parameter columns of these rows (or ``row_id``); must be called before ``close``.
 
         Raises:
             UserError: There is no such column.
@@ -77,18 +77,18 @@ class MappedSplit:
         return pa.concat_tables(tables).slice(0, len(self.spectra)).to_pandas()
 
     def close(self) -> None:
-        """Let the split be evicted; as when this object is no longer referred to."""
+        """Allow the split to be evicted, as when this object is garbage-collected."""
         self._release()
 
 
 def default_cache_root() -> Path:
-    """``$SCALING_CACHE``, or this user's own cache folder."""
+    """``$SCALING_CACHE``, or this user's private cache folder."""
     named = os.environ.get("SCALING_CACHE")
     return Path(named) if named else user_cache("maps")
 
 
 def cache_limit(given: str | None = None, name: str = CACHE_LIMIT) -> int | None:
-    """The largest size of a node's cache in bytes, from what is given in GB or else ``$SCALING_CACHE_LIMIT``; None: any.
+    """The size limit of a node's cache in bytes, from a value in GB or ``$SCALING_CACHE_LIMIT``; None: no limit.
 
     Raises:
         UserError: It is not a positive, finite number.
@@ -106,8 +106,8 @@ def cache_limit(given: str | None = None, name: str = CACHE_LIMIT) -> int | None
 
 
 def mapped_bytes(root: Path) -> int:
-    """What the spectra in a node's cache take on its disk. Only the maps are looked at, so it costs the same at any size."""
-    # Unlike Path.glob it skips a folder that is evicted meanwhile.
+    """Disk space of the spectra in a node's cache; only maps are examined, so the cost does not depend on its size."""
+    # Unlike Path.glob this skips a folder that is evicted meanwhile.
     return sum(allocated(root / name) for name in glob.glob("*/*.f32", root_dir=root))
 
 
@@ -121,24 +121,24 @@ def map_split(
     limit: int | None = None,
     progress: Count = uncounted,
 ) -> MappedSplit:
-    """Map the first ``num_rows`` rows of a split, after filling in what this node's cache lacks of them.
+    """Map the first ``num_rows`` rows of a split, after decoding those that are missing from this node's cache.
 
-    Any number of processes may ask for the same rows at once: one builds, the others wait and map its file. What is
-    mapped has been compared with the digests of what was written, at its first use in this process.
+    Any number of processes may request the same rows at once: one builds, the others wait and map its file. On first use
+    in this process, the mapped data are verified against the digests recorded when they were written.
 
     Args:
         shards: The shard set.
         split: ``train``, ``val`` or ``test``.
-        num_rows: Rows wanted.
+        num_rows: Number of rows.
         cache_root: The cache, on a disk of this node; ``default_cache_root()`` if not given.
-        noise: One draw a spectrum, added to what is stored; None stores flux and error.
-        limit: The cache's largest size in bytes; ``cache_limit()`` if not given. To stay below it, the least recently
-            used splits that nobody uses are evicted.
-        progress: Called with the shards decoded, of those that the cache lacks.
+        noise: Added to the stored flux, one draw per spectrum; None stores flux and error.
+        limit: The cache's size limit in bytes; ``cache_limit()`` if not given. To stay below it, the least recently
+            used splits that no process uses are evicted.
+        progress: Called with (shards decoded, missing shards).
 
     Raises:
         UserError: The split is shorter, or a shard is damaged.
-        NodeError: The disk or the limit has no room, or the cache cannot be written or is not of this user alone.
+        NodeError: There is no space on the disk or within the limit, or the cache is not writable or not private to this user.
     """
     manifest = Manifest.load(shards)
     parts = len(manifest.leading_shards(split, num_rows))
@@ -166,9 +166,9 @@ def map_split(
 
 
 def _map(path: Path, shape: tuple[int, int, int]) -> Float32[ndarray, "row channel pixel"]:
-    """A file's leading rows, copy-on-write.
+    """Map a file's leading rows, copy-on-write.
 
-    Not ``np.memmap``: its private maps reserve memory for being written to, so that Linux refuses one larger than RAM.
+    Not ``np.memmap``: it reserves memory for writes to its private maps, so that Linux refuses one larger than RAM.
     """
     file = open_file(path)
     try:

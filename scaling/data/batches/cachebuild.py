@@ -1,8 +1,8 @@
-"""How shards get into a node's cache: which are missing or altered, and how they are decoded into their slices.
+"""Building a node's cache: finds missing or altered shards and decodes them into their slices.
 
-A shard is the unit: it fills its own slice of an array's file, at its own offset, and is marked with digests when it is
-complete. So a build that is killed loses the shards under way and no more. Slices are not flushed to the disk: one that a
-power failure lost fails its digest, and is filled again.
+Each shard fills its own slice of an array's file, at its own offset, and is marked with digests when it is complete. So a
+killed build loses only the shards in progress. Slices are not flushed to disk: one that is lost in a power failure fails
+its digest and is decoded again.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ READ_BYTES = 2**22
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _verified: set[tuple[int | str, ...]] = set()
-"""What this process has compared with its digest, so that the trials that it runs in turn pay once. A file that is written
-to has another time of modification, and all that lies in it is compared again."""
+"""What this process has verified against its digest, so that consecutive trials in it pay only once. Writing to a file
+changes its modification time, and everything in it is verified again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheBuild:
-    """What is wanted of one split, and where: its first ``num_shards`` shards, with fixed noise or as flux and error."""
+    """The part of a split to build: its first ``num_shards`` shards, with fixed noise or as flux and error."""
 
     manifest: Manifest
     split: str
@@ -70,7 +70,7 @@ class CacheBuild:
         return Mark.read(Mark.path(self.folder, shard))
 
     def lacking(self) -> dict[int, list[str]]:
-        """What of each shard is missing, or is not what was written: the array's slice, or the parameters."""
+        """The missing or altered parts of each shard: the array's slice, or the parameters."""
         names = _in_threads(self._lacking, range(self.num_shards))
         return {shard: found for shard, found in enumerate(names) if found}
 
@@ -80,19 +80,19 @@ class CacheBuild:
         return [name for name, place in places.items() if not _is_intact(*place, name, shard, digests.get(name))]
 
     def run(self, lock: Path, limit: int | None, progress: Count = uncounted) -> None:
-        """Fill what is lacking.
+        """Decode the missing shards.
 
-        One process of a node builds at a time: a build uses all its cores and its disk as it is, and so the account of
-        the room is exact without any reservation.
+        One process per node builds at a time: a build already uses all cores and the disk, and so the space can be
+        accounted for exactly, without reservations.
 
         Args:
             lock: The cache's lock file.
-            limit: Of the whole cache, in bytes; unused splits are evicted to stay below.
-            progress: Called with the shards filled, of those that are lacking.
+            limit: Size limit of the whole cache, in bytes; unused splits are evicted to stay below.
+            progress: Called with (shards decoded, missing shards).
 
         Raises:
             UserError: A shard is damaged.
-            NodeError: There is no room, or the disk cannot be written; what is complete stays.
+            NodeError: There is no space, or the disk cannot be written; completed shards are kept.
         """
         with written_to(lock.parent), locked(lock):
             if lacking := self.lacking():
@@ -115,7 +115,7 @@ class CacheBuild:
             os.close(file)
 
     def _fill_shard(self, file: int, shard: int, names: list[str]) -> None:
-        """Write what a shard lacks, then mark it."""
+        """Write the missing parts of a shard, then mark them as complete."""
         (offset, _), slice_digest, params = self._slice(shard), xxhash.xxh3_128(), []
         for spectra, table in shard_spectra(self.manifest, self.split, shard, self.noise):
             params.append(table)
@@ -141,7 +141,7 @@ class CacheBuild:
 
 
 def _in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The results in order; after an error nothing new is begun."""
+    """Map a function over items in threads; yields results in order and starts nothing new after an error."""
     pool = ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0))))
     try:
         yield from pool.map(function, items)
@@ -150,7 +150,7 @@ def _in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> It
 
 
 def _is_intact(path: Path, offset: int, length: int | None, name: str, shard: int, digest: str | None) -> bool:
-    """Whether bytes of a file have a digest; compared once in a process, as long as nobody writes to the file."""
+    """Whether a range of a file matches a digest; checked once per process, as long as the file is not modified."""
     try:
         file = open_file(path)
     except FileNotFoundError:
@@ -173,7 +173,7 @@ def _is_intact(path: Path, offset: int, length: int | None, name: str, shard: in
 
 
 def _write_at(file: int, content: memoryview, offset: int) -> None:
-    """Write bytes at a place in a file, which fails cleanly on a full disk, as a store into a map would not."""
+    """Write bytes at an offset with a call that fails cleanly on a full disk, unlike a store into a memory map."""
     while content:
         written = os.pwrite(file, content, offset)
         content, offset = content[written:], offset + written

@@ -1,16 +1,16 @@
-"""A node's cache on disk: what lies where, who uses a split, and how the whole stays below a size.
+"""A node's cache on disk: its layout, which splits are in use, and how it stays below a size limit.
 
 ``ROOT/<split>-<digest of the whole split>/``::
 
     spectra.f32, noisy-<seed>-<level>.f32   (rows, 2 or 1, pixels) little-endian float32 of the whole split: flux and error
-                                            side by side, or flux with fixed noise; a hole where a shard is not there yet
-    params/00000.parquet                    the columns of each shard that are not spectra
-    marks/00000.json                        what of each shard is complete, with digests
+                                            side by side, or flux with fixed noise; a hole where a shard is missing
+    params/00000.parquet                    the non-spectral columns of each shard
+    marks/00000.json                        the complete parts of each shard, with digests
     whitening-<digest>.map                  linear maps fitted to the training spectra (``whitening``)
-    in-use                                  locked, shared, by every process that maps the split
+    in-use                                  share-locked by every process that maps the split
 
-``ROOT/lock`` is held by the one process of the node that builds. Files are opened only where they are regular files of
-this user, never through a link: whoever could plant one could choose what this user reads or overwrites.
+``ROOT/lock`` is held by the one process of the node that builds. Only regular files of this user are opened, never
+through a link: anyone who could plant one could choose what this user reads or overwrites.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _NAME = re.compile(rf"(?:{'|'.join(SPLITS)})-[0-9a-f]+")
 
 
 def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Open a file of a cache, and return its descriptor.
+    """Open a file of a cache and return its descriptor.
 
     Raises:
-        UserError: It is a link, not a regular file, or not this user's.
+        UserError: It is a link, is not a regular file, or does not belong to this user.
     """
     try:
-        # Without O_NONBLOCK a named pipe would wait for its other end.
+        # Without O_NONBLOCK, opening a named pipe would block until its other end is opened.
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
@@ -69,7 +69,7 @@ def read_file(path: Path) -> bytes:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, alone among all processes and threads."""
+    """Hold an exclusive lock on a file, against all other processes and threads."""
     descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -80,9 +80,9 @@ def locked(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What of a shard is complete: a digest of its slice of each array and of its parameters, by name.
+    """The complete parts of a shard: a digest of its slice of each array and of its parameters, by name.
 
-    ``rows`` and ``dataset``, the shard set that it is from, are for the listing of a cache.
+    ``rows`` and ``dataset``, the shard set it is from, are only for listing a cache.
     """
 
     rows: int
@@ -91,12 +91,12 @@ class Mark:
 
     @staticmethod
     def path(folder: Path, shard: int) -> Path:
-        """Where the mark of a shard is."""
+        """The path of a shard's mark."""
         return folder / MARKS / f"{shard:05d}.json"
 
     @classmethod
     def read(cls, path: Path) -> Mark:
-        """A mark; nothing is complete where it is missing or damaged."""
+        """Read a mark; if it is missing or damaged, nothing counts as complete."""
         try:
             found = cls(**json.loads(read_file(path)))
             return cls(
@@ -106,7 +106,7 @@ class Mark:
             return cls(0, "?", {})
 
     def write(self, path: Path) -> None:
-        """Write it, at once."""
+        """Write the mark atomically."""
         with published(path) as temporary:
             temporary.write_bytes(json_bytes(asdict(self)))
 
@@ -117,13 +117,13 @@ def split_folder(root: Path, manifest: Manifest, split: str) -> Path:
 
 
 def hold(folder: Path) -> int:
-    """Make a split's folder where there is none, and keep it from being evicted.
+    """Create a split's folder if needed, and protect it from eviction.
 
     Returns:
-        A file descriptor: the folder is in use until it is closed, or the process ends.
+        A file descriptor: the folder is in use until it is closed or the process ends.
 
     Raises:
-        UserError: The folder is a link or not this user's.
+        UserError: The folder is a link or does not belong to this user.
     """
     while True:
         with suppress(FileExistsError):
@@ -137,13 +137,13 @@ def hold(folder: Path) -> int:
             continue
         fcntl.flock(held, fcntl.LOCK_SH)
         if _is_current(held, folder):
-            os.utime(held, ns=(time.time_ns(),) * 2)  # when the split was last used; the kernel's own clock is coarse
+            os.utime(held, ns=(time.time_ns(),) * 2)  # time of last use; the kernel's own timestamp is coarse
             return held
-        os.close(held)  # evicted while this waited
+        os.close(held)  # evicted while waiting for the lock
 
 
 def take(folder: Path) -> int | None:
-    """Lock a split's folder against use; None where it is in use, or gone. The descriptor is to be closed afterwards."""
+    """Lock a split's folder exclusively; None if it is in use or gone. The caller must close the descriptor."""
     try:
         taken = open_file(folder / IN_USE, os.O_RDWR)
     except FileNotFoundError:
@@ -157,7 +157,7 @@ def take(folder: Path) -> int | None:
 
 
 def _is_current(descriptor: int, folder: Path) -> bool:
-    """Whether a locked file is still the one in the folder of this name, which may have been evicted and made again."""
+    """Whether a locked file is still the one at this path; the folder may have been evicted and created again."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(folder / IN_USE))
     except FileNotFoundError:
@@ -165,7 +165,7 @@ def _is_current(descriptor: int, folder: Path) -> bool:
 
 
 def allocated(path: Path) -> int:
-    """The bytes that a file takes on the disk, which are fewer than its length where it has holes."""
+    """Bytes allocated to a file on disk, fewer than its length if it has holes."""
     try:
         return path.lstat().st_blocks * 512
     except FileNotFoundError:
@@ -174,7 +174,7 @@ def allocated(path: Path) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedSplit:
-    """A split in the cache: rows of each array that are complete, allocated bytes, when it was last mapped (Unix time)."""
+    """A split in the cache: complete rows of each array, allocated bytes, and when it was last mapped (Unix time)."""
 
     folder: Path
     dataset: str
@@ -185,7 +185,7 @@ class CachedSplit:
 
     @classmethod
     def of(cls, folder: Path) -> CachedSplit:
-        """Look at a split's folder.
+        """Read the state of a split's folder.
 
         Raises:
             FileNotFoundError: It is evicted meanwhile.
@@ -217,7 +217,7 @@ class CachedSplit:
 
 
 def cached_splits(root: Path) -> list[CachedSplit]:
-    """The splits in a cache, least recently used first. Folders that no cache has made are not among them."""
+    """The splits in a cache, least recently used first. Folders that no cache created are skipped."""
     splits = []
     for folder in root.iterdir() if root.is_dir() else ():
         if _NAME.fullmatch(folder.name) and not folder.is_symlink() and (folder / IN_USE).is_file():
@@ -229,12 +229,12 @@ def cached_splits(root: Path) -> list[CachedSplit]:
 def evict(root: Path, limit: int | None = None) -> list[CachedSplit]:
     """Remove splits that no process uses, least recently used first, and return them.
 
-    Splits and not shards, because trials hold prefixes: while one is used, so are its first shards. No lock is needed:
-    this only makes room, and what a process maps or builds is held by it.
+    Whole splits are evicted, not shards, because trials use prefixes: a split in use always needs its first shards. No
+    further lock is needed: eviction only frees space, and processes hold what they map or build.
 
     Args:
         root: The cache.
-        limit: Stop when the cache is no larger than so many bytes; all unused splits go without it.
+        limit: Stop once the cache is no larger than this, in bytes; by default all unused splits are removed.
     """
     for leftover in root.glob(".evicted-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -247,7 +247,7 @@ def evict(root: Path, limit: int | None = None) -> list[CachedSplit]:
             continue
         grave = root / f".evicted-{uuid.uuid4().hex}"
         try:
-            os.rename(split.folder, grave)  # its name goes at once, so that nobody maps half of it
+            os.rename(split.folder, grave)  # renamed first, so that no process maps a half-deleted split
         finally:
             os.close(taken)
         shutil.rmtree(grave, ignore_errors=True)
@@ -257,10 +257,10 @@ def evict(root: Path, limit: int | None = None) -> list[CachedSplit]:
 
 
 def make_room(root: Path, growth: int, limit: int | None) -> None:
-    """Evict what is needed for a cache to grow by ``growth`` bytes and stay within a limit, all in bytes.
+    """Evict enough for a cache to grow by ``growth`` bytes and stay within a limit, all in bytes.
 
     Raises:
-        NodeError: It cannot fit beside what is in use, nothing has been evicted then; or the disk has no such room.
+        NodeError: It cannot fit beside the splits in use (then nothing is evicted), or the disk has no space.
     """
     if limit is not None:
         used = sum(split.num_bytes for split in cached_splits(root) if split.in_use)
@@ -278,7 +278,7 @@ def make_room(root: Path, growth: int, limit: int | None) -> None:
 
 @contextmanager
 def written_to(root: Path) -> Iterator[None]:
-    """Errors of the system for a cache's disk that is full or read-only become the node's."""
+    """Convert OS errors about a full or read-only cache disk into a `NodeError`."""
     try:
         yield
     except OSError as error:

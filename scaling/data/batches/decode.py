@@ -1,4 +1,4 @@
-"""From a shard to what batches are gathered from: the one decoding, for the node's cache and for streams."""
+"""The only decoder of shards into arrays for batches, shared by the node's cache and by streams."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from scaling.data.spectra import ERROR, FLUX
 
 
 def channels(noise: FixedNoise | None) -> int:
-    """Arrays of a spectrum: flux and error, side by side so that a row is read at once; or flux with fixed noise."""
+    """Arrays per spectrum: flux and error, adjacent so that a row is one read; or only the flux with fixed noise."""
     return 1 if noise else 2
 
 
 def shard_spectra(
     manifest: Manifest, split: str, index: int, noise: FixedNoise | None
 ) -> Iterator[tuple[Float32[ndarray, "row channel pixel"], pa.Table]]:
-    """The spectra of a shard and its other columns, a row group at a time.
+    """Yield the spectra of a shard and its other columns, one row group at a time.
 
     Raises:
-        UserError: The shard is damaged, or is not the one that the manifest lists; perhaps only after the last rows.
+        UserError: The shard is damaged or is not the one in the manifest; possibly raised only after the last rows.
     """
     first_row = index * manifest.rows_per_shard
     for table in shard_blocks(manifest, split, index):

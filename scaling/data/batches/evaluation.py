@@ -1,4 +1,4 @@
-"""The validation and test spectra with their noise, which is the same for all trials of a study."""
+"""The validation and test spectra with their noise, identical for all trials of a study."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scaling.errors import UserError
 from scaling.files import Location
 
 EVALUATION_SHARE = 0.1
-"""Of the memory that a trial may take of a GPU, what a split to evaluate may; a larger one goes there in batches."""
+"""Share of a trial's GPU memory that an evaluation split may occupy; a larger split is copied in batches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,12 +32,12 @@ class EvaluationSplit:
     """A worker's share of a noisy split: every `world`-th row from row `rank`.
 
     Attributes:
-        flux: The first draw, standardised; on the device, or in pinned memory where that is too large for the trial's share.
+        flux: The first draw, standardised; on the device, or in pinned memory where it exceeds the trial's share.
         labels: Normalised, on the device.
-        rules: Whose `eval_draws` says how many draws there are.
-        standardisation: What flux and labels are normalised with.
-        worker: Whose share it is.
-        mapped: The noise-free spectra, for the further draws; None where there is one only.
+        rules: Its `eval_draws` is the number of draws.
+        standardisation: Normalises flux and labels.
+        worker: The worker whose share this is.
+        mapped: The noise-free spectra, for further draws; None if there is only one draw.
     """
 
     flux: Float[Tensor, "row pixel"]
@@ -58,7 +58,7 @@ class EvaluationSplit:
     ) -> EvaluationSplit:
         """Draw the split's noise once, on the CPU in row order from `eval_seed`, as the original study does.
 
-        `standardisation` is that of the shard set's own training split, unless another is given.
+        By default `standardisation` is computed from the shard set's own training split.
         """
         used = standardisation or Standardisation.of(shards, rules)
         mapped = map_split(shards, split, Manifest.load(shards).num_rows(split), worker.cache_root)
@@ -78,10 +78,10 @@ class EvaluationSplit:
         )
 
     def draws(self) -> Iterator[Float[Tensor, "row pixel"]]:
-        """The standardised flux of each noise draw, where that of the first is.
+        """Yield the standardised flux of each noise draw, on the same device as the first.
 
-        All but the first are drawn again each time and freed one after the other, so that memory does not grow with
-        their number. They depend on the seed, the draw and the row alone.
+        All but the first are redrawn on every call and freed one after the other, so that memory does not grow with
+        their number. They depend only on the seed, the draw and the row.
         """
         yield self.flux
         for draw in range(1, self.rules.eval_draws):
@@ -96,7 +96,7 @@ def _placed(flux: Float[Tensor, "row pixel"], worker: Worker) -> Float[Tensor, "
 def _noisy(
     mapped: MappedSplit, rules: DataRules, standardisation: Standardisation, worker: Worker, draw: int
 ) -> Float[Tensor, "row pixel"]:
-    """A worker's rows of a split under one draw of its noise, standardised. Noise is drawn for all rows, in their order."""
+    """A worker's rows of a split under one noise draw, standardised. Noise is drawn for all rows, in row order."""
     total, _, pixels = mapped.spectra.shape
     rank, world, standardise = worker.rank, worker.world, standardisation.flux_on(torch.device("cpu"))
     seed = stable_seed("evaluation", rules.eval_seed, draw) if draw else rules.eval_seed
@@ -112,7 +112,7 @@ def _noisy(
 
 
 def evaluation_pin(shards: Location, rules: DataRules) -> str:
-    """Hash of the validation and test spectra with their noise: rows compare only where it is equal."""
+    """Hash of the validation and test spectra with their noise; only rows with equal pins may be compared."""
     manifest = Manifest.load(shards)
     parts = [manifest.digest(split, manifest.num_rows(split)) for split in ("val", "test")]
     parts += [rules.target, str(rules.eval_seed), repr(rules.noise_level)]
@@ -121,10 +121,10 @@ def evaluation_pin(shards: Location, rules: DataRules) -> str:
 
 
 def check_labels(manifest: Manifest, rules: DataRules) -> None:
-    """Look whether every spectrum of all splits has the labels that the rules name, before time is spent.
+    """Check up front that every spectrum of all splits has the labels that the rules name.
 
     Raises:
-        UserError: One is unknown, constant, on one side of the boundary, or not finite in some spectrum.
+        UserError: A label is unknown, constant, on one side of the boundary, or not finite in some spectrum.
     """
     for label in rules.labels:
         if label in manifest.labels and (missing := manifest.labels[label].nan):

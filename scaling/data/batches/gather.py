@@ -1,4 +1,4 @@
-"""How rows get from the host's memory, or from a map larger than it, to the device."""
+"""Transfer of rows from host memory, or from a map larger than memory, to the device."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from numpy import ndarray
 from torch import Tensor
 
 READ_AHEAD_BATCHES = 64
-"""Batches that are read ahead after one has waited for the disk."""
+"""Batches to read ahead after a gather has waited for the disk."""
 Parts = Iterable[tuple[Float[Tensor, "all channel pixel"], Int64[Tensor, " row"]]]
-"""Rows of several tensors in the host's memory."""
+"""Row indices into several tensors in host memory."""
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Small values of the host on the device, through pinned memory: any other copy waits for all that a GPU has to do."""
+    """Copy small host tensors to the device through pinned memory; any other copy waits for all queued GPU work."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 class Staging:
-    """The way of a batch's rows to the device: on a GPU by two pinned buffers in turn, reused for every batch.
+    """Transfers a batch's rows to the device; on a GPU through two pinned buffers, used alternately.
 
-    The copy runs while the host gathers the next batch into the other buffer; an event says when a buffer is free again.
+    The copy of one batch overlaps with gathering the next; an event marks when a buffer is free again.
     """
 
     def __init__(self, rows: int, channels: int, pixels: int, device: torch.device) -> None:
@@ -38,7 +38,7 @@ class Staging:
             self._copied = [torch.cuda.Event() for _ in range(2)]
 
     def gather(self, parts: Parts, total: int) -> Float[Tensor, "row channel pixel"]:
-        """All parts' rows one after the other, ``total`` of them, on the device."""
+        """Concatenate the rows of all parts, ``total`` in all, on the device."""
         if self._pinned:
             self._turn = 1 - self._turn
             self._copied[self._turn].synchronize()
@@ -55,10 +55,10 @@ class Staging:
 
 
 class ReadAhead:
-    """Asks the kernel for the next batch's rows at once, where batches wait for the disk: a map larger than memory.
+    """Prefetches the next batches' rows into the page cache if gathers wait for the disk (map larger than memory).
 
-    A gather that meets a page which is not in memory waits for it, and only then for the next one; asked for together,
-    the disk serves many at a time. Where all pages are in memory asking would cost as much as the gather.
+    A gather waits for one missing page at a time; requested together, the disk serves many at once. Where all pages are
+    in memory, prefetching would cost as much as the gather.
     """
 
     def __init__(self, spectra: ndarray) -> None:
@@ -75,14 +75,14 @@ class ReadAhead:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """See whether what is done meanwhile waits for the disk."""
+        """Detect whether the block waits for the disk."""
         before = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
         yield
         waited = resource.getrusage(resource.RUSAGE_SELF).ru_majflt > before
         self._left = READ_AHEAD_BATCHES if waited else max(self._left - 1, 0)
 
     def ask_for(self, rows: Int64[ndarray, " row"]) -> None:
-        """Have the kernel read some rows, without waiting for them."""
+        """Request rows from the kernel without waiting for them."""
         for start in (rows * self._row_bytes).tolist():
             page = start // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, page, start - page + self._row_bytes)

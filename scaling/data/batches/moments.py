@@ -1,4 +1,4 @@
-"""Mean and covariance of training spectra as a model sees them, and their covariance with the labels, in one pass of float64."""
+"""Mean and covariance of training spectra as a model sees them, and covariance with labels, in one float64 pass."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from scaling.data.shards.manifest import Manifest
 
 
 class Moments:
-    """Sums over spectra and their normalised labels; they can be read at any time, as those of all spectra added so far.
+    """Running sums over spectra and their normalised labels; the moments can be read at any time.
 
-    Noise-free spectra count with the expectation over their noise: independent noise adds level² · ⟨error²⟩ to each pixel's
+    Noise-free spectra enter with the expectation over their noise: independent noise adds level² · ⟨error²⟩ to each pixel's
     variance and nothing else, so none is drawn.
     """
 
     def __init__(self, manifest: Manifest, rules: DataRules, device: torch.device, labels: int = 0) -> None:
-        # Sums are taken about a point close to the mean, or the covariance would be a small difference of large numbers.
+        # Sums are taken about a point near the mean; otherwise the covariance is a small difference of large numbers.
         self._origin = manifest.pixel_statistics()["flux_mean"]
         found = Standardisation.of(manifest.dest, rules)
         self._offset, self._scale = (a.astype(np.float64) for a in (found.flux_offset, found.flux_scale))
@@ -36,7 +36,7 @@ class Moments:
         error: Float32[ndarray, "row pixel"] | None,
         labels: Float[ndarray, "row label"] | None = None,
     ) -> None:
-        """Add spectra: noise-free ones with their 1σ errors, or noisy ones without."""
+        """Add spectra: noise-free ones with their 1σ errors, or noisy ones without errors."""
         values = flux.astype(np.float64)
         if error is not None:
             np.maximum(values, 0.0, out=values)
@@ -52,7 +52,7 @@ class Moments:
             self._product += values.T @ targets
 
     def standardised(self) -> tuple[Float64[Tensor, " pixel"], Float64[Tensor, "pixel pixel"]]:
-        """Mean and covariance of the standardised noisy flux, the covariance on the device."""
+        """Mean and covariance of the standardised noisy flux, with the covariance on the device."""
         shift = self._total / self.rows
         square = self._square / self.rows
         moved = torch.from_numpy(shift).to(self._device)

@@ -1,4 +1,4 @@
-"""How spectra become inputs and targets: the rules, and the statistics they are normalised with."""
+"""How spectra become inputs and targets: the rules, and the statistics used for normalisation."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ READ_ROWS = 4096
 class DataRules:
     """How spectra become inputs and targets; the same for all cells of a study.
 
-    `noise` "fixed" draws one noise realisation a spectrum, as a survey observes each star once; "fresh" draws a new
+    `noise` "fixed" draws one noise realisation per spectrum, as a survey observes each star once; "fresh" draws a new
     one at every visit, as the original study does. `noise_level` multiplies the 1σ errors. Validation and test noise
     is drawn once from `eval_seed`. `input_norm` standardises the noisy flux with statistics of the training split:
     "none" (the original), "global" (one mean, one scale), "mean_spectrum" (each pixel's mean, one scale), "per_pixel".
     `label_norm` maps the labels to mean 0 and std 1, or to [0, 1].
 
-    `label` is what a study is about: trials are selected and judged by it. `other_labels` are learned beside it, with
-    equal weight in the loss. With a `boundary`, in the label's unit, it is a classification: the model answers whether
-    the label is above, is trained on binary cross-entropy, and is selected and judged by its error rate.
-    With several `eval_draws`, validation and test spectra are scored under so many draws of their noise; the first is the
-    one that is always drawn.
+    `label` is the study's target: trials are selected and judged by it. `other_labels` are learned jointly, with
+    equal weight in the loss. A `boundary`, in the label's unit, makes the task a classification: the model predicts whether
+    the label is above it, is trained on binary cross-entropy, and is selected and judged by its error rate.
+    With several `eval_draws`, validation and test spectra are scored under that many noise draws; the first is the
+    one used with a single draw.
     """
 
     label: Name = "log_g"
@@ -54,10 +54,10 @@ class DataRules:
     label_norm: Literal["standard", "minmax"] = "standard"
 
     def __post_init__(self) -> None:
-        """Compare the fields.
+        """Check that the fields are consistent.
 
         Raises:
-            UserError: naming the field, its value and the remedy.
+            UserError: Names the field, its value and the remedy.
         """
         if self.eval_draws > 1 and self.noise_level == 0:
             raise UserError(f"DataRules.eval_draws = {self.eval_draws}: must be 1 without noise (noise_level 0)")
@@ -73,26 +73,26 @@ class DataRules:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """All labels in the order of the model's outputs; the first is the study's."""
+        """All labels in the order of the model's outputs; the study's label is first."""
         return (self.label, *self.other_labels)
 
     @property
     def target(self) -> str:
-        """What is predicted, in words: "log_g", or "log_g > 2.5"."""
+        """The predicted quantity in words: "log_g", or "log_g > 2.5"."""
         return self.label if self.boundary is None else f"{self.label} > {self.boundary:g}"
 
     @property
     def score(self) -> Literal["mae_dex", "error_rate"]:
-        """What trials are selected and judged by: the row's column after "val_" and "test_"."""
+        """The metric for selecting and judging trials: the row's column after "val_" and "test_"."""
         return "mae_dex" if self.boundary is None else "error_rate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standardisation:
-    """Statistics of the training split that inputs and labels are normalised with; they travel with the checkpoint.
+    """Statistics of the training split that normalise inputs and labels; stored in the checkpoint.
 
-    Those of the labels are in the labels' own units, in the order of `DataRules.labels`. With a `boundary` labels become
-    1 above it and 0 elsewhere, and offset and scale are not used.
+    Label statistics are in the labels' own units, in the order of `DataRules.labels`. With a `boundary`, labels become
+    1 above it and 0 elsewhere, and offset and scale are unused.
     """
 
     flux_offset: Float32[ndarray, " pixel"]
@@ -105,10 +105,10 @@ class Standardisation:
 
     @classmethod
     def of(cls, shards: Location, rules: DataRules) -> Standardisation:
-        """Read the statistics of a shard set and reduce them as the rules say.
+        """Read the statistics of a shard set and reduce them as the rules specify.
 
         Raises:
-            UserError: if a label is unknown, constant in the training split, or all on one side of the boundary.
+            UserError: A label is unknown, constant in the training split, or all on one side of the boundary.
         """
         manifest = Manifest.load(shards)
         for name in rules.labels:
@@ -144,28 +144,28 @@ class Standardisation:
         )
 
     def flux_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """What standardises flux (row, pixel) on a device, in its place."""
+        """A function that standardises flux (row, pixel) in place on a device."""
         offset, scale = (torch.from_numpy(array).to(device) for array in (self.flux_offset, self.flux_scale))
         return lambda flux: flux.sub_(offset).div_(scale)
 
     def digest(self) -> str:
-        """A short hash of the statistics; they are those of the whole training split, not of a cell's prefix."""
+        """A short hash of the statistics, which are those of the whole training split, not of a cell's prefix."""
         labels = np.stack([self.label_offset, self.label_scale, self.label_mean, self.label_std], axis=1)
         content = self.flux_offset.tobytes() + self.flux_scale.tobytes() + labels.tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
     def normalise_labels(self, labels: Float[ndarray, "row label"]) -> Float32[ndarray, "row label"]:
-        """Labels in their own units to those of the loss; to 0 and 1 with a boundary."""
+        """Convert labels from their own units to those of the loss; to 0 and 1 with a boundary."""
         if self.boundary is not None:
             return (labels > self.boundary).astype(np.float32)
         return ((labels - self.label_offset) / self.label_scale).astype(np.float32)
 
 
 def read_labels(params: pd.DataFrame, labels: tuple[str, ...], where: str) -> Float64[ndarray, "row label"]:
-    """Some label columns, in the labels' own units.
+    """Read label columns, in the labels' own units.
 
     Raises:
-        UserError: if one is missing or not finite, naming the first offending row.
+        UserError: A column is missing or not finite; names the first offending row.
     """
     for label in labels:
         if label not in params:

@@ -1,16 +1,16 @@
-"""Training spectra streamed from the shards by threads, for a prefix that no node's disk can hold.
+"""Training spectra streamed from the shards by threads, for a prefix that does not fit on a node's disk.
 
-The order is a pure function of (seed, epoch), the same for any number of workers, so that the step number is all there is
-to resume from. In each epoch the shards of the prefix are permuted and dealt to ``LANES`` lanes, as cards are. A lane
-shuffles its rows within each shard. Step s of the S steps of an epoch takes from a lane of n rows those from ⌊s·n/S⌋ to
+The order is a pure function of (seed, epoch), the same for any number of workers, so that the step number is the only
+state needed to resume. In each epoch the shards of the prefix are permuted and dealt to ``LANES`` lanes in turn. A lane
+shuffles its rows within each shard. Of a lane of n rows, step s of the S steps of an epoch takes rows ⌊s·n/S⌋ to
 ⌊(s+1)·n/S⌋: every row once an epoch, in batches whose sizes differ by at most ``LANES``. Worker r of k serves lanes r,
-r + k, …; of a prefix of fewer shards than lanes, the rest of the lanes are empty.
+r + k, …; if the prefix has fewer shards than lanes, the other lanes are empty.
 
-What it costs. Memory: two shards a lane, so 16 of them for all workers together; with 4,096 spectra of 4,096 pixels
-1 GiB with fixed noise, 2 GiB with fresh. Mixing: a batch has rows of 8 shards, 32,768 spectra, and not of the whole prefix.
-In a study order, where neighbours are no more alike than other spectra, that is no loss. Were a source sorted by its label,
-the mean label of a batch of 256 would scatter 4.7 times as much as under a full shuffle (``tests/data/batches``): convert
-such a source with ``--order shuffled``, which ``auto`` does by itself.
+Memory: two shards per lane, so 16 for all workers together; with 4,096 spectra of 4,096 pixels each this is
+1 GiB with fixed noise, 2 GiB with fresh. Mixing: a batch has rows of 8 shards, 32,768 spectra, not of the whole prefix.
+In a study order, where neighbours are no more alike than other spectra, nothing is lost. If a source were sorted by its
+label, the mean label of a batch of 256 would scatter 4.7 times as much as under a full shuffle (``tests/data/batches``):
+convert such a source with ``--order shuffled``, which ``auto`` chooses by itself.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
 
 LANES = 8
-"""Part of what a seed means for the order."""
+"""Changing it changes the order of every seed."""
 AHEAD = 2
-"""Shards of a lane that are held: the one that is drawn from, and the next, decoded meanwhile."""
+"""Shards held per lane: the current one, and the next, which is decoded in the background."""
 GPU_DECODERS, CPU_DECODERS = 4, 1
-"""Threads; a trial on the CPU trains on another one, and more would be in its way."""
+"""Decoding threads; a CPU trial trains on another core, and more threads would slow it down."""
 
 
 class Visit(NamedTuple):
-    """A shard in a lane of an epoch: its number, the place of its first row in the lane, and its rows in the prefix."""
+    """A shard in a lane of an epoch: its number, offset of its first row in the lane, and its rows in the prefix."""
 
     epoch: int
     shard: int
@@ -57,7 +57,7 @@ class StreamOrder:
     """The order of the first D training spectra."""
 
     def __init__(self, manifest: Manifest, num_spectra: int, batch_size: int, seed: int) -> None:
-        """Of the first ``num_spectra`` training spectra.
+        """Set up the order of the first ``num_spectra`` training spectra.
 
         Raises:
             UserError: The split has fewer.
@@ -68,7 +68,7 @@ class StreamOrder:
         self._epoch, self._lanes = -1, [[Visit(-1, 0, 0, 0)]]
 
     def lanes(self, epoch: int) -> list[list[Visit]]:
-        """The shards of each lane, in the order they are visited."""
+        """The shards of each lane, in visiting order."""
         if epoch != self._epoch:
             order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self.num_shards)
             lanes = [self._visits(epoch, order[lane::LANES].tolist()) for lane in range(LANES)]
@@ -89,13 +89,13 @@ class StreamOrder:
         return np.random.Generator(np.random.Philox(key=key)).permutation(visit.rows)
 
     def shares(self, step: int) -> list[tuple[int, int]]:
-        """The first row of a step in each lane, and the row after its last."""
+        """The half-open range of rows that a step takes from each lane."""
         (epoch, index), steps = divmod(step, self.steps_per_epoch), self.steps_per_epoch
         totals = [lane[-1].start + lane[-1].rows if lane else 0 for lane in self.lanes(epoch)]
         return [(index * rows // steps, (index + 1) * rows // steps) for rows in totals]
 
     def rows(self, step: int) -> Int64[ndarray, " row"]:
-        """Row numbers of a step's global batch, lane after lane."""
+        """Row numbers of a step's global batch, lane by lane."""
         parts = [np.empty(0, np.int64)]
         for (start, stop), lane in zip(self.shares(step), self.lanes(step // self.steps_per_epoch), strict=True):
             for visit in lane:
@@ -105,7 +105,7 @@ class StreamOrder:
 
 
 class Rows(NamedTuple):
-    """Rows of a decoded shard: its spectra, which of them, and their labels in the labels' own units."""
+    """Selected rows of a decoded shard: its spectra, the row indices, and the labels in their own units."""
 
     spectra: Float32[Tensor, "all channel pixel"]
     chosen: Int64[Tensor, " row"]
@@ -113,7 +113,7 @@ class Rows(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """The rows of a shard that the prefix has: spectra, labels, and the order in which they are visited."""
+    """The rows of a shard that are in the prefix: spectra, labels, and the order in which they are visited."""
 
     spectra: Float32[Tensor, "row channel pixel"]
     labels: Float64[ndarray, "row label"]
@@ -121,16 +121,16 @@ class Decoded(NamedTuple):
 
 
 class SpectrumStream:
-    """One worker's share of the steps. Steps are cheapest in turn; any other order restarts the stream."""
+    """One worker's share of the steps. Consecutive steps are cheapest; any other order restarts the stream."""
 
     def __init__(self, order: StreamOrder, labels: tuple[str, ...], noise: FixedNoise | None, worker: Worker) -> None:
         """Start the threads; nothing is decoded before the first step.
 
         Args:
-            order: Of the prefix.
-            labels: The columns of labels.
-            noise: Added where a shard is decoded; None leaves flux and error apart.
-            worker: Whose share.
+            order: The order of the prefix.
+            labels: The label columns.
+            noise: Added when a shard is decoded; None keeps flux and error separate.
+            worker: The worker whose share is streamed.
 
         Raises:
             UserError: There are more workers than lanes.
@@ -146,7 +146,7 @@ class SpectrumStream:
         self._held: dict[int, deque[tuple[Visit, Future[Decoded]]]] = {}
 
     def take(self, step: int) -> Iterator[Rows]:
-        """This worker's rows of a step's batch, lane after lane.
+        """This worker's rows of a step's batch, lane by lane.
 
         Raises:
             UserError: A shard is damaged, or a label in it is not finite.
@@ -169,7 +169,7 @@ class SpectrumStream:
                     self._decode_ahead(lane)
 
     def close(self) -> None:
-        """Stop, and let go of what was decoded."""
+        """Stop the threads and release the decoded shards."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._held = {}
 
@@ -179,12 +179,12 @@ class SpectrumStream:
         lanes = [lane for lane in self.lanes if self.order.lanes(epoch)[lane]]
         self._held = {lane: deque() for lane in lanes}
         self._visits = {lane: self._visits_from(epoch, lane, shares[lane][0]) for lane in lanes}
-        for _ in range(AHEAD):  # the first of every lane before the second of any
+        for _ in range(AHEAD):  # the first shard of every lane before the second of any
             for lane in lanes:
                 self._decode_ahead(lane)
 
     def _visits_from(self, epoch: int, lane: int, row: int) -> Iterator[Visit]:
-        """The shards of a lane from a row of an epoch on, without end."""
+        """Yield the shards of a lane endlessly, starting at a row of an epoch."""
         yield from (visit for visit in self.order.lanes(epoch)[lane] if visit.start + visit.rows > row)
         for following in itertools.count(epoch + 1):
             yield from self.order.lanes(following)[lane]
@@ -195,7 +195,7 @@ class SpectrumStream:
 
 
 def _decode_shard(order: StreamOrder, visit: Visit, columns: tuple[str, ...], noise: FixedNoise | None) -> Decoded:
-    """Decode a shard: whole, whatever the prefix takes of it, since only so is its checksum compared."""
+    """Decode a whole shard, even if the prefix needs less, because only then is its checksum verified."""
     manifest, shard = order.manifest, order.manifest.shards("train")[visit.shard]
     spectra, tables, at = np.empty((visit.rows, channels(noise), manifest.pixels), np.float32), [], 0
     for block, params in shard_spectra(manifest, "train", visit.shard, noise):
@@ -203,6 +203,6 @@ def _decode_shard(order: StreamOrder, visit: Visit, columns: tuple[str, ...], no
         spectra[at : at + here] = block[:here]
         tables.append(params.select(columns).slice(0, here))
         at += here
-    # Converted once a shard: a thread that makes Python objects holds up the one that trains.
+    # Converted once per shard: a thread that creates Python objects blocks the training thread (GIL).
     labels = read_labels(pa.concat_tables(tables).to_pandas(), columns, manifest.folder.locate(shard.file))
     return Decoded(torch.from_numpy(spectra), labels, order.shuffle(visit))

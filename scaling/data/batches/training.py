@@ -1,4 +1,4 @@
-"""Batches of the first D training spectra on the device, from where they are held: resident, mapped or streamed."""
+"""Batches of the first D training spectra on the device, read from resident, mapped or streamed spectra."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Access = Literal["auto", "resident", "mapped", "streamed"]
 
 
 class _Share(NamedTuple):
-    """A worker's rows of a global batch of ``global_rows``, on the device, and their places in it."""
+    """A worker's rows of a global batch of ``global_rows``, on the device, and their positions in it."""
 
     spectra: Float[Tensor, "row channel pixel"]
     labels: Float[Tensor, "row label"]
@@ -39,8 +39,8 @@ class _Share(NamedTuple):
 class TrainingBatches(ABC):
     """Batches of the first D training spectra, a pure function of the step number.
 
-    The global batch does not depend on the number of workers, so the step is all there is to resume from. `access` says
-    where the spectra are held; it is never "auto".
+    The global batch does not depend on the number of workers, so the step is the only state needed to resume. `access`
+    says where the spectra are held; it is never "auto".
     """
 
     access: Access
@@ -67,7 +67,7 @@ class TrainingBatches(ABC):
     def batch(self, step: int) -> tuple[Float[Tensor, "batch pixel"], Float[Tensor, "batch label"]]:
         """This worker's share of a step's global batch: standardised noisy flux and normalised labels, on the device.
 
-        The share can be empty, where the global batch has fewer rows than there are workers.
+        The share is empty where the global batch has fewer rows than there are workers.
 
         Raises:
             UserError: A shard is damaged.
@@ -75,7 +75,7 @@ class TrainingBatches(ABC):
         share = self._share(step)
         flux = share.spectra[:, 0]
         if self._noise is None:
-            # The noise of the whole global batch is drawn everywhere, so that it does not depend on the workers.
+            # Every worker draws the noise of the whole global batch, so that it does not depend on their number.
             generator = torch.Generator(self.worker.device).manual_seed(stable_seed("fresh", self.seed, step))
             shape = share.global_rows, flux.shape[1]
             noise = torch.randn(shape, generator=generator, device=self.worker.device)[share.places]
@@ -88,7 +88,7 @@ class TrainingBatches(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give up what the spectra are held in. No batch can be had after it."""
+        """Release the spectra. No batch can be read afterwards."""
 
     @abstractmethod
     def _open(self, shards: Location, access: Access) -> None:
@@ -117,27 +117,27 @@ def training_batches(
     Args:
         shards: The shard set.
         rules: How spectra become inputs and targets.
-        num_spectra: The prefix.
-        batch_size: Rows of a global batch; fewer in the last of an epoch, or up to 8 fewer or more if streamed.
-        seed: Of the order and of fresh noise.
-        worker: Whose share of every batch, and where.
+        num_spectra: Length of the prefix.
+        batch_size: Rows of a global batch; the last of an epoch has fewer, and streamed batches up to 8 fewer or more.
+        seed: Seed of the order and of fresh noise.
+        worker: The worker that reads the batches.
         access: Where the spectra are held. "auto" copies them to a GPU if they fit beside the trial, and maps them
-            otherwise; the same batches either way. "streamed" decodes shards as they are needed, for what the node cannot
-            hold, in an order shuffled within shards (see `stream`).
+            otherwise; the batches are the same. "streamed" decodes shards as they are needed, for data that do not fit
+            on the node, in an order shuffled within shards (see `stream`).
 
     Raises:
-        UserError: The prefix is too long, a label is not finite, a shard is damaged, the cache has no room, or what must
-            be resident does not fit the device.
+        UserError: The prefix is too long, a label is not finite, a shard is damaged, the cache has no space, or spectra
+            that must be resident do not fit on the device.
     """
     kind = StreamedBatches if access == "streamed" else MappedBatches
     return kind(shards, rules, num_spectra, batch_size, seed, worker, access)
 
 
 class MappedBatches(TrainingBatches):
-    """Rows gathered from the node's memory map, or from a copy of it on the device, in a fully shuffled order.
+    """Rows gathered from the node's memory map, or from a copy of it on the device, in fully shuffled order.
 
-    The epoch's order is a permutation by (seed, epoch); a global batch is a range of it, of which worker r of k takes rows
-    r, r + k, …
+    The order of an epoch is a permutation by (seed, epoch); a global batch is a range of it, of which worker r of k takes
+    rows r, r + k, …
     """
 
     def _open(self, shards: Location, access: Access) -> None:
@@ -149,7 +149,7 @@ class MappedBatches(TrainingBatches):
         self.access = "resident" if _goes_to_device(spectra.nbytes, worker, access) else "mapped"
         resident = self.access == "resident"
         self._spectra = _copy(spectra, worker.device) if resident else torch.from_numpy(spectra)
-        rows = 0 if resident else -(-self.batch_size // worker.world)  # of the pinned buffers
+        rows = 0 if resident else -(-self.batch_size // worker.world)  # size of the pinned buffers
         self._staging = Staging(rows, channels(self._noise), spectra.shape[2], worker.device)
         self._read_ahead = ReadAhead(spectra)
         self._epoch, self._order, self._order_there = -1, np.empty(0, np.int64), torch.empty(0)
@@ -168,7 +168,7 @@ class MappedBatches(TrainingBatches):
         return len(self.rows(step))
 
     def close(self) -> None:
-        """Let go of the memory map, and of what is on the device."""
+        """Release the memory map and the copy on the device."""
         del self._spectra, self._staging, self._read_ahead
         self._mapped.close()
 
@@ -188,7 +188,7 @@ class MappedBatches(TrainingBatches):
 
 
 class StreamedBatches(TrainingBatches):
-    """Rows of shards that are decoded as they are needed, in the order of `StreamOrder`."""
+    """Rows of shards that are decoded on demand, in the order of `StreamOrder`."""
 
     access: Access = "streamed"
 
@@ -213,7 +213,7 @@ class StreamedBatches(TrainingBatches):
         labels = [np.empty((0, len(self.rules.labels)))]
 
         def parts() -> Iterator[tuple[Tensor, Tensor]]:
-            for rows in self._stream.take(step):  # one after the other, so that no more shards are held than decoded
+            for rows in self._stream.take(step):  # lazily, so that no more shards are held than the stream has decoded
                 labels.append(rows.labels)
                 yield rows.spectra, rows.chosen
 
@@ -226,7 +226,7 @@ def _goes_to_device(num_bytes: int, worker: Worker, access: Access) -> bool:
     """Whether all spectra of a prefix are held on the device.
 
     Raises:
-        UserError: They must be, and do not fit.
+        UserError: They must be resident, but do not fit.
     """
     if worker.device.type != "cuda":
         return access == "resident"
@@ -240,7 +240,7 @@ def _goes_to_device(num_bytes: int, worker: Worker, access: Access) -> bool:
 
 
 def _copy(spectra: Float[ndarray, "row channel pixel"], device: torch.device) -> Float[Tensor, "row channel pixel"]:
-    """Spectra on the device, through a bounded buffer."""
+    """Copy spectra to the device through a bounded buffer."""
     resident = torch.empty(spectra.shape, dtype=torch.float32, device=device)
     for start in range(0, len(spectra), READ_ROWS):
         resident[start : start + READ_ROWS] = torch.from_numpy(spectra[start : start + READ_ROWS])

@@ -1,4 +1,4 @@
-"""A linear map that whitens the noisy training spectra: fitted to the shards, kept in the node's cache."""
+"""A linear map that whitens the noisy training spectra, fitted to the shards and stored in the node's cache."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from scaling.errors import NodeError
 from scaling.files import Location, private_folder, published
 
 WHITENING_ROWS = 65_536
-"""At most so many leading training spectra are used, whatever a cell's number of them: like any prefix a fair sample."""
+"""Maximum number of leading training spectra used, whatever the size of the cell: any prefix is a fair sample."""
 EIGENVALUE_FLOOR = 1e-10
-"""Of the largest eigenvalue: directions that vary less are treated as if they varied so much, and not blown up."""
+"""Lower bound on the eigenvalues, relative to the largest, so that directions of little variance are not amplified."""
 LOCK = "whitening.lock"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearMap:
-    """Standardised flux x to weight · x + bias."""
+    """The map of standardised flux x to weight · x + bias."""
 
     weight: Float32[Tensor, "component pixel"]
     bias: Float32[Tensor, " component"]
@@ -44,19 +44,19 @@ class LinearMap:
 def fit_whitening(
     shards: Location, rules: DataRules, kind: Literal["pca", "zca"], components: int, worker: Worker
 ) -> LinearMap:
-    """The map under which noisy training spectra have mean 0 and covariance 1, from this node's cache if it is there.
+    """The map under which noisy training spectra have mean 0 and covariance 1; read from this node's cache if present.
 
     With the eigenvectors E and eigenvalues Λ of the covariance of the standardised noisy flux, "pca" is Λ^(−1/2) Eᵀ for the
-    largest eigenvalues, in falling order, each row's largest entry positive; "zca" is E Λ^(−1/2) Eᵀ, the whitening that
+    largest eigenvalues, in descending order, each row's largest entry positive; "zca" is E Λ^(−1/2) Eᵀ, the whitening that
     changes the spectra least (Kessy, Lewin & Strimmer 2018, arXiv 1512.00809).
 
     Args:
         shards: The shard set.
         rules: How spectra become inputs.
         kind: "pca" or "zca".
-        components: Rows of the map; 0 for as many as pixels.
-        worker: Its device computes it, in float64: for 4,096 pixels about a minute of one core. All trials of a node use
-            the one file in its cache; other nodes' agree to rounding.
+        components: Rows of the map; 0 for the number of pixels.
+        worker: Its device computes the map, in float64: for 4,096 pixels about a minute on one core. All trials of a node
+            use the one file in its cache; the maps of other nodes agree to rounding.
 
     Raises:
         UserError: A shard is damaged.
@@ -84,7 +84,7 @@ def fit_whitening(
 
 
 def _read(path: Path) -> LinearMap | None:
-    """The map in a file, behind a digest of it; None where there is none, or it was altered."""
+    """Read a map from a file and verify its digest; None where there is none, or it was altered."""
     try:
         content = memoryview(read_file(path))
     except FileNotFoundError:
@@ -94,7 +94,7 @@ def _read(path: Path) -> LinearMap | None:
             raise ValueError("another digest")
         with np.load(io.BytesIO(content[16:]), allow_pickle=False) as arrays:
             return LinearMap(torch.from_numpy(arrays["weight"]), torch.from_numpy(arrays["bias"]))
-    except ValueError:  # NumPy's too, for pickled objects
+    except ValueError:  # NumPy raises it too, for pickled objects
         logging.getLogger(__name__).warning("%s: was altered: fitted again", path)
         return None
 
@@ -102,7 +102,7 @@ def _read(path: Path) -> LinearMap | None:
 def noisy_moments(
     manifest: Manifest, rules: DataRules, device: torch.device
 ) -> tuple[Float64[Tensor, " pixel"], Float64[Tensor, "pixel pixel"]]:
-    """Mean and covariance of the standardised noisy training flux, on the device; of its expectation over the noise."""
+    """Mean and covariance of the standardised noisy training flux, as expectations over the noise, on the device."""
     rows, moments = min(WHITENING_ROWS, manifest.num_rows("train")), Moments(manifest, rules, device)
     for table in leading_rows(manifest, "train", rows, columns=[FLUX, ERROR]):
         moments.add(column_values(table, FLUX), column_values(table, ERROR))
@@ -115,8 +115,8 @@ def whitening_map(
     kind: Literal["pca", "zca"],
     components: int,
 ) -> LinearMap:
-    """The whitening of spectra of this mean and covariance, on the CPU."""
-    values, vectors = torch.linalg.eigh(covariance)  # in rising order
+    """The whitening map for spectra of this mean and covariance, on the CPU."""
+    values, vectors = torch.linalg.eigh(covariance)  # in ascending order
     first = len(values) - (components or len(values))
     values, vectors = values[first:].flip(0), vectors[:, first:].flip(1)
     scaled = vectors / values.clamp(min=EIGENVALUE_FLOOR * float(values[0])).sqrt()

@@ -1,4 +1,4 @@
-"""Where batches go: one worker of a trial, its device and its node's cache."""
+"""The destination of batches: one worker of a trial, with its device and its node's cache."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Worker:
 
     Attributes:
         cache_root: The node's cache of memory maps.
-        device: Where batches go.
+        device: The device that batches are copied to.
         rank: This worker's number.
         world: The number of workers.
-        device_share: The part of the device's memory that the trial may take.
-        reserved: Bytes of it that are left to the model.
+        device_share: The fraction of the device's memory that the trial may use.
+        reserved: Bytes of that share reserved for the model.
     """
 
     cache_root: Path
@@ -30,7 +30,7 @@ class Worker:
     reserved: int = 0
 
     def room(self) -> float:
-        """Bytes of the trial's GPU, which others may use too, that spectra may still take; on a CPU, what they need."""
+        """Bytes that spectra may still use of the trial's GPU, which may be shared with others; unlimited on a CPU."""
         if self.device.type != "cuda":
             return math.inf
         free, total = torch.cuda.mem_get_info(self.device)

@@ -1,4 +1,4 @@
-"""Files of spectra in the PFS/BOSZ layout: read, written, described."""
+"""Files of spectra in the PFS/BOSZ layout: reading, writing and description."""
 
 from scaling.data.hdf5.describe import Description, describe_set
 from scaling.data.hdf5.leaks import find_leaks

@@ -1,4 +1,4 @@
-"""The parameter table's columns: what shards keep of them, their units, what is possible in them, and a summary."""
+"""Columns of the parameter table: their type in shards, units, plausible ranges, and summaries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scaling.data.spectra import ERROR, FLUX, ROW_ID
 from scaling.errors import UserError
 
 Known = tuple[str, float, float]
-"""What is known of a column: its unit, and the bounds beyond which a value is a mistake."""
+"""Prior knowledge of a column: its unit, and the bounds beyond which a value is an error."""
 UNKNOWN: Known = ("", -math.inf, math.inf)
 LABELS: dict[str, Known] = {
     "T_eff": ("K", 1e3, 1e5),
@@ -23,7 +23,7 @@ LABELS: dict[str, Known] = {
     **dict.fromkeys(("M_H", "Fe_H", "a_M", "C_M", "O_M"), ("dex", -10.0, 3.0)),
     "v_turb": ("km/s", 0.0, 100.0),
 }
-"""What a model may be asked to predict."""
+"""Columns that can be labels, that is, predicted by a model."""
 ANGLES = ("target_zenith_angle", "target_field_angle", "moon_zenith_angle", "moon_target_angle")
 KNOWN: dict[str, Known] = {
     **LABELS,
@@ -42,7 +42,7 @@ KNOWN: dict[str, Known] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnSummary:
-    """One column of a parameter table: its type, unit (where known), range of finite values (of text none), and gaps."""
+    """One column of a parameter table: its type, unit (if known), range of finite values (none for text), and gaps."""
 
     name: str
     dtype: str
@@ -52,7 +52,7 @@ class ColumnSummary:
     nan: int
 
     def to_text(self) -> str:
-        """The column as a line of a table."""
+        """The column as one line of a table."""
         low, high = ("-" if value is None else f"{value:.6g}" for value in (self.min, self.max))
         return f"  {self.name:<22}{self.dtype:<10}{self.unit or '':<8}{low:>14}{high:>14}{self.nan:>10}"
 
@@ -61,10 +61,10 @@ HEADER = f"  {'column':<22}{'type':<10}{'unit':<8}{'min':>14}{'max':>14}{'NaN':>
 
 
 def shard_type(path: Path, column: pd.Series) -> pa.DataType:
-    """How shards keep a parameter column, or some of its rows: text (also categories of it) as text, all else as it is.
+    """The Arrow type of a parameter column in shards: text, also categorical, is a string; all else is unchanged.
 
     Raises:
-        UserError: Shards cannot keep it, or have another column of its name.
+        UserError: Shards cannot store it, or already have another column of this name.
     """
     what = f"parameter column {column.name!r}"
     if column.name in (ROW_ID, FLUX, ERROR):
@@ -73,7 +73,7 @@ def shard_type(path: Path, column: pd.Series) -> pa.DataType:
     if _is_real(column) and column.dtype.itemsize <= 8:
         return pa.from_numpy_dtype(column.dtype)
     is_text = pd.api.types.is_string_dtype(values.dtype)
-    if values.dtype == object:  # NaN is text that is missing
+    if values.dtype == object:  # NaN marks missing text
         is_text = all(isinstance(value, str | bytes) or value is None or value != value for value in values)
     if is_text:
         with reading(path, what, "write its text in UTF-8"):
@@ -89,7 +89,7 @@ def _is_real(column: pd.Series) -> bool:
 
 
 def summarise_column(name: str, column: pd.Series) -> ColumnSummary:
-    """The summary of a column of a parameter table."""
+    """Summarise a column of a parameter table."""
     finite = column[np.isfinite(column)] if _is_real(column) else column[:0]
     return ColumnSummary(
         name=name,
@@ -102,9 +102,9 @@ def summarise_column(name: str, column: pd.Series) -> ColumnSummary:
 
 
 def column_problems(name: str, column: pd.Series) -> list[str]:
-    """What is wrong with a column's values, one sentence each.
+    """The problems of a column's values, one sentence each.
 
-    A label that is NaN in every row is normal: the simulator leaves what it does not use so.
+    A label that is NaN in every row is normal: the simulator leaves unused labels so.
     """
     if not _is_real(column):
         return [f"column {name} is {column.dtype}: expected numbers"] if name in LABELS else []

@@ -1,4 +1,4 @@
-"""What is in HDF5 files of spectra, and what is wrong with them: each by itself, and together."""
+"""Contents and problems of HDF5 files of spectra, one by one and as a set."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from scaling.errors import UserError
 
 ARRAYS = "dataset/arrays"
 RANGES = 16
-"""Ranges of rows that a large file is sampled in: rows that were never written lie side by side too."""
+"""Row ranges sampled from a large file; rows that were never written are usually adjacent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What a file of spectra holds; of one that cannot be opened as such, only the path and why.
+    """The contents of a file of spectra; for a file that cannot be opened as one, only the path and the reason.
 
     Attributes:
         wave_range: First and last pixel centre, vacuum Å.
-        chunk_rows: Rows stored together on disk, 1 where contiguous.
-        checked_rows: Rows whose flux, error and mask were read, for all that follows.
-        snr_column_median: Median of the parameter table's own ``snr``, over all rows.
-        masked_pixels: Pixels whose mask is not 0; None without a mask. ``masked_rows`` have such a pixel.
+        chunk_rows: Rows per chunk on disk, 1 if contiguous.
+        checked_rows: Number of rows whose flux, error and mask were read; the attributes below are based on them.
+        snr_column_median: Median of the parameter table's own ``snr`` column, over all rows.
+        masked_pixels: Pixels with a non-zero mask; None without a mask. ``masked_rows`` have at least one such pixel.
         problems: What would stop a conversion or spoil a study, one sentence each.
     """
 
@@ -75,15 +75,15 @@ class Description:
 
 
 def format_percentiles(percentiles: dict[str, float]) -> str:
-    """Percentiles in one line, such as ``5 %: 3.7, 50 %: 8.2``."""
+    """Format percentiles on one line, such as ``5 %: 3.7, 50 %: 8.2``."""
     return ", ".join(f"{name} %: {value:.3g}" for name, value in percentiles.items()) or "unknown"
 
 
 def describe(path: Path, max_rows: int = 4096) -> Description:
-    """Describe a file by ``max_rows`` spectra at most; of a larger one, 16 evenly spaced ranges, the last rows among them.
+    """Describe a file from at most ``max_rows`` spectra, of a larger file in 16 evenly spaced ranges to its end.
 
     Raises:
-        UserError: It is not meant as a file of spectra. One that is, but is damaged, is described by its problem.
+        UserError: It is not intended as a file of spectra. A damaged file of spectra is described by its problem instead.
     """
     try:
         spectra = open_spectra(path)
@@ -116,7 +116,7 @@ def describe(path: Path, max_rows: int = 4096) -> Description:
 
 
 def _describe_params(spectra: SpectraFile) -> tuple[dict[str, Any], list[str]]:
-    """The parameter table, as fields of a `Description`, and what is wrong with it."""
+    """Fields of a `Description` from the parameter table, and the table's problems."""
     try:
         params = spectra.params
     except UserError as error:
@@ -134,10 +134,10 @@ def _describe_params(spectra: SpectraFile) -> tuple[dict[str, Any], list[str]]:
 
 
 def _sample(spectra: SpectraFile, max_rows: int) -> tuple[dict[str, Any], list[str]]:
-    """What reading some spectra shows, as fields of a `Description`; and what is wrong, one sentence a kind."""
+    """Fields of a `Description` from a sample of spectra, and their problems, one sentence per kind."""
     mask, read, snr, masked, unreadable = None, 0, [], [], []
     bad: dict[str, list[int]] = defaultdict(list)
-    with contextlib.suppress(UserError), reading(spectra.path, MASK_ARRAY):  # among the arrays, it is a problem
+    with contextlib.suppress(UserError), reading(spectra.path, MASK_ARRAY):  # reported with the other arrays
         mask = find_array(spectra.file, MASK_ARRAY)
     for start, stop in _sample_ranges(spectra.num_rows, max_rows):
         try:
@@ -162,7 +162,7 @@ def _sample(spectra: SpectraFile, max_rows: int) -> tuple[dict[str, Any], list[s
 
 
 def _sample_ranges(rows: int, max_rows: int) -> list[tuple[int, int]]:
-    """All rows, or evenly spaced ranges from the first row to the last."""
+    """All rows, or evenly spaced ranges that include the first and the last row."""
     length = max(max_rows // RANGES, 1)
     if rows <= max_rows:
         return [(start, min(start + length, rows)) for start in range(0, rows, length)]
@@ -170,7 +170,7 @@ def _sample_ranges(rows: int, max_rows: int) -> list[tuple[int, int]]:
 
 
 def _arrays_of_damaged(path: Path) -> dict[str, str] | None:
-    """The arrays of what was meant as a file of spectra and cannot be used as one; None where it was not meant so."""
+    """The arrays of a damaged file of spectra; None if the file was not intended as one."""
     if not path.is_file():
         return None
     with path.open("rb") as raw:
@@ -184,7 +184,7 @@ def _arrays_of_damaged(path: Path) -> dict[str, str] | None:
 
 
 def _find_arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """The arrays of a file by their short name."""
+    """The arrays of a file by short name."""
     group = find(file, ARRAYS)
     names = group if isinstance(group, h5py.Group) else ()
     found = {name: find_array(file, f"{ARRAYS}/{name}/value") for name in names}
@@ -192,7 +192,7 @@ def _find_arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
 
 
 def _in_words(arrays: dict[str, h5py.Dataset]) -> dict[str, str]:
-    """The type, shape and storage of arrays."""
+    """Type, shape and storage of each array, as text."""
     return {
         shown(name): f"{array.dtype} {array.shape}, {f'chunks {array.chunks}' if array.chunks else 'contiguous'}"
         + f", {array.compression}" * bool(array.compression)
@@ -201,7 +201,7 @@ def _in_words(arrays: dict[str, h5py.Dataset]) -> dict[str, str]:
 
 
 def _storage_problems(arrays: dict[str, h5py.Dataset]) -> list[str]:
-    """Arrays of other lengths, and flux or error that was never stored (a mask may be so: it reads as 0, good)."""
+    """Arrays of inconsistent length, and flux or error never stored (an unstored mask is fine: it reads as 0, good)."""
     shape = arrays["flux"].shape
     problems = [
         f"array {shown(name)} has the shape {array.shape}, flux {shape}: expected {shape[0]} rows"
@@ -217,7 +217,7 @@ def _storage_problems(arrays: dict[str, h5py.Dataset]) -> list[str]:
 
 
 def _rows_never_stored(array: h5py.Dataset) -> list[tuple[int, int]]:
-    """Ranges of rows for which a file holds no bytes."""
+    """Ranges of rows for which the file stores no bytes."""
     rows = len(array)
     if array.chunks is None:
         return [] if array.id.get_storage_size() else [(0, rows)]
@@ -231,7 +231,7 @@ def _rows_never_stored(array: h5py.Dataset) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetDescription:
-    """Several files, such as the splits of one set; ``across`` is what is wrong only between them, the leaks among it."""
+    """Several files, such as the splits of one set; ``across`` lists problems between files, including leaks."""
 
     files: list[Description]
     leaks: list[Leak]
@@ -239,7 +239,7 @@ class SetDescription:
 
     @property
     def problems(self) -> list[str]:
-        """All problems; those of one file with its path."""
+        """All problems; those of a single file are prefixed with its path."""
         own = [f"{file.path}: {problem}" for file in self.files for problem in file.problems]
         return own + self.across
 
@@ -251,7 +251,7 @@ class SetDescription:
 
 
 def describe_set(paths: Iterable[Path], max_rows: int = 4096) -> SetDescription:
-    """Describe several files as ``describe`` does, and what shows only across them: other grids, other columns, leaks."""
+    """Describe several files as ``describe`` does, and as a set: differing grids or columns, and leaks."""
     files = [describe(path, max_rows) for path in paths]
     usable = [file for file in files if file.wave_range and file.columns]
     leaks = find_leaks([Path(file.path) for file in usable])
@@ -261,7 +261,7 @@ def describe_set(paths: Iterable[Path], max_rows: int = 4096) -> SetDescription:
 
 
 def _differences(first: Description, other: Description) -> Iterator[str]:
-    """How the wavelength grids and parameter columns of two files differ."""
+    """Yield the differences in wavelength grid and parameter columns between two files."""
     with open_spectra(Path(first.path)) as one, open_spectra(Path(other.path)) as two:
         if one.wave.shape != two.wave.shape or np.abs(one.wave - two.wave).max() > WAVE_TOLERANCE:
             yield f"{first.path} and {other.path} have different wavelength grids"

@@ -1,8 +1,8 @@
-"""What a damaged or hostile HDF5 file can do: be refused in one line, run no code, lead to no other file.
+"""Safe reading of damaged or hostile HDF5 files: one-line errors, no code execution, no access to other files.
 
-pandas keeps column names in attributes that PyTables unpickles, and text of its "fixed" format as pickled arrays. While a
-file is read here, PyTables' unpickling makes numbers, text, containers of them, arrays and PyTables' filters only: any
-other pickle is not executed, and is read as the bytes that it is. The HDF5 library itself, written in C, is trusted.
+pandas stores column names in attributes that PyTables unpickles, and text of its "fixed" format as pickled arrays. While a
+file is read here, PyTables unpickles only numbers, text, containers of them, arrays and PyTables' filters; any other pickle
+is returned as raw bytes, unexecuted. The HDF5 C library itself is trusted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import h5py
 from scaling.errors import UserError
 
 LINKS = 16
-"""Soft links followed on the way to one array, as many as HDF5 itself follows."""
+"""Maximum number of soft links followed to one array, as in HDF5 itself."""
 HARMLESS = {
     *((module, "object") for module in ("builtins", "__builtin__")),
     *((module, "_reconstructor") for module in ("copy_reg", "copyreg")),
@@ -37,29 +37,29 @@ _guarded: ContextVar[bool] = ContextVar("guarded", default=False)
 
 @contextmanager
 def reading(path: Path, what: str, remedy: str = "copy the file again") -> Iterator[None]:
-    """Whatever h5py, PyTables, pandas or numpy raise over the content of a file becomes a `UserError`, in one line."""
+    """Convert any exception of h5py, PyTables, pandas or numpy on a file's content into a one-line `UserError`."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # no list of types is complete: damaged bytes end in a dozen of them
+    except Exception as error:  # damaged bytes raise a dozen types; no list is complete
         raise UserError(f"{path}: {what} cannot be read ({reason(error)}): {remedy}") from error
 
 
 def reason(error: Exception) -> str:
-    """Why, in one line: the last line of what an exception says: PyTables' begin with HDF5's own trace."""
+    """The last line of an exception's message; PyTables' messages begin with HDF5's own trace."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return shown(lines[-1])[:200]
 
 
 def shown(text: str) -> str:
-    """A name from a file, for one line of a terminal."""
+    """A name from a file, made safe for one line of a terminal."""
     return text if text.isprintable() else ascii(text)
 
 
 @contextmanager
 def no_code_from_pickles() -> Iterator[None]:
-    """PyTables unpickles plain values only inside the block, and warns of nothing."""
+    """Within the block, PyTables unpickles only plain values and its warnings are silenced."""
     _guard_pytables()
     token = _guarded.set(True)
     try:
@@ -70,7 +70,7 @@ def no_code_from_pickles() -> Iterator[None]:
 
 
 class _PlainUnpickler(pickle._Unpickler):
-    """Python's own: the one in C makes room for as many memos as a number in the pickle says, up to 64 GiB for five bytes."""
+    """The pure-Python unpickler: the C one allocates any requested memo, up to 64 GiB for five bytes of pickle."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in HARMLESS:
@@ -80,7 +80,7 @@ class _PlainUnpickler(pickle._Unpickler):
 
 @functools.cache
 def _guard_pytables() -> None:
-    """Put a guarded ``loads`` in the place of pickle's in the two modules of PyTables that unpickle."""
+    """Replace pickle's ``loads`` by a guarded version in the two PyTables modules that unpickle."""
     import tables
 
     def loads(data: bytes, **options: Any) -> Any:
@@ -91,9 +91,9 @@ def _guard_pytables() -> None:
 
 
 def find(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | h5py.Datatype | None:
-    """What a path leads to, None where there is nothing; a `UserError` where it leads out of the file, or in a circle.
+    """The object at a path, or None; raises a `UserError` if the path leads out of the file or in a cycle.
 
-    h5py itself would open whatever file an external link names, a FIFO too, and wait.
+    h5py itself would open any file that an external link names, and block on a FIFO.
     """
     here, parts, links = file, name.split("/")[::-1], 0
     while parts:
@@ -116,7 +116,7 @@ def find(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | h5py.Datatyp
 
 
 def find_array(file: h5py.File, name: str) -> h5py.Dataset | None:
-    """``find`` for an array, None where there is none or something else; a `UserError` where its values are elsewhere."""
+    """``find`` for an array; None for anything else. Raises a `UserError` if its values are stored in another file."""
     found = find(file, name)
     if not isinstance(found, h5py.Dataset):
         return None
@@ -126,9 +126,9 @@ def find_array(file: h5py.File, name: str) -> h5py.Dataset | None:
 
 
 def check_attributes(file: h5py.File, name: str) -> None:
-    """Read all attributes on the way to a group and below it: of damaged ones h5py raises where PyTables crashes.
+    """Read all attributes on the path to a group and below it: h5py raises for damaged ones, whereas PyTables crashes.
 
-    It also crashes where the name of one is not UTF-8, which h5py reads with surrogates in it.
+    PyTables also crashes on attribute names that are not UTF-8, which h5py reads as surrogates.
     """
     nodes = list(itertools.accumulate(name.split("/"), operator.getitem, initial=file))
     nodes[-1].visititems(lambda _, found: nodes.append(found))

@@ -1,4 +1,4 @@
-"""Leaks: spectra that are in two splits, so that a model is scored on what it was trained on."""
+"""Leaks: spectra that occur in two splits, so that a model is scored on its training data."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ROLES = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leak:
-    """Rows of two files of different splits with equal parameters, and how many of them are the same spectrum.
+    """Rows with equal parameters in two files of different splits, and how many of them are the same spectrum.
 
     Attributes:
-        candidates: Rows of ``second`` whose parameters are those of a row of ``first``.
-        spectra: Those whose flux is that row's, too: the leak.
-        first_row: The row in ``first`` of the first such spectrum, None where there is none; ``second_row`` in ``second``.
+        candidates: Number of rows of ``second`` whose parameters equal those of a row of ``first``.
+        spectra: Number of candidates whose flux is equal as well: the leak.
+        first_row: Row in ``first`` of the first leaked spectrum, None if there is none; ``second_row`` likewise in ``second``.
     """
 
     first: str
@@ -43,16 +43,16 @@ class Leak:
 
 
 def role_of(path: Path) -> str | None:
-    """The split a file belongs to: its folder's name (or its own) begins with ``train``, ``val`` or ``test``."""
+    """The split of a file, if its folder's name (or its own) begins with ``train``, ``val`` or ``test``."""
     names = (path.absolute().parent.name, path.name)
     return next((role for name in names for role in ROLES if name.startswith(role)), None)
 
 
 def find_leaks(paths: list[Path]) -> list[Leak]:
-    """The pairs of files of different splits with spectra in common, or candidates; files of unknown split are left out.
+    """Pairs of files of different splits with common spectra or candidates; files of unknown split are skipped.
 
-    Rows whose numeric parameters are equal in both, but for ``id``, are candidates; their flux decides. Memory is some
-    tens of bytes a row, and that of a block of spectra.
+    Candidates are rows whose numeric parameters, except ``id``, are all equal; their flux decides. Memory: tens of bytes
+    per row, plus one block of spectra.
     """
     files = [path for path in paths if role_of(path)]
     pairs = [(one, two) for one, two in itertools.combinations(files, 2) if role_of(one) != role_of(two)]
@@ -77,25 +77,25 @@ def find_leaks(paths: list[Path]) -> list[Leak]:
 
 
 def _numeric_columns(path: Path) -> set[str]:
-    """The numeric columns of a file, but for ``id``, which numbers its rows."""
+    """The numeric columns of a file except ``id``, which numbers its rows."""
     with open_spectra(path) as spectra:
         return set(spectra.read_params(0, 1).select_dtypes("number").columns) - {"id"}
 
 
 def _parameter_keys(path: Path, columns: list[str]) -> UInt64[ndarray, " row"]:
-    """A number for each row that equal parameters share; what is not finite counts as absent."""
+    """A hash per row, equal for equal parameters; non-finite values count as missing."""
     keys = []
     with open_spectra(path) as spectra:
         for start in range(0, spectra.num_rows, TABLE_ROWS):
             frame = spectra.read_params(start, min(start + TABLE_ROWS, spectra.num_rows))
             values = frame[columns].astype(np.float64)
-            values = values.where(np.isfinite(values), np.nan) + 0.0  # + 0.0 turns a negative zero positive
+            values = values.where(np.isfinite(values), np.nan) + 0.0  # + 0.0 turns −0.0 into 0.0
             keys.append(pd.util.hash_pandas_object(values, index=False).to_numpy())
     return np.concatenate(keys)
 
 
 def _flux_keys(path: Path, rows: Int64[ndarray, " candidate"]) -> UInt64[ndarray, " candidate"]:
-    """A number for each of some rows that equal flux shares (as float32, which is trained on)."""
+    """A hash per row, equal for equal flux (as float32, the training precision)."""
     keys: list[int] = []
     with open_spectra(path) as spectra:
         for first in range(0, len(rows), BLOCK_ROWS):

@@ -1,4 +1,4 @@
-"""Asking the kernel for rows of an HDF5 array before they are read, so that the disk works while the processor does."""
+"""Asynchronous read-ahead of HDF5 rows, so that disk and processor work in parallel."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import h5py
 
 
 class ReadAhead:
-    """Rows of a (rows, pixels) array that the kernel is asked for, in rising order.
+    """Read-ahead for rows of a (rows, pixels) array, in ascending order.
 
-    Where that is not possible (a file system driver or platform without it) nothing happens: they are read when read.
+    A no-op where unsupported (by the file driver or the platform): rows are then read synchronously.
     """
 
     def __init__(self, array: h5py.Dataset) -> None:
@@ -22,7 +22,7 @@ class ReadAhead:
         self._whole = bool(array.chunks) and (filters > 0 or array.chunks[1] != array.shape[1])
 
     def ask(self, start: int, stop: int) -> None:
-        """Begin to bring rows ``start`` to ``stop`` into memory, without waiting for them; a compressed chunk whole, once."""
+        """Start reading rows ``start`` to ``stop`` into memory without waiting; compressed chunks whole, once."""
         if self._descriptor is None:
             return
         if self._array.chunks is None:
@@ -40,6 +40,6 @@ class ReadAhead:
                 self._advise(chunk.byte_offset, begin, end - begin)
 
     def _advise(self, offset: int | None, begin: int, length: int) -> None:
-        if offset is not None:  # something is stored
+        if offset is not None:  # the chunk is stored
             assert self._descriptor is not None
             os.posix_fadvise(self._descriptor, offset + begin, length, os.POSIX_FADV_WILLNEED)

@@ -1,7 +1,7 @@
-"""The HDF5 layout of PFS spectra: open, check, read (`scaling.data.hdf5.writer` writes it).
+"""Reader of the HDF5 layout of PFS spectra (written by `scaling.data.hdf5.writer`): opens, validates and reads files.
 
 The layout is that of the PFS simulator's own dataset writer: a shared wavelength grid, flux and error of shape (spectra,
-pixels), and a pandas table of parameters (``format="table"`` or ``"fixed"``) with one row a spectrum.
+pixels), and a pandas table of parameters (``format="table"`` or ``"fixed"``) with one row per spectrum.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ PARAMS = "dataset/params"
 TAG = "simulation"
 FINGERPRINT_ROWS = 16
 WAVE_TOLERANCE = 1e-6
-"""Å; grids closer than this are the same."""
+"""Å; grids that differ by less are considered equal."""
 BLOCK_ROWS = 512
-"""Rows given together: 16 MiB of float64 at 4096 pixels."""
+"""Rows per block: 16 MiB of float64 at 4096 pixels."""
 ROUNDED_ROWS = 128
-"""Rows read and rounded together: few enough to be still in the processor's cache when they are rounded."""
+"""Rows read and rounded together: few enough to stay in the processor's cache."""
 ROWS_AHEAD = 2 * BLOCK_ROWS
-"""Rows that the disk is asked for before they are read."""
+"""Rows of read-ahead."""
 TABLE_ROWS = 65536
-"""Rows of a parameter table read together."""
+"""Rows of a parameter table read at a time."""
 COMPRESSION = 1100
-"""No deflated file holds more values than this times its bytes: a header that promises more is damaged."""
+"""Maximum ratio of deflate: a header that promises more values than this times the stored bytes is damaged."""
 
 Spectra = Float32[ndarray, "row pixel"]
 Block = tuple[int, Spectra, Spectra]
-"""The first row in the file, flux and error."""
+"""The first row's number in the file, flux and error."""
 
 
 class SpectraFile:
@@ -52,13 +52,13 @@ class SpectraFile:
 
     Attributes:
         path: The file.
-        file: The same, as h5py has it open.
+        file: The h5py file.
         wave: Pixel centres in vacuum Å, (pixels,) float64.
         num_rows: Number of spectra.
-        num_pixels: Number of pixels of each.
-        chunk_rows: Rows stored together on disk: ranges aligned to it are read without waste. 1 if contiguous.
-        filled_edges: Edge pixels with a NaN error that reading has filled so far.
-        tag: What ``write_spectra`` says the spectra are; None in other files.
+        num_pixels: Pixels per spectrum.
+        chunk_rows: Rows per chunk on disk; reads aligned to it waste nothing. 1 if contiguous.
+        filled_edges: Number of edge pixels with a NaN error that reading has filled so far.
+        tag: The description of the spectra stored by ``write_spectra``; None in other files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,7 +86,7 @@ class SpectraFile:
     def _check_layout(self) -> None:
         if find_array(self.file, WAVE_PER_SPECTRUM) is not None:
             raise UserError(f"{self.path}: each spectrum has a grid ({WAVE_PER_SPECTRUM}): resample to one grid")
-        table, axis = f"{PARAMS}/table", f"{PARAMS}/axis1"  # of pandas' two formats
+        table, axis = f"{PARAMS}/table", f"{PARAMS}/axis1"  # in pandas' two formats
         params = axis if find_array(self.file, table) is None and find_array(self.file, axis) is not None else table
         names = (WAVE, FLUX_ARRAY, ERROR_ARRAY, params)
         found = {name: array for name in names if (array := find_array(self.file, name)) is not None}
@@ -109,10 +109,10 @@ class SpectraFile:
             raise UserError(f"{self.path}: {WAVE} {fault}: expected a grid in Å")
 
     def blocks(self, start: int, stop: int, rows: int = BLOCK_ROWS, fill: bool = True) -> Iterator[Block]:
-        """Rows ``start`` to ``stop``, ``rows`` at a time, rounded once to float32; NaN errors at the edges filled and counted.
+        """Yield rows ``start`` to ``stop`` in blocks of ``rows``, rounded once to float32.
 
-        The arrays are the caller's to keep. Memory is that of one block, however large the file's chunks are (compressed
-        ones are held whole).
+        NaN errors at the edges are filled, and counted in `filled_edges`. The caller owns the arrays. Memory is one block,
+        however large the file's chunks are (compressed ones are held whole).
 
         Raises:
             UserError: Rows cannot be read.
@@ -141,13 +141,13 @@ class SpectraFile:
             yield start, flux, error
 
     def read(self, start: int, stop: int) -> tuple[Spectra, Spectra]:
-        """Flux and error of rows ``start`` to ``stop`` as ``blocks`` gives them, together."""
+        """Flux and error of rows ``start`` to ``stop``, as from ``blocks`` but concatenated."""
         return self.read_rows(np.arange(start, stop))
 
     def read_rows(self, rows: Int64[ndarray, " row"], fill: bool = True) -> tuple[Spectra, Spectra]:
-        """Flux and error of any rows, in the order asked for, as ``blocks`` gives them.
+        """Flux and error of any rows, in the given order, processed as in ``blocks``.
 
-        They are read in the order of the file, neighbours together, each row once; the disk is asked for 1024 at a time.
+        Rows are read in file order, adjacent ones together, each row once, with a read-ahead of 1024 rows.
 
         Raises:
             ValueError: The file has no such row.
@@ -164,10 +164,10 @@ class SpectraFile:
         return flux, error
 
     def read_params(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
-        """Rows ``start`` to ``stop`` of the parameter table, indexed from 0.
+        """Read rows ``start`` to ``stop`` of the parameter table, indexed from 0.
 
         Raises:
-            UserError: The table was not written by pandas, cannot be read, or has columns without names of their own.
+            UserError: The table was not written by pandas, cannot be read, or has columns without unique names.
         """
         with reading(self.path, PARAMS, "write a pandas DataFrame with to_hdf"), no_code_from_pickles():
             check_attributes(self.file, PARAMS)
@@ -183,7 +183,7 @@ class SpectraFile:
         return frame.reset_index(drop=True)
 
     def params_rows(self, rows: Int64[ndarray, " row"]) -> pd.DataFrame:
-        """Any rows, in the order asked for, as ``read_params`` gives them; of pandas' table format only these are read."""
+        """Any rows, in the given order, as from ``read_params``; from pandas' table format only these rows are read."""
         if find_array(self.file, f"{PARAMS}/table") is None:
             return self.params.iloc[rows].reset_index(drop=True)
         self.read_params(0, 1)  # checks the columns
@@ -194,11 +194,11 @@ class SpectraFile:
 
     @functools.cached_property
     def params(self) -> pd.DataFrame:
-        """The whole parameter table, one row a spectrum."""
+        """The whole parameter table, one row per spectrum."""
         return self.read_params()
 
     def fingerprint(self) -> str:
-        """A SHA-256 that tells this file's content from another's without reading all of it.
+        """A SHA-256 that distinguishes this file's content from others without reading all of it.
 
         It covers the shape, the wavelength grid, the whole parameter table, and flux and error of 16 evenly spaced rows;
         a change confined to other rows goes unnoticed.
@@ -212,7 +212,7 @@ class SpectraFile:
                     continue
                 for start in range(0, len(array), TABLE_ROWS):
                     rows = array[start : start + TABLE_ROWS]
-                    # pandas' pickled objects have no fixed size: their content counts
+                    # pandas' pickled objects have no fixed size, so their contents are hashed
                     for part in map(np.asarray, rows.flat) if rows.dtype == object else [rows]:
                         digest.update(part.tobytes())
             for row in np.unique(np.linspace(0, self.num_rows - 1, FINGERPRINT_ROWS).astype(int)):
@@ -222,7 +222,7 @@ class SpectraFile:
 
 
 def _row_ranges(rows: Int64[ndarray, " row"]) -> list[tuple[int, int]]:
-    """Rows in rising order as ranges of neighbours, of a block at most."""
+    """Split sorted rows into contiguous ranges of at most one block."""
     unique = np.unique(rows)
     starts = unique[np.diff(unique, prepend=-2) > 1].tolist()
     stops = (unique[np.diff(unique, append=2**62) > 1] + 1).tolist()
@@ -234,7 +234,7 @@ def _row_ranges(rows: Int64[ndarray, " row"]) -> list[tuple[int, int]]:
 
 
 def _read_float32(array: h5py.Dataset, start: int, stop: int, buffer: ndarray) -> Spectra:
-    """Rows as stored, rounded once. A value beyond float32 becomes infinite, which `check_rows` reports."""
+    """Read rows and round them once. A value beyond float32 becomes infinite, which `check_rows` reports."""
     rounded = np.empty((stop - start, array.shape[1]), np.float32)
     for first in range(start, stop, len(buffer)):
         rows = buffer[: stop - first]
@@ -245,13 +245,13 @@ def _read_float32(array: h5py.Dataset, start: int, stop: int, buffer: ndarray) -
 
 
 def _open_array(file: h5py.File, name: str) -> h5py.Dataset:
-    """An array; a compressed one with room in memory for the chunks of a row: else each block would decode them again."""
+    """Open an array; if compressed, with a chunk cache for one row of chunks, so that no chunk is decoded twice."""
     array = file[name]
     if not array.chunks or not array.id.get_create_plist().get_nfilters():
         return array
     across = math.ceil(array.shape[1] / array.chunks[1])
     room = across * math.prod(array.chunks) * array.dtype.itemsize
-    del array  # opened twice, it would keep the room it has
+    del array  # a second handle would keep the current chunk cache
     access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
     access.set_chunk_cache(521, room, 1.0)
     return h5py.Dataset(h5py.h5d.open(file.id, name.encode(), access))
@@ -262,7 +262,7 @@ def _open_hdf5(path: Path) -> h5py.File:
         raise UserError(f"{path} is a folder: name the HDF5 file in it, for example {path / 'dataset.h5'}")
     if not path.exists():
         raise UserError(f"{path}: no such file: name an HDF5 file of spectra")
-    if not path.is_file():  # a FIFO would be waited for
+    if not path.is_file():  # opening a FIFO would block
         raise UserError(f"{path} is not a regular file: name an HDF5 file of spectra")
     try:
         return h5py.File(path, "r")
@@ -271,5 +271,5 @@ def _open_hdf5(path: Path) -> h5py.File:
 
 
 def open_spectra(path: Path) -> SpectraFile:
-    """Open a file of spectra for reading and check its layout; a `UserError` says what is missing."""
+    """Open a file of spectra for reading and check its layout; raises a `UserError` that says what is missing."""
     return SpectraFile(Path(path))

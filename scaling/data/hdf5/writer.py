@@ -1,4 +1,4 @@
-"""Files of spectra, written block by block in the PFS dataset layout."""
+"""Writer of the PFS dataset layout, block by block."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from scaling.errors import UserError
 from scaling.files import FINAL, disk_is_full, is_full, require_space
 
 PARAMS_BYTES = 350
-"""Of a row of parameters on disk, with its index: 35 columns, rounded up."""
+"""Size on disk of a row of parameters, with its index: 35 columns, rounded up."""
 FILE_BYTES = 250_000
-"""Of a file without rows: names, wavelengths, and the parameters' first chunk and index."""
+"""Size of a file without rows: names, wavelengths, and the parameters' first chunk and index."""
 FRAMES = 32
-"""Frames of parameters written together: the whole table in memory three times over would be hundreds of MB."""
+"""Parameter frames buffered and written together; three copies of the whole table would be hundreds of MB."""
 ABANDONED_SECONDS = 3600
-"""A writer writes all the time: another host's unfinished file that has not changed for so long has none."""
+"""Another host's unfinished file counts as abandoned if unchanged for this long; a live writer writes continuously."""
 
 AppendRows = Callable[[Pixels, Pixels, pd.DataFrame], None]
 
@@ -37,17 +37,17 @@ AppendRows = Callable[[Pixels, Pixels, pd.DataFrame], None]
 def write_spectra(
     path: Path, wave: Float[ndarray, " pixel"], wave_edges: Float[ndarray, " edge"], *, num_rows: int, tag: str
 ) -> Iterator[AppendRows]:
-    """Write a file of spectra block by block; it gets its name when all are there.
+    """Write a file of spectra block by block; it is renamed into place once complete.
 
-    What a killed writer of the same file left behind is removed first. ``wave`` are pixel centres, ``wave_edges`` their
-    edges, in vacuum Å; ``tag`` says what the spectra are, and is kept as the root attribute ``simulation``.
+    Leftovers of a killed writer of the same file are removed first. ``wave`` are pixel centres, ``wave_edges`` their
+    edges, in vacuum Å; ``tag`` describes the spectra and is stored as the root attribute ``simulation``.
 
     Yields:
         A function of (flux, error, params) that appends rows.
 
     Raises:
         UserError: The disk is full (`FullError`), or the folder cannot be written.
-        ValueError: Other than ``num_rows`` rows were appended.
+        ValueError: The number of appended rows is not ``num_rows``.
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     _remove_abandoned(path)
@@ -58,12 +58,12 @@ def write_spectra(
         with h5py.File(temporary, "w") as file:
             file[WAVE], file[WAVE_EDGES], file.attrs[TAG] = wave, wave_edges, tag
             shape, chunks = (num_rows, len(wave)), chunk_shape(num_rows, len(wave))
-            # Every row will be written: zeros first would be a second write of the whole file, a chunk at a time.
+            # Every row will be written; filling with zeros first would write the whole file twice, a chunk at a time.
             options = {"dtype": "f8", "chunks": chunks, "fill_time": "never"}
             flux, error = (file.create_dataset(name, shape, **options) for name in (FLUX_ARRAY, ERROR_ARRAY))
-            file.create_dataset(MASK_ARRAY, shape, "i8", chunks=chunks)  # as the simulator leaves it: reads as 0, good
-            # HDF5 itself may crash the process when a disk fills up: the room is taken now. PyTables, which adds the
-            # parameters, ends the file where its content ends.
+            file.create_dataset(MASK_ARRAY, shape, "i8", chunks=chunks)  # unwritten, as in real files: reads as 0, good
+            # HDF5 may crash the process when a disk fills up, so the space is allocated now. PyTables, which adds the
+            # parameters, truncates the file to its content.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.id.get_vfd_handle(), 0, needed)
             done = 0
@@ -99,14 +99,14 @@ def _append_params(path: Path, frames: list[pd.DataFrame], num_rows: int) -> Non
 
 
 def file_bytes(num_rows: int, num_pixels: int) -> int:
-    """The size of a file of spectra, in bytes, or a little more: the last chunk is stored whole."""
+    """Upper bound on the size in bytes of a file of spectra; the last chunk is stored whole."""
     chunks = chunk_shape(num_rows, num_pixels)
     stored = math.ceil(num_rows / chunks[0]) * chunks[0] if chunks else num_rows
     return FILE_BYTES + 2 * 8 * stored * num_pixels + num_rows * PARAMS_BYTES
 
 
 def chunk_shape(num_rows: int, num_pixels: int) -> tuple[int, int] | None:
-    """How the PFS simulator stores arrays of this shape; None is contiguous."""
+    """Chunk shape that the PFS simulator uses for arrays of this shape; None is contiguous."""
     if num_rows * num_pixels <= 2**20:
         return None
     if num_rows <= 1024:
@@ -115,7 +115,7 @@ def chunk_shape(num_rows: int, num_pixels: int) -> tuple[int, int] | None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the unfinished files of writers of ``path`` that are no more."""
+    """Remove unfinished files of dead writers of ``path``."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         *host, pid = leftover.name.removeprefix(f".{path.name}.").removesuffix(".tmp").split(".")
         if ".".join(host) == socket.gethostname():
@@ -127,7 +127,7 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    with contextlib.suppress(PermissionError):  # another user's
+    with contextlib.suppress(PermissionError):  # belongs to another user
         try:
             os.kill(pid, 0)
         except (ProcessLookupError, OverflowError):

@@ -1,4 +1,4 @@
-"""The information limit: how well labels can be known from spectra at all."""
+"""The information limit: how well labels can be determined from spectra in principle."""
 
 from scaling.data.information.limit import InformationLimit, information_limit
 

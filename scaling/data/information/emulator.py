@@ -1,4 +1,4 @@
-"""A smooth emulator of noise-free flux: a polynomial in the labels for every pixel, fitted to spectra whose labels are known."""
+"""Emulator of noise-free flux: a polynomial in the labels for every pixel, fitted to spectra with known labels."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from scaling.errors import UserError
 
 DEGREES = range(1, 9)
 SPECTRA_PER_TERM = 4
-"""Fewest spectra that a polynomial is fitted to, for each of its terms."""
+"""Minimum number of spectra for a polynomial fit, per term."""
 LEFT_OUT = 0.2
-"""Of the spectra, what the emulator's own error is measured on."""
+"""Fraction of the spectra held out to measure the emulator's own error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Emulator:
-    """flux_p(θ) = Σ_t w_tp Π_l T_{n(t,l)}(x_l) with x the labels mapped to [−1, 1], T Chebyshev's polynomials, Σ_l n(t,l) ≤ degree.
+    """flux_p(θ) = Σ_t w_tp Π_l T_{n(t,l)}(x_l), with labels x mapped to [−1, 1] and Σ_l n(t,l) ≤ degree.
 
-    As in The Cannon (Ness et al. 2015, arXiv 1501.07604, eq. 1), of any degree. A basis of principal components would give the
-    same: the fit is linear in the flux.
+    T are Chebyshev polynomials.
+
+    As in The Cannon (Ness et al. 2015, arXiv 1501.07604, eq. 1), but of any degree. A basis of principal components would give
+    the same result, since the fit is linear in the flux.
 
     Attributes:
-        low: The least value of each label.
-        span: Its range.
-        degree: Of the polynomial.
-        weights: One row a term.
+        low: Minimum of each label.
+        span: Range of each label.
+        degree: Degree of the polynomial.
+        weights: One row per term.
     """
 
     low: Float64[ndarray, " label"]
@@ -42,23 +44,23 @@ class Emulator:
 
     @classmethod
     def fit(cls, labels: Labels, flux: Pixels, low: ndarray, span: ndarray, degree: int) -> Emulator:
-        """Least squares, all pixels with the same weight."""
+        """Fit by least squares, with equal weight for all pixels."""
         empty = cls(low=low, span=span, degree=degree, weights=np.empty((0, 0)))
         terms = empty._terms(labels)
         weights = np.linalg.lstsq(terms, flux.astype(np.float64), rcond=1e-10)[0]
         return cls(low=low, span=span, degree=degree, weights=weights)
 
     def flux(self, labels: Labels) -> Float64[ndarray, "row pixel"]:
-        """The flux at these labels."""
+        """The flux for the given labels."""
         return self._terms(labels) @ self.weights
 
     def derivatives(self, labels: Labels) -> Float64[ndarray, "row label pixel"]:
-        """Its derivatives by each label, in units of the label's range."""
+        """Derivatives of the flux with respect to each label, in units of the label's range."""
         slopes = [2.0 * self._terms(labels, by) @ self.weights for by in range(labels.shape[1])]
         return np.stack(slopes, axis=1)
 
     def _terms(self, labels: Labels, by: int | None = None) -> Float64[ndarray, "row term"]:
-        """The polynomial's terms, or their derivatives by one of the mapped labels."""
+        """The polynomial's terms, or their derivatives with respect to one of the mapped labels."""
         x = 2.0 * (labels - self.low) / self.span - 1.0
         values = chebyshev.chebvander(x, self.degree)  # (row, label, power)
         if by is not None:
@@ -71,13 +73,13 @@ class Emulator:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Tested:
-    """An emulator, and what it is worth for a label on spectra that it was not fitted to.
+    """An emulator with its accuracy for one label on held-out spectra.
 
     Attributes:
         emulator: The best of all degrees.
-        left_out: How many spectra that is measured on.
-        shift: How far its misses of the flux move the label, root mean square, in units of the label's smallest error.
-        doubt: Relative difference of the smallest errors from those by the next best degree.
+        left_out: Number of held-out spectra.
+        shift: Root-mean-square shift of the label caused by the emulator's flux errors, in units of the label's smallest error.
+        doubt: Relative difference of the smallest errors from those given by the second-best degree.
     """
 
     emulator: Emulator
@@ -87,15 +89,15 @@ class Tested:
 
 
 def best_emulator(labels: Labels, flux: Pixels, sigma: Pixels, which: int, low: ndarray, span: ndarray) -> Tested:
-    """Fit polynomials of all degrees that the spectra allow to four fifths of them, and choose by the others.
+    """Fit polynomials of all degrees that the spectra allow to four fifths of them, and select on the rest.
 
     Args:
-        labels: Of the spectra, in their own units.
-        flux: Noise-free.
+        labels: Labels of the spectra, in their own units.
+        flux: Noise-free flux.
         sigma: One standard deviation of each pixel's noise.
-        which: The label that is to be estimated.
-        low: The least value of each label.
-        span: Its range.
+        which: Index of the label to estimate.
+        low: Minimum of each label.
+        span: Range of each label.
 
     Raises:
         UserError: There are too few spectra.
@@ -109,7 +111,7 @@ def best_emulator(labels: Labels, flux: Pixels, sigma: Pixels, which: int, low: 
         emulator = Emulator.fit(labels[kept], flux[kept], low, span, degree)
         found.append((emulator, *_worth(emulator, labels[~kept], flux[~kept], sigma[~kept], which)))
         if len(found) > 1 and found[-1][1] > found[-2][1]:
-            break  # it follows the spectra that it is fitted to
+            break  # it overfits
     if len(found) < 2:
         raise UserError(f"{len(labels)} spectra are too few to fit an emulator of {labels.shape[1]} labels to")
     found.sort(key=lambda each: each[1])
@@ -118,7 +120,7 @@ def best_emulator(labels: Labels, flux: Pixels, sigma: Pixels, which: int, low: 
 
 
 def _worth(emulator: Emulator, labels: Labels, flux: Pixels, sigma: Pixels, which: int) -> tuple[float, float]:
-    """How far a label is moved, in units of its smallest error, and the mean of that error in units of the label's range."""
+    """RMS shift of a label in units of its smallest error, and the mean of that error in units of the label's range."""
     derivatives = emulator.derivatives(labels)
     fisher = fisher_information(derivatives, sigma)
     errors = cramer_rao(fisher, 1 / 12)[:, which]

@@ -1,4 +1,4 @@
-"""How well labels can be known from spectra at all: the information limit of a test split, on average and by signal to noise."""
+"""The information limit of a test split: how well spectra determine labels, on average and by signal to noise."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ ASSUMES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InformationLimit:
-    """The smallest errors that ``rows`` of a test split's ``num_rows`` spectra allow on average, in units of the label.
+    """The smallest average errors achievable on ``rows`` of a test split's ``num_rows`` spectra, in units of the label.
 
     Attributes:
-        label: What is estimated, with all other labels marginalised.
-        noise_level: What multiplies the spectra's errors.
-        guess_mae_dex: MAE of always answering the middle of the label's range.
+        label: The estimated label; all other labels are marginalised.
+        noise_level: Factor on the spectra's errors.
+        guess_mae_dex: MAE of always predicting the middle of the label's range.
         mae_dex: Mean over spectra of sigma·sqrt(2/π), the MAE of an optimal estimator with Gaussian errors. Sigma takes
             the labels' ranges (``prior``) into account.
-        mae_sem_dex: Standard error of that mean; with what an emulator leaves in doubt.
-        mae_without_prior_dex: The same of the plain Cramér–Rao limit. Where the noise is large it exceeds the guess.
+        mae_sem_dex: Standard error of that mean, including the emulator's uncertainty.
+        mae_without_prior_dex: The same for the plain Cramér–Rao bound. Where the noise is large it exceeds the guess.
         rmse_dex: Root mean square of sigma.
         r2: 1 − mean sigma²/variance of the label.
-        by_snr: The same of each bin of SNR: {low, high, count, snr (the median), mae_dex, mae_without_prior_dex, rmse_dex}.
+        by_snr: The same per bin of SNR: {low, high, count, snr (the median), mae_dex, mae_without_prior_dex, rmse_dex}.
     """
 
     label: str
@@ -61,7 +61,7 @@ class InformationLimit:
     assumes: str
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, as `analysis.points.limit.read_limit` reads them."""
+        """The fields, as read by `analysis.points.limit.read_limit`."""
         return asdict(self)
 
     def to_text(self) -> str:
@@ -89,23 +89,23 @@ def information_limit(
     free: Sequence[str] = (),
     progress: Count = uncounted,
 ) -> InformationLimit:
-    """The limit of the first ``rows`` test spectra of a shard set, or of the first spectra of an HDF5 file.
+    """Compute the limit for the first ``rows`` test spectra of a shard set, or the first spectra of an HDF5 file.
 
-    Of spectra that this package simulated the derivatives are exact; of others they are those of an emulator fitted to
-    the training split, or to the file. Clipping at zero counts for nothing: where fluxes are negative the limit is a
-    little too low. One fixed draw of the noise is one draw from the errors that the limit averages over: a test set's
-    error scatters about it as its standard error says.
+    For spectra simulated by this package the derivatives are exact; for others they come from an emulator fitted to
+    the training split, or to the file. Clipping at zero is ignored, so the limit is slightly too low where fluxes are
+    negative. Fixed noise is one draw from the distribution that the limit averages over, so a test set's error
+    scatters about the limit by its standard error.
 
     Args:
         place: Shard set or HDF5 file.
-        label: What is estimated.
-        rows: Spectra.
+        label: The label to estimate.
+        rows: Number of spectra.
         noise_level: Multiplies the spectra's errors, as `DataRules.noise_level` does.
-        free: Labels that the flux depends on, all unknown; by default those of `AXES` that vary. Simulated spectra have their own.
-        progress: Called with how many spectra are done, and of how many at most.
+        free: Labels that the flux depends on, all unknown; by default those of `AXES` that vary. Simulated spectra use their own.
+        progress: Called with (spectra done, maximum number of spectra).
 
     Raises:
-        UserError: An argument is out of range, or no emulator is good enough.
+        UserError: An argument is out of range, or no emulator is accurate enough.
     """
     if rows < 1 or not noise_level > 0:
         raise UserError(f"{rows} rows at noise level {noise_level:g}: give 1 row or more and a noise level above 0")
@@ -158,7 +158,7 @@ def _errors(sigma: pd.DataFrame) -> dict[str, float]:
 
 
 def _about(place: Location, snr: Float64[ndarray, " row"]) -> tuple[dict[str, float], int]:
-    """The SNR percentiles that a study's bins have, and the number of spectra."""
+    """The SNR percentiles used for a study's bins, and the number of spectra."""
     if file := hdf5_file(place):
         with open_spectra(file) as spectra:
             return snr_percentiles(snr), spectra.num_rows

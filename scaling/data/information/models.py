@@ -1,4 +1,4 @@
-"""How flux depends on the labels: by the generator of simulated spectra, or by an emulator fitted to spectra of any origin."""
+"""Dependence of flux on labels, from the generator of simulated spectra or from an emulator fitted to any spectra."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from scaling.files import Location
 from scaling.folder import Folder
 
 AXES = ("T_eff", "log_g", "M_H", "a_M", "C_M")
-"""Labels that model spectra of stars are computed for."""
+"""Labels that grids of model stellar spectra span."""
 FITTED = 8192
-"""Leading training spectra that an emulator is fitted to and tested on."""
+"""Leading training spectra used to fit and test an emulator."""
 SHIFT = 0.3
-"""An emulator whose own error moves the label by more of its smallest error is refused: the limit would be off by 5 % or more."""
+"""Maximum RMS label shift by the emulator, in units of the smallest error; beyond, the limit is off by ≥ 5 %."""
 FLUX_TOLERANCE = 1e-6
-"""What rounding to float32 may change; other generators differ by more than 1e-3."""
+"""Tolerance for rounding to float32; other generators differ by more than 1e-3."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FluxModel:
-    """The derivatives of noise-free flux by the labels, each in units of the label's range.
+    """Derivatives of noise-free flux with respect to the labels, each in units of the label's range.
 
     Attributes:
-        labels: Those that the flux depends on.
-        low: The least value of each.
-        span: Its range.
-        derivatives: Labels in their own units to (row, label, pixel).
-        source: Where they come from, in a sentence.
-        generator: Whether they are those of this package's simulation, and hold for what it has made alone.
-        doubt: Relative error of the limit for want of a better model.
+        labels: Labels that the flux depends on.
+        low: Minimum of each label.
+        span: Range of each label.
+        derivatives: Maps labels in their own units to derivatives of shape (row, label, pixel).
+        source: Origin of the derivatives, as a sentence.
+        generator: Whether they are those of this package's simulation, and so valid only for its own spectra.
+        doubt: Relative error of the limit due to the model.
     """
 
     labels: tuple[str, ...]
@@ -55,10 +55,10 @@ class FluxModel:
     generator: bool = False
 
     def check(self, flux: Pixels, params: pd.DataFrame, place: Location) -> None:
-        """Compare spectra with the generator.
+        """Check that the generator reproduces the spectra.
 
         Raises:
-            UserError: It would have made others.
+            UserError: It does not.
         """
         if self.generator and not is_simulated(flux, params):
             raise UserError(
@@ -68,10 +68,10 @@ class FluxModel:
 
 
 def flux_model(place: Location, label: str, free: Sequence[str], noise_level: float) -> FluxModel:
-    """The model of the spectra of a shard set or an HDF5 file.
+    """Choose the flux model for a shard set or an HDF5 file.
 
     Raises:
-        UserError: The label is not among those that the flux depends on, or no emulator is good enough.
+        UserError: The flux does not depend on the label, or no emulator is accurate enough.
     """
     flux, _, params = next(leading_spectra(place, "test", 64))
     if not free and is_simulated(flux, params):
@@ -127,14 +127,14 @@ def _emulated(place: Location, label: str, free: Sequence[str], noise_level: flo
 
 
 def is_simulated(flux: Pixels, params: pd.DataFrame) -> bool:
-    """Whether spectra are what this package's simulation gives for their labels."""
+    """Whether spectra equal those that this package's simulation gives for their labels."""
     if not set(FREE_LABELS) <= set(params) or (expected := simulated_flux(params, flux.shape[1])) is None:
         return False
     return bool(np.abs(expected - flux).max() < FLUX_TOLERANCE)
 
 
 def leading_spectra(place: Location, split: str, rows: int) -> Iterator[tuple[Pixels, Pixels, pd.DataFrame]]:
-    """Flux, error and parameters of the first spectra of a split, in blocks; an HDF5 file has one split."""
+    """Yield flux, error and parameters of the first spectra of a split, in blocks; an HDF5 file has one split."""
     if file := hdf5_file(place):
         with open_spectra(file) as spectra:
             stop = min(rows, spectra.num_rows)
@@ -148,6 +148,6 @@ def leading_spectra(place: Location, split: str, rows: int) -> Iterator[tuple[Pi
 
 
 def hdf5_file(place: Location) -> Path | None:
-    """The HDF5 file that a place is; None for a shard set."""
+    """The location as an HDF5 file, or None for a shard set."""
     local = Folder.at(place).local
     return local if local and local.is_file() else None

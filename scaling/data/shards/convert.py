@@ -1,8 +1,8 @@
-"""HDF5 → Parquet shards: one fused Ray Data pipeline, read → check → write, with a manifest that is published last.
+"""HDF5 → Parquet shards: one fused Ray Data pipeline, read → check → write; the manifest is published last.
 
-A shard's name and content follow from the sources and the settings alone, it gets its name when it is complete, and one
-that is whole is kept: so a conversion may be killed anywhere and run again, and workers may die, and every row is
-written once. Run again on a finished set it reads all of it and writes the shards that are missing, cut or altered.
+A shard's name and content depend only on the sources and the settings. It is renamed into place once complete, and a whole
+shard is kept. So a conversion may be killed at any point and run again, workers may die, and every row is still written
+exactly once. Run on a finished set, it reads all of it and rewrites shards that are missing, truncated or altered.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 CONVERSION = "conversion.json"
 LEAST_RATIO = 0.5
-"""A shard takes at least this share of its values' bytes, so a disk with less room need not be filled to find out."""
+"""A shard takes at least this share of its values' size; a disk with less space is rejected before it is filled."""
 
 
 class Identity(Strict):
-    """What a folder is a conversion of: the settings, and the fingerprints of the files by split."""
+    """What a folder is a conversion of: the settings, and the fingerprints of the source files by split."""
 
     rows_per_shard: int
     order: Order
@@ -47,7 +47,7 @@ class Identity(Strict):
 
 
 class Claim(Strict):
-    """``conversion.json``: what the folder is a conversion of, and the study order that was decided."""
+    """``conversion.json``: the identity of the conversion, and the study order that was chosen."""
 
     identity: Identity
     order: StudyOrder
@@ -55,7 +55,7 @@ class Claim(Strict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """A conversion before it runs: the files of all splits as one sequence, and the study order of the training split."""
+    """A planned conversion: the files of all splits as one sequence, and the study order of the training split."""
 
     folder: Folder
     sources: Sources
@@ -74,7 +74,7 @@ class Conversion:
         return plan_shards(self.splits, self.rows_per_shard)
 
     def sink(self, kept: Mapping[str, ShardSummary], expected: Mapping[str, str]) -> ShardDatasink:
-        """What writes the shards; see there for the arguments."""
+        """The data sink that writes the shards; see `ShardDatasink` for the arguments."""
         from scaling.data.shards.datasink import ShardDatasink  # imports Ray
 
         return ShardDatasink(
@@ -91,17 +91,17 @@ class Conversion:
         )
 
     def row_numbers(self, shard: PlannedShard) -> range | np.ndarray:
-        """The source rows that a shard holds, in its order."""
+        """Source rows of a shard, in the shard's order."""
         rows = range(shard.start, shard.start + shard.rows)
         if self.order.kind == "source" or shard.start >= self.splits["train"]:
             return rows
         return study_order(self.splits["train"], self.order.seed or 0)[rows.start : rows.stop]
 
     def prepare(self, block: pa.Table) -> pa.Table:
-        """Rows as they are read, ready to be written: checked, NaN errors at the edges filled, numbered in study order.
+        """Prepare rows for writing: checks them, fills NaN errors at the edges, numbers them in study order.
 
         Raises:
-            UserError: A row cannot be trained on; the message names the file and its row there.
+            UserError: A row cannot be trained on; the message names the file and the row in it.
         """
         rows = column_values(block, ROW_ID)
         flux, error = column_values(block, FLUX), column_values(block, ERROR)
@@ -134,19 +134,19 @@ def convert(
 ) -> Manifest:
     """Convert HDF5 files to a set of Parquet shards, on the Ray cluster that the caller is connected to.
 
-    Run again with the same sources and settings it does what an interrupted run left to do; a finished set it repairs.
+    Run again with the same sources and settings, it completes an interrupted conversion or repairs a finished set.
 
     Args:
         dest: The shard set's folder, a path or URI that every node sees.
         train: Source files of the training split, on a file system that every node sees.
         val: Source files of the validation split.
         test: Source files of the test split.
-        rows_per_shard: Spectra in a shard.
-        order: The study order of the training split: ``source`` is that of the files; ``shuffled`` a permutation;
-            ``auto`` shuffles if the files' order drifts. The other splits are used whole and keep their order.
-        order_seed: Of the permutation.
-        say: Called with what is done, a line at a time, and with Ray Data's own statistics of the pipeline.
-        on_ray: Whether by Ray Data; else in this process, one shard after the other.
+        rows_per_shard: Spectra per shard.
+        order: The study order of the training split: ``source`` keeps that of the files; ``shuffled`` is a permutation;
+            ``auto`` shuffles if the files' order drifts. The other splits are always used whole and keep their order.
+        order_seed: Seed of the permutation.
+        say: Called with progress messages, one line at a time, and with Ray Data's own statistics of the pipeline.
+        on_ray: Whether to run on Ray Data; otherwise in this process, one shard after the other.
 
     Returns:
         The manifest, also written as ``DEST/manifest.json``.
@@ -181,7 +181,7 @@ def convert(
 
 
 def _plan(folder: Folder, paths: Mapping[str, Iterable[Path]], settings: dict[str, Any]) -> Conversion:
-    """Check the sources, and claim the folder for a conversion of them."""
+    """Check the sources, and claim the folder for their conversion."""
     files = {split: list(some) for split, some in paths.items()}
     if empty := [split for split in SPLITS if not files[split]]:
         raise UserError(f"no source file for the {empty[0]} split: give at least one")
@@ -211,7 +211,7 @@ def _cpus() -> int:
 
 
 def _claim(folder: Folder, identity: Identity, train: list[Source]) -> StudyOrder:
-    """Decide the study order and write down what ``folder`` is a conversion of; or take what an earlier run wrote down."""
+    """Choose the study order and record what ``folder`` is a conversion of, or load the record of an earlier run."""
     place, remedy = folder.locate(CONVERSION), "remove this folder, or convert into another"
     if folder.local and folder.local.exists() and not folder.local.is_dir():
         raise UserError(f"{folder} is a file: name a folder for the shards")
@@ -235,7 +235,7 @@ def _claim(folder: Folder, identity: Identity, train: list[Source]) -> StudyOrde
 
 
 def _listed(folder: Folder) -> dict[str, str]:
-    """The checksums that a finished set's manifest lists; none where there is no manifest that can be used."""
+    """The shard checksums in a finished set's manifest; empty if there is no usable manifest."""
     try:
         manifest = Manifest.read(folder)
     except UserError:
@@ -247,7 +247,7 @@ def _listed(folder: Folder) -> dict[str, str]:
 def _whole_shards(
     conversion: Conversion, listed: Mapping[str, str], apply: Callable[..., list[ShardSummary | None]]
 ) -> dict[str, ShardSummary]:
-    """Summaries of the shards that are there, by file: every page of them is read; `apply` maps a function over a list."""
+    """Summaries of the intact existing shards, by file. Every page is read; `apply` maps a function over a list."""
     folder = conversion.folder
     there = {f"{split}/{name}" for split in SPLITS for name in folder.files(split)}
     present = [shard for shard in conversion.planned if shard.file in there]
@@ -260,6 +260,6 @@ def _whole_shards(
 
 
 def _bytes_needed(conversion: Conversion) -> int:
-    """The least that the shards which are not there will take."""
+    """Lower bound on the size of the missing shards, in bytes."""
     rows = sum(shard.rows for shard in conversion.planned if conversion.folder.size(shard.file) is None)
     return int(8 * len(conversion.sources.wave) * LEAST_RATIO * rows)

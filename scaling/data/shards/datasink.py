@@ -1,4 +1,4 @@
-"""`ShardDatasink`: a Ray dataset of spectra, written as a shard set."""
+"""`ShardDatasink`: writes a Ray dataset of spectra as a shard set."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ AS_GIVEN = StudyOrder(kind="source", seed=None, asked="source", drift=NOT_TESTED
 
 
 class ShardDatasink(Datasink[list[ShardSummary]]):
-    """Writes rows of spectra as Parquet shards, and the manifest when all are there.
+    """Writes rows of spectra as Parquet shards, and the manifest once all are complete.
 
-    A row has ``row_id``: its place in the study order, training rows first, then validation, then test; and every other column
-    of the schema, of its type or one that Arrow casts to it (flux and error are rounded to float32). A write task must hold
-    whole shards, their rows in order: those of `SpectraDatasource` do, given the shards' rows as its units. A shard's name and
-    content follow from its rows alone and it gets its name when it is complete, so a task that is run again writes the same
-    file. Until the manifest is published, last, the folder is not a dataset.
+    A row has ``row_id``, its position in the study order (training rows first, then validation, then test), and every other
+    column of the schema, in its type or one that Arrow casts to it (flux and error are rounded to float32). A write task must
+    hold whole shards, their rows in order, as those of `SpectraDatasource` do if its units are the shards' rows. A shard's
+    name and content depend only on its rows and it is renamed into place once complete, so a task that is run again writes
+    the same file. Until the manifest is published, last, the folder is not a dataset.
 
     Args:
         dest: The shard set's folder, a local path or a URI; every node must see it.
         splits: The number of rows of ``train``, ``val`` and ``test``.
         wave: Pixel centres in vacuum Å, (pixels,).
         schema: The columns of every shard.
-        rows_per_shard: Rows of a shard.
-        sources: The files each split is from, for the manifest.
+        rows_per_shard: Rows per shard.
+        sources: The source files of each split, for the manifest.
         order: The study order of the training split, for the manifest.
-        kept: Summaries of whole shards that are there already, by file.
-        expected: The checksums that shards must have, by file, where a manifest says so.
-        check: Called before the manifest is published; what it raises prevents that.
+        kept: Summaries of existing intact shards, by file.
+        expected: Checksums that shards must have, by file, where an earlier manifest lists them.
+        check: Called before the manifest is published; an exception prevents publication.
 
     Raises:
         UserError: The schema is not one of spectra.
@@ -98,11 +98,11 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
                 raise UserError(f"the schema's column {name!r} is missing or not {kind}: give one with wave's pixels")
 
     def get_name(self) -> str:
-        """The name on Ray's pages and progress bars."""
+        """The name shown in Ray's dashboard and progress bars."""
         return "Shards"
 
     def on_write_start(self, schema: pa.Schema | None = None) -> None:
-        """Refuse to write into a finished set, unless its shards are being repaired.
+        """Reject a finished set, unless its shards are being repaired.
 
         Raises:
             UserError: The folder has a manifest.
@@ -111,10 +111,10 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
             raise UserError(f"{self.folder}: holds a finished shard set: name another folder, or remove this one")
 
     def write(self, blocks: Iterable[Block], ctx: object) -> list[ShardSummary]:
-        """Write the whole shards that one task's blocks hold.
+        """Write the whole shards in one task's blocks.
 
         Raises:
-            UserError: They are not whole, a column is missing or of another kind, or a shard is not the one that is expected.
+            UserError: A shard is incomplete or not the expected one, or a column is missing or of another kind.
             OSError: The folder cannot be written.
         """
         writing: list[Future[ShardSummary]] = []
@@ -129,7 +129,7 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
                 if encoder.rows == encoder.planned.rows:
                     if writing:
                         writing[-1].result()
-                    # To the disk while the next one is encoded.
+                    # Written to disk while the next shard is encoded.
                     writing.append(pool.submit(self._put, encoder, unfinished.pop_all()))
                     encoder = None
             if encoder is not None:
@@ -146,7 +146,7 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
         return self.planned[bisect.bisect_right(self._starts, row) - 1]
 
     def _row_groups(self, blocks: Iterable[Block]) -> Iterator[pa.Table]:
-        """The rows cut where row groups and shards end. Blocks that are row groups already are not copied."""
+        """Split rows at the ends of row groups and shards. Blocks that already are row groups are not copied."""
         held: list[pa.Table] = []
         for block in blocks:
             rows = self._conform(BlockAccessor.for_block(block).to_arrow())
@@ -163,17 +163,17 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
             yield pa.concat_tables(held).combine_chunks()
 
     def _conform(self, block: pa.Table) -> pa.Table:
-        """A block with the schema's columns and no other but that of the filled edges, each of its type.
+        """Convert a block to the schema's columns and types; the only extra column kept is that of the filled edges.
 
         Raises:
-            UserError: One is missing, or cannot be converted; or a row cannot be trained on.
+            UserError: A column is missing or cannot be converted, or a row cannot be trained on.
         """
         if not len(block):
             return block
         if missing := [name for name in self._schema.names if name not in block.column_names]:
             raise UserError(f"the dataset has no column {missing[0]!r}: shards have {', '.join(self._schema.names)}")
         columns = {field.name: converted(block[field.name], field) for field in self._schema}
-        if FILLED in block.column_names:  # rows that `Conversion.prepare` has checked
+        if FILLED in block.column_names:  # already checked by `Conversion.prepare`
             return pa.table(columns | {FILLED: block[FILLED]})
         rows = pa.table(columns | {FILLED: pa.array(np.zeros(len(block), np.int8))})
         flux, error, row_ids = (column_values(rows, name) for name in (FLUX, ERROR, ROW_ID))
@@ -181,7 +181,7 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
         return rows
 
     def _as_stored(self, group: pa.Table, encoder: ShardEncoder) -> pa.Table:
-        """The next row group of a shard, with its place in its split."""
+        """The next row group of a shard, with ``row_id`` counted within its split."""
         shard, row_ids = encoder.planned, column_values(group, ROW_ID)
         start = shard.start + encoder.rows
         if not np.array_equal(row_ids, np.arange(start, start + len(row_ids))):
@@ -194,7 +194,7 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
         return pa.table([columns[name] for name in self._schema.names], schema=self._schema)
 
     def _put(self, encoder: ShardEncoder, unfinished: contextlib.ExitStack) -> ShardSummary:
-        """Publish a shard, unless it is not the one that is expected."""
+        """Publish a shard, unless it differs from the expected one."""
         with unfinished:
             summary, file = encoder.finish(), encoder.planned.file
             if self._expected.get(file, summary.shard.checksum) != summary.shard.checksum:
@@ -206,7 +206,7 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
         return summary
 
     def on_write_complete(self, write_result: WriteResult[list[ShardSummary]]) -> None:
-        """Publish what was written and what was kept."""
+        """Publish the manifest for the written and the kept shards."""
         summaries = [summary for found in write_result.write_returns for summary in found] + list(self._kept.values())
         by_file = {summary.shard.file: summary for summary in summaries}
         times = Counter(summary.shard.file for summary in summaries)
@@ -217,18 +217,18 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
         self.publish([by_file[shard.file] for shard in self.planned])
 
     def on_write_failed(self, error: Exception) -> None:
-        """Leave nothing that looks finished: shards have their names only when whole, and the manifest is the last file."""
+        """Remove temporary files; shards are renamed only when whole, and the manifest is written last."""
         self._remove_leftovers()
 
     def _remove_leftovers(self) -> None:
-        """Remove what killed writers left on a file system without nameless files."""
+        """Remove temporary files of killed writers, on file systems without nameless files."""
         for split in SPLITS:
             for file in self.folder.files(split):
                 if file.endswith(".tmp"):
                     self.folder.delete(f"{split}/{file}")
 
     def publish(self, summaries: list[ShardSummary]) -> None:
-        """Write the pixel statistics, and last the manifest, from the summaries of all shards in their order."""
+        """Write the pixel statistics, then the manifest, from the summaries of all shards in order."""
         self._remove_leftovers()
         if self._check is not None:
             self._check()
@@ -258,13 +258,13 @@ class ShardDatasink(Datasink[list[ShardSummary]]):
             problems=problems,
             statistics=statistics_checksum(statistics),
         )
-        # What is the same already is left alone.
+        # Unchanged files are not rewritten.
         for file, content in ((STATISTICS, statistics), (MANIFEST, manifest.content())):
             if self.folder.read(file) != content:
                 self.folder.write(file, content)
 
 
 def _add_up(training: list[ShardSummary]) -> TrainingStatistics:
-    """In row order, so that the sums are the same whoever wrote the shards."""
+    """Combine statistics in row order, so that the sums do not depend on which task wrote which shard."""
     found = [summary.training for summary in training if summary.training is not None]
     return sum(found[1:], found[0])

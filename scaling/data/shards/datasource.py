@@ -22,16 +22,16 @@ from scaling.data.spectra import ERROR, FLUX
 from scaling.errors import UserError
 
 UNIT_ROWS = 4096
-"""Rows that one task reads, where the caller names no units; or, if they are more, those of a compressed chunk."""
+"""Default number of rows per unit; the rows of a compressed chunk if those are more."""
 TASK_BYTES = 5 * 2**26
-"""What a task's rows take, about, which Ray Data holds until the task ends if it writes: two shards of 4096 by 4096."""
+"""Approximate size of a task's rows, which Ray Data holds until a writing task ends: two shards of 4096 by 4096."""
 
 
 class SpectraDatasource(Datasource):
     """Spectra in HDF5 files of the PFS/BOSZ layout, as a Ray dataset.
 
-    Each row has ``row_id``, its number in the files taken one after the other; ``flux`` and ``error``, (pixels,) float32, the
-    file's values rounded once; and every column of the parameter table. Files lie on a file system that every node sees.
+    Each row has ``row_id``, its number in the concatenated files; ``flux`` and ``error``, (pixels,) float32, the
+    file's values rounded once; and every column of the parameter table. Every node must see the files.
 
     The distribution of SNR over a million spectra, for example:
 
@@ -42,15 +42,15 @@ class SpectraDatasource(Datasource):
         histogram = np.sum([block["count"] for block in blocks], axis=0)
 
     Args:
-        paths: The files. They must have one wavelength grid and the same parameter columns. Or what `inspect_sources` found
-            of them.
-        columns: Which columns to read; all by default. Flux and error are read where one of them is asked for.
-        pixels: Which pixels to keep; all by default.
-        rows: Which rows, in the order wanted: a range or an array of row numbers; or several of them, units, each of which is
-            read by one task. All by default.
+        paths: The files, which must have the same wavelength grid and parameter columns; or the result of `inspect_sources`
+            for them.
+        columns: Columns to read; all by default. Flux and error are both read if either is requested.
+        pixels: Pixels to keep; all by default.
+        rows: Rows to read, in the given order: a range or an array of row numbers, or a list of such units, each of which
+            is read by one task. All by default.
 
     Raises:
-        UserError: A file cannot be used, two do not go together, or there is no such column, pixel or row.
+        UserError: A file cannot be used, two are inconsistent, or there is no such column, pixel or row.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class SpectraDatasource(Datasource):
         return [_row_numbers(unit, self.sources.num_rows) for unit in rows]
 
     def _chunk_units(self, rows: range) -> list[Unit]:
-        """A range cut where compressed chunks of the files begin, so that none is decoded twice."""
+        """Split a range at the starts of compressed chunks, so that none is decoded twice."""
         units: list[Unit] = []
         offset = 0
         for source, chunk in zip(self.sources.files, self.sources.chunk_rows, strict=True):
@@ -102,28 +102,28 @@ class SpectraDatasource(Datasource):
         return units
 
     def get_name(self) -> str:
-        """The name on Ray's pages and progress bars."""
+        """The name shown in Ray's dashboard and progress bars."""
         return "Spectra"
 
     @property
     def row_bytes(self) -> int:
-        """What a row takes in memory; text counts as 8 bytes."""
+        """Size of a row in memory, in bytes; text counts as 8 bytes."""
         wide = sum(name in (FLUX, ERROR) for name in self._columns)
         return 4 * wide * len(self._pixels) + 8 * (len(self._columns) - wide)
 
     def estimate_inmemory_data_size(self) -> int:
-        """The bytes of all rows in memory."""
+        """Size of all rows in memory, in bytes."""
         return self.row_bytes * sum(map(len, self._units))
 
     def num_tasks(self, cpus: int) -> int:
-        """Tasks for so many processors: long ones, as each costs scheduling; all busy to the end; each bounded in memory."""
+        """Number of tasks: few, as each has overhead, but with all CPUs busy to the end and bounded memory."""
         waves = math.ceil(self.estimate_inmemory_data_size() / (TASK_BYTES * cpus))
         return min(len(self._units), waves * cpus)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        """Tasks of consecutive units, as many as asked for or, to bound their memory, more."""
+        """Tasks of consecutive units: `parallelism` of them, or more to bound the memory of each."""
         tasks = []
         for first, last in itertools.pairwise(self._edges(min(len(self._units), max(parallelism, self.num_tasks(1))))):
             units = self._units[first:last]
@@ -136,7 +136,7 @@ class SpectraDatasource(Datasource):
         return tasks
 
     def _edges(self, count: int) -> list[int]:
-        """Where to cut the units so that so many tasks have about as many rows each, and at least one unit."""
+        """Boundaries that split the units into tasks of about equal rows, with at least one unit each."""
         after, edges = np.cumsum([len(unit) for unit in self._units]), [0]
         for task in range(1, count):
             nearest = int(np.abs(after - after[-1] * task / count).argmin()) + 1
@@ -156,10 +156,10 @@ class SpectraDatasource(Datasource):
 
 
 def _row_numbers(rows: range | ndarray, num_rows: int) -> Unit:
-    """Rows of one task: a range of neighbours as it is, anything else as an array of row numbers.
+    """The rows of one task: a contiguous range unchanged, anything else as an array of row numbers.
 
     Raises:
-        UserError: They are no row numbers, none, or not within 0 to ``num_rows``.
+        UserError: They are not row numbers, are empty, or are outside 0 to ``num_rows``.
     """
     numbers = np.asarray(rows[:: max(1, len(rows) - 1)] if isinstance(rows, range) else rows)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not len(numbers):

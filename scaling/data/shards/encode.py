@@ -1,4 +1,4 @@
-"""Rows of spectra as a shard holds them: their table, its encoding as Parquet, and the summary that a manifest needs."""
+"""Shard encoding: the table of spectra, its Parquet settings, and the summary for the manifest."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from scaling.folder import Folder
 from scaling.parquet import open_parquet
 
 FILLED = "filled_edges"
-"""A column of rows on their way into a shard: edge pixels whose NaN error was filled. The footer keeps their sum."""
+"""Temporary column: number of edge pixels of a row whose NaN error was filled. The footer stores the sum."""
 SNR_ROWS = 4096
-"""Training spectra whose SNR is computed, at most (27 µs each): their median has the rank of the true one within 0.8 %."""
+"""Maximum number of training spectra for SNR statistics (27 µs each): the median's rank is exact to 0.8 %."""
 HASHED_EVERY = 16
-"""Spectra are distinguished by flux and error in every 16th pixel. Flux alone would not do: noise-free spectra on a grid of
-labels are often equal, and differ in brightness only, which the error shows."""
+"""Spectra are hashed by flux and error in every 16th pixel. Flux alone is not enough: noise-free spectra on a grid of
+labels are often equal and differ only in brightness, which the error shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedShard:
-    """A shard before it is written.
+    """A shard that is to be written.
 
     Attributes:
         file: Its path in the shard set.
-        start: Its first row in the study order of all splits, one after the other.
-        first_row: The same in that of its split.
-        rows: How many follow.
-        snr_every: The SNR of every such row is reported; None outside the training split, which alone has statistics.
+        start: Its first row in the concatenated study order of all splits.
+        first_row: Its first row in the study order of its split.
+        rows: Its number of rows.
+        snr_every: The SNR of every n-th row is reported; None outside the training split, which alone has statistics.
     """
 
     file: str
@@ -52,7 +52,7 @@ class PlannedShard:
 
 
 def plan_shards(splits: Mapping[str, int], rows_per_shard: int) -> list[PlannedShard]:
-    """The shards of a set: a fixed number of rows each, fewer in the last of a split."""
+    """Plan the shards of a set: a fixed number of rows each, fewer in the last of a split."""
     planned, start = [], 0
     for split in SPLITS:
         total = splits[split]
@@ -69,7 +69,7 @@ def plan_shards(splits: Mapping[str, int], rows_per_shard: int) -> list[PlannedS
 
 @dataclass(frozen=True, slots=True)
 class ShardSummary:
-    """What the manifest needs to know of a shard; ``hashes`` has one of each spectrum, which equal spectra share."""
+    """What the manifest needs to know about a shard; ``hashes`` has one hash per spectrum, equal for equal spectra."""
 
     shard: Shard
     hashes: UInt64[ndarray, " row"]
@@ -78,15 +78,15 @@ class ShardSummary:
 
 
 def number_columns(schema: pa.Schema) -> list[str]:
-    """The parameter columns that are numbers."""
+    """The numeric parameter columns."""
     return [field.name for field in schema if not (field.name in (ROW_ID, FLUX, ERROR) or field.type == pa.string())]
 
 
 def params_table(params: pd.DataFrame, schema: pa.Schema, path: object) -> pa.Table:
-    """The parameters of some rows of a file as a shard has them.
+    """Convert parameter rows of a file to the shard schema.
 
     Raises:
-        UserError: A parameter is not of its column's kind.
+        UserError: A parameter does not have its column's type.
     """
     fields = [field for field in schema if field.name not in (ROW_ID, FLUX, ERROR)]
     try:
@@ -97,14 +97,14 @@ def params_table(params: pd.DataFrame, schema: pa.Schema, path: object) -> pa.Ta
 
 
 def tensor_array(values: Float32[ndarray, "row pixel"]) -> pa.ExtensionArray:
-    """Flux or error as a column, not copied."""
+    """Flux or error as an Arrow column, without a copy."""
     pixels = values.shape[1]
     storage = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), pixels)
     return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [pixels]), storage)
 
 
 def converted(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray | pa.Array:
-    """A column as the schema has it; not copied where it is so already.
+    """Convert a column to the schema's type; not copied if it already has it.
 
     Raises:
         UserError: It cannot be converted.
@@ -128,7 +128,7 @@ def converted(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray | pa.
 
 
 def _spectra(column: pa.ChunkedArray, pixels: int) -> Float32[ndarray, "row pixel"]:
-    """Flux or error as an array, whatever kind of tensors or lists Arrow has it as."""
+    """Flux or error as an array, from any kind of Arrow tensors or lists."""
     parts = [chunk.to_numpy(zero_copy_only=False) for chunk in _flat(column).chunks]
     values = np.concatenate([np.stack(part) if part.dtype == object else part for part in parts])
     if values.dtype.kind not in "iuf" or values.shape != (len(column), pixels):
@@ -137,12 +137,12 @@ def _spectra(column: pa.ChunkedArray, pixels: int) -> Float32[ndarray, "row pixe
 
 
 def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Arrow's own tensors as lists."""
+    """Convert Arrow's own tensors to lists."""
     return column.cast(column.type.storage_type) if isinstance(column.type, pa.FixedShapeTensorType) else column
 
 
 def _param_array(column: pd.Series, kind: pa.DataType) -> pa.Array:
-    """A parameter column; NaN stays NaN in numbers, as in the source, and only text has missing values."""
+    """Convert a parameter column; NaN stays NaN in numbers, as in the source, and only text has nulls."""
     if pa.types.is_string(kind):
         text = [value.decode() if isinstance(value, bytes) else value for value in column.astype(object)]
         return pa.array(text, kind, from_pandas=True)
@@ -150,7 +150,7 @@ def _param_array(column: pd.Series, kind: pa.DataType) -> pa.Array:
 
 
 class Summariser:
-    """Gathers a shard's summary from its row groups, whether they are being written or read again."""
+    """Accumulates a shard's summary from its row groups, while they are written or read back."""
 
     def __init__(self, planned: PlannedShard, schema: pa.Schema) -> None:
         self._planned, self._numbers = planned, number_columns(schema)
@@ -172,13 +172,13 @@ class Summariser:
             self._training = found if self._training is None else self._training + found
 
     def summary(self, filled_edges: int) -> ShardSummary:
-        """The summary of what was added."""
+        """The summary of the row groups added so far."""
         shard = Shard(file=self._planned.file, rows=len(self._hashes), checksum=self._checksum.hexdigest())
         return ShardSummary(shard, np.array(self._hashes, dtype=np.uint64), self._training, filled_edges)
 
 
 def read_summary(planned: PlannedShard, folder: Folder, schema: pa.Schema) -> ShardSummary | None:
-    """Read a shard that an earlier run left, every page of it; None where it is not there, not whole, or altered."""
+    """Read back every page of a shard from an earlier run; None if it is missing, incomplete or altered."""
     summariser = Summariser(planned, schema)
     try:
         if folder.size(planned.file) is None:
@@ -196,9 +196,9 @@ def read_summary(planned: PlannedShard, folder: Folder, schema: pa.Schema) -> Sh
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    """How shards are encoded.
+    """Parquet settings of shards.
 
-    Byte-stream-split puts the floats' exponents side by side, which zstd then halves; dictionaries never pay on noise.
+    Byte-stream-split groups the floats' exponents, which zstd then halves in size; dictionaries never pay off on noise.
     """
     return {
         "compression": "zstd",
@@ -211,7 +211,7 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
 
 
 class ShardEncoder:
-    """Encodes the rows of one shard into a stream, a row group at a time, and summarises them. A context manager."""
+    """Encodes the rows of one shard into a stream, one row group at a time, and summarises them; a context manager."""
 
     def __init__(self, planned: PlannedShard, schema: pa.Schema, stream: pa.NativeFile) -> None:
         self.planned, self.rows = planned, 0
@@ -226,17 +226,17 @@ class ShardEncoder:
             if kind is None:
                 self._writer.close()
         finally:
-            self._writer.is_open = False  # or its destructor would write into the closed stream
+            self._writer.is_open = False  # otherwise its destructor writes into the closed stream
 
     def add(self, table: pa.Table, filled_edges: int) -> None:
-        """Add a row group: 512 rows, fewer in the shard's last."""
+        """Add a row group: 512 rows, fewer at the end of the shard."""
         self._summariser.add(table)
         self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
         self.rows += len(table)
         self._filled += filled_edges
 
     def finish(self) -> ShardSummary:
-        """The summary, which the file's footer repeats in part."""
+        """Finish the file and return its summary, part of which is repeated in the footer."""
         summary = self._summariser.summary(self._filled)
         footer = {CHECKSUM: summary.shard.checksum.encode(), FILLED.encode(): str(self._filled).encode()}
         self._writer.add_key_value_metadata(footer)

@@ -1,4 +1,4 @@
-"""The manifest of a shard set: what `DEST/manifest.json` says, and what identifies the first rows of a split."""
+"""The manifest of a shard set, `DEST/manifest.json`, and digests that identify prefixes of a split."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PIXEL_COLUMNS = ("wave", "flux_mean", "flux_std", "error_rms")
 CONVERT_AGAIN = "run the same `scaling shard` command again, or convert the sources into another folder"
 MAX_WAVE = 1e12
 REMEMBERED_SECONDS = 60.0
-"""A manifest on an object store is read again after so long. A shard set never changes once its manifest is there."""
+"""Lifetime of a cached manifest from an object store. A shard set never changes once its manifest exists."""
 
 
 def _grid(values: Any) -> Float64[ndarray, " pixel"]:
@@ -49,7 +49,7 @@ def _grid(values: Any) -> Float64[ndarray, " pixel"]:
 
 
 class Manifest(Strict):
-    """What a shard set holds.
+    """The contents of a shard set.
 
     Attributes:
         wave: Pixel centres in vacuum Å, (pixels,) float64.
@@ -57,12 +57,12 @@ class Manifest(Strict):
         sources: The files each split was converted from, in row order.
         labels: Statistics of every numeric column over the training split.
         snr: Percentile → SNR over evenly spaced spectra of the training split.
-        snr_rows: How many spectra that is over.
-        snr_definition: What is meant by SNR.
-        filled_edges: First or last pixels whose NaN error was filled from the neighbour, over all splits.
-        rows_per_shard: Rows of every shard of a split but the last.
+        snr_rows: Number of spectra behind ``snr``.
+        snr_definition: The definition of SNR.
+        filled_edges: Number of first or last pixels whose NaN error was filled from the neighbour, over all splits.
+        rows_per_shard: Rows of every shard of a split except the last.
         order: The study order of the training split.
-        problems: What makes results on these shards doubtful, one sentence each.
+        problems: Reasons to doubt results on these shards, one sentence each.
         statistics: Checksum of ``statistics.parquet``.
     """
 
@@ -82,7 +82,7 @@ class Manifest(Strict):
 
     @model_validator(mode="after")
     def _agrees(self) -> Manifest:
-        """Compare the fields with each other."""
+        """Check that the fields are consistent."""
         if tuple(sorted(self.splits)) != tuple(sorted(SPLITS)) or self.sources.keys() != self.splits.keys():
             raise ValueError(f"splits and sources must be those of {', '.join(SPLITS)}")
         for split, shards in self.splits.items():
@@ -106,12 +106,12 @@ class Manifest(Strict):
 
     @property
     def dest(self) -> str:
-        """Where the shard set is, for messages."""
+        """Location of the shard set, for messages."""
         return str(self._folder)
 
     @property
     def pixels(self) -> int:
-        """Pixels of every spectrum."""
+        """Number of pixels per spectrum."""
         return len(self.wave)
 
     def label(self, name: str) -> LabelStatistics:
@@ -139,7 +139,7 @@ class Manifest(Strict):
         return sum(shard.rows for shard in self.shards(split))
 
     def leading_shards(self, split: str, num_rows: int) -> list[Shard]:
-        """The fewest first shards of a split that hold its first ``num_rows`` rows.
+        """The smallest number of leading shards of a split that contain its first ``num_rows`` rows.
 
         Raises:
             UserError: The split has fewer rows.
@@ -152,7 +152,7 @@ class Manifest(Strict):
         return [shard for shard, before in zip(shards, rows_before, strict=False) if before < num_rows]
 
     def digest(self, split: str, num_rows: int) -> str:
-        """A short hash of what identifies the first ``num_rows`` rows of a split: their shards' checksums.
+        """A short hash that identifies the first ``num_rows`` rows of a split by their shards' checksums.
 
         Raises:
             UserError: The split has fewer rows.
@@ -161,10 +161,10 @@ class Manifest(Strict):
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def pixel_statistics(self) -> dict[str, Float64[ndarray, " pixel"]]:
-        """Statistics of the training split: ``wave`` (vacuum Å), ``flux_mean`` and ``flux_std`` of max(flux, 0), ``error_rms``.
+        """Training statistics: ``wave`` (vacuum Å), ``flux_mean`` and ``flux_std`` of max(flux, 0), ``error_rms``.
 
         Raises:
-            UserError: ``statistics.parquet`` is missing, or is not the one that the manifest describes.
+            UserError: ``statistics.parquet`` is missing or does not match the manifest.
         """
         read = _statistics if self._folder.local else _remembered_statistics
         content = read(self._folder, self.statistics)
@@ -175,26 +175,26 @@ class Manifest(Strict):
             raise UserError(f"{self._folder.locate(STATISTICS)}: cannot be read ({error}): {CONVERT_AGAIN}") from error
 
     def content(self) -> bytes:
-        """The content of ``manifest.json``, with a digest of itself."""
+        """The content of ``manifest.json``, including a digest of itself."""
         fields = {"format_version": FORMAT_VERSION, "pixels": self.pixels, **self.model_dump(mode="json")}
         return json_bytes(fields | {"digest": _digest(fields)})
 
     @classmethod
     def load(cls, location: Location | Folder) -> Manifest:
-        """The manifest of a complete shard set; from an object store, one read in the last `REMEMBERED_SECONDS` by this process.
+        """The manifest of a complete shard set; from an object store, cached in this process for `REMEMBERED_SECONDS`.
 
         Raises:
-            UserError: As `read`.
+            UserError: See `read`.
         """
         folder = Folder.at(location)
         return cls.read(folder) if folder.local else _remembered(folder, time.monotonic() // REMEMBERED_SECONDS)
 
     @classmethod
     def read(cls, location: Location | Folder) -> Manifest:
-        """Read the manifest of a shard set, as it is now.
+        """Read the current manifest of a shard set.
 
         Raises:
-            UserError: The folder is not a shard set, or one of another format version, or the manifest was altered or cannot be
+            UserError: The folder is not a shard set or has another format version, or the manifest was altered or cannot be
                 read.
         """
         folder = Folder.at(location)
@@ -215,7 +215,7 @@ class Manifest(Strict):
 
 @functools.lru_cache(maxsize=16)
 def _remembered(folder: Folder, period: float) -> Manifest:
-    """The manifest as it was first read in a period."""
+    """The manifest as first read in the given period."""
     return Manifest.read(folder)
 
 
@@ -250,17 +250,17 @@ def _parse(content: bytes, place: str) -> Manifest:
 
 
 def _digest(fields: dict[str, Any]) -> str:
-    """A hash of a manifest's fields, however they are laid out as text."""
+    """A hash of a manifest's fields, independent of their text layout."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def statistics_checksum(content: bytes) -> str:
-    """The checksum of ``statistics.parquet`` that a manifest holds."""
+    """The checksum of ``statistics.parquet`` as stored in a manifest."""
     return xxhash.xxh3_128_hexdigest(content)
 
 
 def pixel_statistics_bytes(columns: dict[str, Float64[ndarray, " pixel"]]) -> bytes:
-    """The content of ``statistics.parquet``: one row a pixel."""
+    """The content of ``statistics.parquet``: one row per pixel."""
     sink = io.BytesIO()
     pq.write_table(pa.table({name: columns[name] for name in PIXEL_COLUMNS}), sink)
     return sink.getvalue()

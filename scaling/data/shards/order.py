@@ -1,4 +1,4 @@
-"""The study order of the training split: whether the sources' order drifts, and a permutation where it does.
+"""The study order of the training split: a drift test of the source order, and a permutation if it drifts.
 
 "D spectra" are always the first D rows of the study order, so each of its prefixes must be a fair sample of the whole.
 """
@@ -20,19 +20,19 @@ from scaling.data.shards.records import Drift, Source
 from scaling.data.spectra import spectrum_snr
 
 FIRST_ROWS = 512
-"""The first octave; each further one is as long as all before it, as the prefixes of a study are."""
+"""Length of the first octave; each further one is as long as all before it together, like the prefixes of a study."""
 OCTAVE_SAMPLE, WHOLE_SAMPLE = 8192, 16384
 SNR_SAMPLE = 512
-"""Where the table has no SNR it is computed from the spectra, of about so many of each sample."""
+"""Approximate number of spectra per sample from which SNR is computed, if the table has none."""
 PARAMS_ROWS = 65536
-"""Rows of a parameter table that are read at once."""
+"""Rows of a parameter table read at a time."""
 SIGNIFICANCE = 1e-3
-"""Adjusted p below which an order drifts: one sound order in a thousand, at most, is shuffled without need."""
+"""Adjusted p-value below which an order drifts: at most one random order in a thousand is shuffled needlessly."""
 
 
 @functools.lru_cache(maxsize=1)
 def study_positions(num_rows: int, seed: int) -> Int64[ndarray, " row"]:
-    """The position in the shuffled study order of each row of the source order: a permutation, fixed by the seed."""
+    """Position of each source row in the shuffled study order: a permutation determined by the seed."""
     return np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(num_rows)
 
 
@@ -43,15 +43,15 @@ def study_order(num_rows: int, seed: int) -> Int64[ndarray, " row"]:
 
 
 def find_drift(files: list[Source]) -> Drift:
-    """Test whether the rows of some files, in their order, could be a random order.
+    """Test whether the order of the rows of some files could be random.
 
-    The rows are cut into octaves, [0, 512), [512, 1024), [1024, 2048) …: what each doubling of a study adds. In each, every
-    floating-point column that varies is compared with the same column outside the octave, by the two-sample Kolmogorov–
-    Smirnov test: the greatest distance between two cumulative distributions, which notices a shift, a spread and a missing
-    part alike. The p values are multiplied by the number of comparisons (Bonferroni), so that a sound order fails less
-    often than ``SIGNIFICANCE``. At most 8192 rows an octave are compared with 16384 of the whole: at that size a shift of
-    5 % of a standard deviation is found. Whole-number columns (names, counters) are left out. Where the table has no
-    column ``snr`` that varies, it is computed from some 512 spectra of each sample.
+    The rows are cut into octaves, [0, 512), [512, 1024), [1024, 2048) …: the rows that each doubling of D adds. For each
+    octave, every varying floating-point column is compared with the same column outside it by the two-sample Kolmogorov–
+    Smirnov test: the maximum distance between two cumulative distributions, sensitive to shifts, spreads and missing
+    parts. The p-values are multiplied by the number of comparisons (Bonferroni), so that a random order fails less
+    often than ``SIGNIFICANCE``. At most 8192 rows per octave are compared with 16384 of the whole: enough to detect a
+    shift of 5 % of a standard deviation. Integer columns (names, counters) are ignored. If the table has no varying
+    column ``snr``, it is computed from about 512 spectra of each sample.
 
     Args:
         files: The training split's sources, in order.
@@ -73,7 +73,7 @@ def find_drift(files: list[Source]) -> Drift:
 
 
 def octaves(num_rows: int) -> list[int]:
-    """Where the octaves of an order begin, and the end; of a small set the first is shorter, but has 32 rows."""
+    """Boundaries of the octaves of an order; in a small set the first is shorter, but has at least 32 rows."""
     first = FIRST_ROWS
     while first > num_rows // 2 and first > 32:
         first //= 2
@@ -84,7 +84,7 @@ def octaves(num_rows: int) -> list[int]:
 
 
 def _spread(start: int, stop: int, count: int) -> Int64[ndarray, " sampled"]:
-    """Rows spread evenly over a range: one drawn from each of ``count`` equal parts, so that no period is in step."""
+    """Stratified sample of a range: one random row from each of ``count`` equal parts, so that no period aliases."""
     if stop - start <= count:
         return np.arange(start, stop)
     within = np.random.Generator(np.random.Philox(key=[start, stop])).random(count)
@@ -92,7 +92,7 @@ def _spread(start: int, stop: int, count: int) -> Int64[ndarray, " sampled"]:
 
 
 def _sampled_params(files: list[Source], rows: Int64[ndarray, " sampled"]) -> pd.DataFrame:
-    """The floating-point parameters of some rows, indexed by row; a part of the table is held at a time."""
+    """Floating-point parameters of some rows, indexed by row; only part of the table is in memory at a time."""
     frames, offset = [], 0
     for source in files:
         with open_spectra(Path(source.path)) as spectra:
@@ -123,8 +123,8 @@ def _worst(
     whole: Int64[ndarray, " _"],
     ranges: list[tuple[tuple[int, int], Int64[ndarray, " _"]]],
 ) -> Drift:
-    """The comparison with the least p value, of each column in each range of rows with the rows outside it."""
-    from scipy.stats import ks_2samp  # slow to import
+    """The comparison with the smallest p-value, over all columns and all ranges against the rows outside them."""
+    from scipy.stats import ks_2samp  # slow import
 
     comparisons = len(columns) * len(ranges) if len(ranges) > 1 else 0
     worst = ("", 0, 0, 0.0, 1.0)
@@ -151,7 +151,7 @@ def _worst(
 def _values(
     table: pd.DataFrame, columns: list[str], inside: Int64[ndarray, " _"], outside: Int64[ndarray, " _"]
 ) -> Iterator[tuple[str, Float64[ndarray, " _"], Float64[ndarray, " _"]]]:
-    """The finite values of each column in two sets of rows, where both have some."""
+    """Yield the finite values of each column in two sets of rows, if both have some."""
     selected = [table.loc[rows, columns].to_numpy(np.float64) for rows in (inside, outside)]
     for at, column in enumerate(columns):
         values = [rows[:, at][np.isfinite(rows[:, at])] for rows in selected]

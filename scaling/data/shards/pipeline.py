@@ -1,4 +1,4 @@
-"""Work on Ray Data: the conversion's pipeline, functions over lists, and what their errors say."""
+"""Work on Ray Data: the conversion's pipeline, parallel maps over lists, and error messages."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 NO_PROGRESS = ("execution failed", "does not have any available CPUs")
-"""The second: of few CPUs Ray Data (2.60) says that it will hang when a write has just ended and they are not counted as free yet."""
+"""Messages to suppress; the second is a false warning of a hang by Ray Data (2.60).
+
+With few CPUs, it appears while those of a finished write still count as used."""
 OPERATOR_PROGRESS = re.compile(r"(?!Total ).+: [\d,]+/[\d,?]+")
 BLOCK_BYTES = 2**24
-"""A row group of 4096 pixels: blocks go through the pipeline as they are read, and are not joined."""
+"""Size of a row group of 4096 pixels: blocks pass through the pipeline as they are read, without being merged."""
 
 
 @contextlib.contextmanager
 def task_errors(dest: Location) -> Iterator[None]:
-    """Turns what went wrong in a task, which Ray wraps in tracebacks, into one line.
+    """Convert a task's error, which Ray wraps in tracebacks, into one line.
 
     Args:
-        dest: What the tasks write to, for the message.
+        dest: The output location of the tasks, for the message.
 
     Raises:
-        UserError: The user's mistake, or an error of the file system.
+        UserError: A user error, or an error of the file system.
     """
     try:
         yield
@@ -48,7 +50,7 @@ def task_errors(dest: Location) -> Iterator[None]:
         if not isinstance(cause, OSError):
             raise
         reason = cause.strerror or _first_line(cause)
-        # On its way here Ray Data's lines may have taken the place of the name.
+        # Ray Data may have replaced the file name by its own lines on the way.
         where = cause.filename if cause.filename and "\n" not in str(cause.filename) else dest
         remedy = "correct its permissions or name another place" if isinstance(cause, FINAL) else "run it again"
         remedy = "make room and run the same command again" if is_full(cause) else remedy
@@ -56,12 +58,12 @@ def task_errors(dest: Location) -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    """What was raised: Ray Data appends lines about its settings."""
+    """The first line of an error; Ray Data appends lines about its settings."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What a task raised: Ray's own class is also the cause's, with a traceback for a message."""
+    """The exception raised in a task; Ray's wrapper also subclasses its type, with a traceback as the message."""
     import ray
 
     while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
@@ -71,18 +73,18 @@ def _cause(error: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def ray_data() -> Iterator[None]:
-    """Ray Data's settings for what this package runs on it.
+    """Apply Ray Data's settings for this package within the block.
 
-    An error of a task is raised, and Ray Data has it in its own log file: it is not also printed.
+    Task errors are raised and written to Ray Data's own log file, so they are not printed as well.
     """
     from ray.data.context import DataContext
 
     settings = DataContext.get_current().copy()
     settings.target_max_block_size = BLOCK_BYTES
     settings.print_on_execution_start = False
-    # Blocks stay in the tasks: no budget of the object store is to hold tasks back, as it does for a second at the start.
+    # Blocks stay inside the tasks, so no object-store budget should delay tasks, as it does for a second at the start.
     settings.op_resource_reservation_enabled = False
-    settings.raise_original_map_exception = True  # a wrapper of it loses what it wraps on the way here
+    settings.raise_original_map_exception = True  # a wrapper would lose its cause on the way here
     consoles = [
         handler for handler in logging.getLogger("ray.data").handlers if isinstance(handler, logging.StreamHandler)
     ]
@@ -97,7 +99,7 @@ def ray_data() -> Iterator[None]:
 
 
 def _is_progress(record: logging.LogRecord) -> bool:
-    """Whether a line says when a pipeline ends or, where no terminal shows bars, how far each of its operators is."""
+    """Log filter that keeps the end of a pipeline and, where no terminal shows bars, the progress of each operator."""
     message = record.getMessage()
     if record.levelno >= logging.ERROR or any(words in message for words in NO_PROGRESS):
         return False
@@ -107,7 +109,7 @@ def _is_progress(record: logging.LogRecord) -> bool:
 def write_shards(
     datasource: SpectraDatasource, prepare: Callable[[pa.Table], pa.Table], sink: ShardDatasink, num_tasks: int
 ) -> str:
-    """Read, prepare and write in one fused Ray Data pipeline; returns Ray Data's statistics of it."""
+    """Read, prepare and write in one fused Ray Data pipeline; returns Ray Data's statistics."""
     import ray
 
     with ray_data():
@@ -120,7 +122,7 @@ def write_shards(
 def write_shards_here(
     datasource: SpectraDatasource, prepare: Callable[[pa.Table], pa.Table], sink: ShardDatasink, num_tasks: int
 ) -> str:
-    """The same work one task after the other in this process, for a set that is not worth a pipeline."""
+    """As `write_shards`, but one task after the other in this process, for a set too small for a pipeline."""
     from ray.data.datasource import WriteResult
 
     try:
@@ -133,7 +135,7 @@ def write_shards_here(
 
 
 def map_on_ray(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
-    """Apply a function to items by Ray Data, one item a task; the results in the items' order."""
+    """Map a function over items on Ray Data, one task per item; results are in the items' order."""
     import ray
 
     if not items:

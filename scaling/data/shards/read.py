@@ -1,4 +1,4 @@
-"""Rows of source files as Arrow blocks. Needs no Ray: `SpectraDatasource` and the verification both read by it."""
+"""Rows of source files as Arrow blocks, without Ray; used by `SpectraDatasource` and by verification."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from scaling.data.spectra import ERROR, FLUX, ROW_ID
 from scaling.errors import UserError
 
 Unit = range | Int64[ndarray, " _"]
-"""Rows that are read by one task: a range of them, or row numbers in any order."""
+"""Rows read by one task: a range, or row numbers in any order."""
 
 
 def read_units(units: Sequence[Unit], sources: Sources, columns: list[str], pixels: range) -> Iterator[pa.Table]:
-    """Rows of some files as blocks of a row group at most. A file stays open from unit to unit."""
+    """Yield rows of some files as blocks of at most one row group. A file stays open between units."""
     with _OneOpenFile() as files:
         for unit in units:
             if isinstance(unit, range):
@@ -33,7 +33,7 @@ def read_units(units: Sequence[Unit], sources: Sources, columns: list[str], pixe
 
 
 class _OneOpenFile:
-    """The file that was read last, open."""
+    """Keeps the most recently read file open."""
 
     def __init__(self) -> None:
         self._file: SpectraFile | None = None
@@ -48,7 +48,7 @@ class _OneOpenFile:
     def __call__(self, path: Path) -> SpectraFile:
         if self._file is None or self._file.path != path:
             self.__exit__()
-            if not path.exists():  # it was there when the work was planned
+            if not path.exists():  # it existed when the work was planned
                 raise UserError(
                     f"{path}: no such file on {socket.gethostname()}: sources must lie where every node sees them, and stay"
                 )
@@ -76,7 +76,7 @@ def _read_range(
 def _read_rows(
     files: _OneOpenFile, rows: Int64[ndarray, " row"], sources: Sources, columns: list[str], pixels: range
 ) -> Iterator[pa.Table]:
-    """Rows in any order: each file's in the order of the disk, then put in place."""
+    """Yield rows in any order; each file is read in disk order and the rows are then rearranged."""
     flux, error = (np.empty((len(rows), len(sources.wave)), np.float32) for _ in range(2))
     params, order = [], []
     for path, places, within in sources.places(rows):
@@ -96,7 +96,7 @@ def _read_rows(
 
 
 def _params(spectra: SpectraFile, rows: Int64[ndarray, " row"], sources: Sources, columns: list[str]) -> pa.Table:
-    """The parameter columns asked for, of some rows of a file; a table of no columns but as many rows where none is."""
+    """The requested parameter columns of some rows; without columns, an empty table with the same number of rows."""
     wanted = [field for field in sources.schema if field.name in columns and field.name not in (ROW_ID, FLUX, ERROR)]
     if not wanted:
         return pa.table({"": pa.nulls(len(rows))}).select([])
@@ -113,7 +113,7 @@ def _table(
     columns: list[str],
     pixels: range,
 ) -> pa.Table:
-    """A block; flux and error are not copied unless pixels are left out."""
+    """Build a block; flux and error are not copied unless pixels are dropped."""
 
     def column(name: str) -> pa.Array | pa.ChunkedArray:
         if name == ROW_ID:

@@ -1,4 +1,4 @@
-"""The records that a manifest is made of, each parsed strictly."""
+"""Records of the manifest, each parsed strictly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Order = Literal["auto", "source", "shuffled"]
 
 
 class Shard(Strict):
-    """A Parquet file: its path relative to the shard set, its rows, and the checksum of their values."""
+    """A Parquet file: its path relative to the shard set, its number of rows, and the checksum of their values."""
 
     file: Annotated[str, Field(max_length=200, pattern=r"^(train|val|test)/[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet$")]
     rows: Rows
@@ -22,7 +22,7 @@ class Shard(Strict):
 
 
 class Source(Strict):
-    """A file that was converted: absolute path as given, spectra, bytes, and ``SpectraFile.fingerprint``."""
+    """A source file: its absolute path as given, spectra, bytes, and ``SpectraFile.fingerprint``."""
 
     path: str
     rows: Rows
@@ -31,9 +31,9 @@ class Source(Strict):
 
 
 class LabelStatistics(Strict):
-    """A numeric column over the training split, in its own units; ``std`` is the population's.
+    """Statistics of a numeric column over the training split, in its own units; ``std`` is the population's.
 
-    ``nan`` counts the values that are not finite; the rest is over the finite ones, and NaN where there are none.
+    ``nan`` counts non-finite values; the other fields cover the finite ones, and are NaN if there are none.
     """
 
     model_config = ConfigDict(allow_inf_nan=True)
@@ -45,16 +45,16 @@ class LabelStatistics(Strict):
 
 
 class Drift(Strict):
-    """The most suspicious of all comparisons of a range of rows with the others (see ``order.find_drift``).
+    """The most significant comparison of a range of rows with the others (see ``order.find_drift``).
 
     Attributes:
-        passed: Whether the order may be used as it is.
-        column: The parameter column; empty where nothing could be compared.
-        first_row: Where the range begins.
-        last_row: Where the next one begins.
-        distance: The greatest difference of the two cumulative distributions, 0 to 1.
-        p: Its probability in a fair order, multiplied by the number of comparisons.
-        columns: Columns compared.
+        passed: Whether the order may be used unchanged.
+        column: The parameter column; empty if nothing could be compared.
+        first_row: First row of the range.
+        last_row: First row after the range.
+        distance: Maximum difference of the two cumulative distributions, 0 to 1.
+        p: p-value under a random order, multiplied by the number of comparisons.
+        columns: Number of columns compared.
         comparisons: Columns times octaves.
     """
 
@@ -76,7 +76,7 @@ class Drift(Strict):
 
 
 class StudyOrder(Strict):
-    """The study order of the training split: that of the source files, or a permutation; what was asked, and why."""
+    """The study order of the training split (source or permuted), with the requested order and the reason."""
 
     kind: Literal["source", "shuffled"]
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None

@@ -1,4 +1,4 @@
-"""One shard: a Parquet file of spectra, how it is read and checked."""
+"""One shard: a Parquet file of spectra, and how it is read and verified."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from scaling.parquet import open_parquet
 from scaling.retry import retrying
 
 ROW_GROUP_ROWS = 512
-"""A row group is what a reader decodes at once: 16 MiB at 4096 pixels, so that a prefix need not read a whole shard."""
+"""Rows decoded at once: 16 MiB at 4096 pixels, so that a prefix need not read a whole shard."""
 CHECKSUM = b"checksum"
-"""What a shard's footer says of its rows, beside the filled edges."""
+"""Key of the row checksum in a shard's footer, beside the filled edges."""
 
 
 class Checksum:
-    """A hash of a table's values, column by column; the same however the rows are cut, encoded or compressed.
+    """A hash of a table's values, column by column, independent of chunking, encoding and compression.
 
-    XXH3 (128 bits) finds every accident, at the speed of memory; it is no defence against a forger.
+    XXH3 (128 bits) detects any accidental change at memory speed; it is no protection against forgery.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Checksum:
 
 
 def column_values(table: pa.Table, name: str) -> ndarray:
-    """A column as an array: (rows, pixels) float32 for flux and error, (rows,) for the rest."""
+    """A column as an array: (rows, pixels) float32 for flux and error, (rows,) otherwise."""
     chunks = table[name]
     column = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
     if isinstance(column, pa.FixedShapeTensorArray):
@@ -61,16 +61,16 @@ def column_values(table: pa.Table, name: str) -> ndarray:
 def row_groups(
     folder: Folder, file: str, groups: Iterable[int] | None = None, columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
-    """The rows of a shard, a row group at a time; from an object store the whole shard, or its columns, at once.
+    """Yield the rows of a shard, one row group at a time; an object store is read at once, whole or by column.
 
     Args:
         folder: The shard set.
         file: The shard.
-        groups: Which row groups, in this order; all by default.
-        columns: Which columns; all by default.
+        groups: Row groups to read, in this order; all by default.
+        columns: Columns to read; all by default.
 
     Raises:
-        UserError: The file is missing or not a whole Parquet file.
+        UserError: The file is missing or not a complete Parquet file.
     """
     try:
         if folder.size(file) is None:
@@ -89,7 +89,7 @@ def row_groups(
 
 
 def leading_rows(manifest: Manifest, split: str, count: int, columns: list[str] | None) -> Iterator[pa.Table]:
-    """The first `count` rows of a split, a row group at a time; the last one is cut.
+    """Yield the first `count` rows of a split, one row group at a time; the last group is truncated.
 
     Raises:
         UserError: A shard cannot be read.
@@ -110,7 +110,7 @@ def _parquet(source: pa.NativeFile, pre_buffer: bool = False) -> pq.ParquetFile:
 def _remote_groups(
     folder: Folder, file: str, groups: Iterable[int] | None, columns: list[str] | None
 ) -> list[pa.Table]:
-    """Row groups by few requests: the whole object where all columns are wanted, ranges of it where some are."""
+    """Read row groups with few requests: the whole object if all columns are wanted, otherwise byte ranges."""
     source = pa.BufferReader(folder.read(file)) if columns is None else folder.open(file)
     with _parquet(source, pre_buffer=columns is not None) as parquet:
         chosen = range(parquet.num_row_groups) if groups is None else groups
@@ -118,12 +118,12 @@ def _remote_groups(
 
 
 def shard_blocks(manifest: Manifest, split: str, index: int) -> Iterator[pa.Table]:
-    """The rows of a shard with all columns, a row group at a time, checked against the manifest.
+    """Yield the rows of a shard with all columns, one row group at a time, and verify them against the manifest.
 
-    What the last block is followed by is the proof that all were right: use none before.
+    The checksum is verified only after the last block: do not rely on any block before the iteration ends.
 
     Raises:
-        UserError: The file cannot be read, or is not the shard that the manifest lists.
+        UserError: The file cannot be read, or is not the shard in the manifest.
     """
     shard, checksum, rows = manifest.shards(split)[index], Checksum(), 0
     first = sum(earlier.rows for earlier in manifest.shards(split)[:index])
@@ -148,7 +148,7 @@ def shard_blocks(manifest: Manifest, split: str, index: int) -> Iterator[pa.Tabl
 
 
 def _column_problem(table: pa.Table, pixels: int) -> str:
-    """Why a table's columns are not those of spectra; empty where they are."""
+    """The reason why a table's columns are not those of spectra; empty if they are."""
     for name in (ROW_ID, FLUX, ERROR):
         kind = pa.int64() if name == ROW_ID else pa.fixed_shape_tensor(pa.float32(), [pixels])
         if name not in table.column_names or table.schema.field(name).type != kind:
@@ -157,7 +157,7 @@ def _column_problem(table: pa.Table, pixels: int) -> str:
 
 
 def is_as_listed(folder: Folder, shard: Shard) -> bool:
-    """Whether a shard is there, whole, and by its footer the one that the manifest lists. Its pages are not read."""
+    """Whether a shard exists, is complete, and by its footer matches the manifest. Its pages are not read."""
     try:
         if folder.size(shard.file) is None:
             return False

@@ -1,4 +1,4 @@
-"""The HDF5 files that are read together: checked against each other, and where each of their rows lies."""
+"""HDF5 source files that are read as one sequence: consistency checks, and the location of each row."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from scaling.errors import UserError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Files whose rows are numbered one after the other, and everything that follows from their headers.
+    """Files whose rows are numbered consecutively, and the information from their headers.
 
     Attributes:
         files: In row order.
         wave: The common grid, vacuum Å.
         schema: The columns of a row: ``row_id``, flux, error and the parameters.
-        chunk_rows: Of each file, rows that must be decoded together: those of a compressed chunk, 1 if it has none.
-        modified: Of each file, when it was last written, in ns.
+        chunk_rows: Per file, rows that must be decoded together: those of a compressed chunk, 1 if uncompressed.
+        modified: Per file, its modification time in ns.
     """
 
     files: tuple[Source, ...]
@@ -39,11 +39,11 @@ class Sources:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all files."""
+        """Total number of rows."""
         return sum(source.rows for source in self.files)
 
     def ranges(self, first: int, last: int) -> Iterator[tuple[Path, int, int]]:
-        """Where rows ``first`` to ``last`` lie, as (file, start, stop) in row order."""
+        """Locations of rows ``first`` to ``last``, as (file, start, stop) in row order."""
         offset = 0
         for source in self.files:
             start, stop = max(first - offset, 0), min(last - offset, source.rows)
@@ -52,10 +52,10 @@ class Sources:
             offset += source.rows
 
     def require_unchanged(self) -> None:
-        """Refuse files that were written or replaced since they were looked at.
+        """Check that no file was written or replaced since it was inspected.
 
         Raises:
-            UserError: One was, or is gone.
+            UserError: A file has changed, or is gone.
         """
         for source, modified in zip(self.files, self.modified, strict=True):
             try:
@@ -68,7 +68,7 @@ class Sources:
                 )
 
     def places(self, rows: Int64[ndarray, " row"]) -> Iterator[tuple[Path, Int64[ndarray, " some"], ndarray]]:
-        """Where rows lie, in any order, as (file, places in ``rows``, row numbers in the file)."""
+        """Locations of rows in any order, as (file, positions in ``rows``, row numbers in the file)."""
         edges = np.cumsum([0, *(source.rows for source in self.files)])
         which = np.searchsorted(edges, rows, side="right") - 1
         for at, source in enumerate(self.files):
@@ -78,10 +78,10 @@ class Sources:
 
 
 def inspect_sources(paths: Iterable[Path]) -> Sources:
-    """Check some files against each other, by their headers.
+    """Check files for consistency, by their headers.
 
     Raises:
-        UserError: There is none, one cannot be used, or two do not go together.
+        UserError: There is no file, one cannot be used, or two are inconsistent.
     """
     files: list[Source] = []
     kinds: dict[str, list[pa.DataType]] = {}

@@ -1,4 +1,4 @@
-"""Statistics of the training split, per pixel and per column, and spectra that are there more than once."""
+"""Statistics of the training split, per pixel and per column, and detection of repeated spectra."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from scaling.data.shards.manifest import LabelStatistics
 from scaling.data.spectra import spectrum_snr
 
 BLOCK_ROWS = 128
-"""Rows summed in float32, six times as fast as in float64; the blocks are added up in float64."""
+"""Rows summed in float32, six times as fast as float64; block sums are added in float64."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Count, mean and sum of squared deviations of several columns; those of two sets of rows add up (Chan et al. 1979)."""
+    """Count, mean and sum of squared deviations per column; moments of two sets can be added (Chan et al. 1979)."""
 
     count: Int64[ndarray, " column"]
     mean: Float64[ndarray, " column"]
@@ -33,22 +33,22 @@ class Moments:
 
     @property
     def std(self) -> Float64[ndarray, " column"]:
-        """The population's standard deviation."""
+        """The population standard deviation."""
         return np.sqrt(self.m2 / np.maximum(self.count, 1))
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingStatistics:
-    """What the manifest says of the training split; that of consecutive rows adds up.
+    """Training statistics for the manifest; those of consecutive rows can be added.
 
     Attributes:
-        snr: Of the sampled rows.
+        snr: SNR of the sampled rows.
         flux: Moments of max(flux, 0) in each pixel, to about 1e-6.
         error_squares: Sum of squared errors in each pixel.
         rows: Number of rows.
-        columns: Moments of the finite values of each number column.
-        low: The least finite value of each, infinite where there is none.
-        high: The greatest.
+        columns: Moments of the finite values of each numeric column.
+        low: Minimum finite value of each column, infinite if there is none.
+        high: Maximum finite value of each column.
     """
 
     snr: Float32[ndarray, " sampled"]
@@ -67,7 +67,7 @@ class TrainingStatistics:
         columns: Float64[ndarray, "row column"],
         sampled: Bool[ndarray, " row"],
     ) -> TrainingStatistics:
-        """The statistics of some rows, at least one, with the SNR of those that are ``sampled`` (a percentile is slow)."""
+        """Compute the statistics of at least one row, with the SNR of the ``sampled`` rows (a percentile is slow)."""
         known = np.isfinite(columns)
         blocks = [_pixel_moments(flux[i : i + BLOCK_ROWS]) for i in range(0, len(flux), BLOCK_ROWS)]
         squares = [_square_sums(error[i : i + BLOCK_ROWS]) for i in range(0, len(error), BLOCK_ROWS)]
@@ -93,7 +93,7 @@ class TrainingStatistics:
         )
 
     def labels(self, names: list[str]) -> dict[str, LabelStatistics]:
-        """The statistics of each number column, by name."""
+        """Statistics of each numeric column, by name."""
         found = {}
         for at, name in enumerate(names):
             finite = int(self.columns.count[at])
@@ -103,7 +103,7 @@ class TrainingStatistics:
         return found
 
     def pixels(self) -> dict[str, Float64[ndarray, " pixel"]]:
-        """The statistics of each pixel, as ``Manifest.pixel_statistics`` has them, but for the wavelengths."""
+        """Statistics of each pixel, as in ``Manifest.pixel_statistics`` except for the wavelengths."""
         error_rms = np.sqrt(self.error_squares / self.rows)
         return {"flux_mean": self.flux.mean, "flux_std": self.flux.std, "error_rms": error_rms}
 
@@ -127,7 +127,7 @@ def _column_moments(values: Float64[ndarray, "row column"], known: Bool[ndarray,
 
 
 def repeated_spectra(hashes: dict[str, UInt64[ndarray, " row"]]) -> list[str]:
-    """Spectra that two splits share, or that one holds more than once, one sentence for each pair of splits.
+    """Spectra shared by two splits or repeated within one, as one sentence per pair of splits.
 
     Args:
         hashes: A hash of each spectrum, in row order, by split.

@@ -1,4 +1,4 @@
-"""Whether a shard set is what its manifest says, and what its sources hold; and what it holds, in words."""
+"""Verification of a shard set against its manifest and its sources, and its description as text."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from scaling.files import Location, size_text
 
 
 def verify(dest: Location, sources: bool = False, progress: Count = uncounted) -> list[str]:
-    """Read every shard and compare it with the manifest, and if asked with the files it was made from.
+    """Read every shard and compare it with the manifest and, optionally, with the source files.
 
     Args:
         dest: The shard set.
         sources: Whether to read the source files again as well and compare every value of every spectrum.
-        progress: Called after each shard with how many are done, and of how many.
+        progress: Called after each shard with (shards done, total shards).
 
     Returns:
-        What is wrong, one sentence each; empty where nothing is.
+        The problems, one sentence each; empty if there are none.
 
     Raises:
         UserError: ``dest`` is not a shard set, or a source file is gone.
@@ -58,7 +58,7 @@ def verify(dest: Location, sources: bool = False, progress: Count = uncounted) -
 
 
 def _conversion(manifest: Manifest) -> Conversion:
-    """The conversion that made a shard set, from its sources as they are now.
+    """Reconstruct the conversion of a shard set from its sources in their current state.
 
     Raises:
         UserError: A source is gone or has another number of spectra.
@@ -81,7 +81,7 @@ def _conversion(manifest: Manifest) -> Conversion:
 
 
 def _shard_problem(manifest: Manifest, conversion: Conversion | None, planned: PlannedShard) -> str:
-    """What is wrong with a shard; empty where nothing is."""
+    """The problem of a shard; empty if there is none."""
     split, index = planned.file.partition("/")[0], planned.first_row // manifest.rows_per_shard
     try:
         blocks = shard_blocks(manifest, split, index)
@@ -95,7 +95,7 @@ def _shard_problem(manifest: Manifest, conversion: Conversion | None, planned: P
 
 
 def _difference(blocks: Iterator[pa.Table], conversion: Conversion, planned: PlannedShard) -> str:
-    """The first row of a shard that is not what its source holds."""
+    """The first row of a shard that differs from its source."""
     sources, unit = conversion.sources, conversion.row_numbers(planned)
     again = _row_groups(map(conversion.prepare, read_units([unit], sources, sources.schema.names, _all(sources.wave))))
     found, done = "", 0
@@ -119,7 +119,7 @@ def _all(wave: np.ndarray) -> range:
 
 
 def _row_groups(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Blocks of files joined where a row group of the shard spans two."""
+    """Merge source blocks where a row group of the shard spans two files."""
     held: pa.Table | None = None
     for block in blocks:
         held = block if held is None else pa.concat_tables([held, block])
@@ -131,7 +131,7 @@ def _row_groups(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _rows_that_differ(stored: pa.Table, source: pa.Table, name: str) -> np.ndarray:
-    """Which rows have other bits in a column."""
+    """Mask of rows whose bits differ in a column."""
     one, two = column_values(stored, name), column_values(source, name)
     if one.dtype == object or two.dtype == object:
         return np.array([str(a) != str(b) for a, b in zip(one, two, strict=True)])
@@ -142,7 +142,7 @@ def _rows_that_differ(stored: pa.Table, source: pa.Table, name: str) -> np.ndarr
 
 
 def describe_shards(dest: Location) -> str:
-    """What a shard set holds, as plain text.
+    """Describe the contents of a shard set as plain text.
 
     Raises:
         UserError: ``dest`` is not a shard set.
@@ -168,7 +168,7 @@ def describe_shards(dest: Location) -> str:
 
 
 def describe_order(manifest: Manifest) -> str:
-    """The study order and why it is so, in a few words."""
+    """The study order and its reason, in a few words."""
     order = manifest.order
     how = f"shuffled with seed {order.seed}" if order.kind == "shuffled" else "as in the source files"
     return f"{how} (asked: {order.asked}); the files' order: {order.drift}"

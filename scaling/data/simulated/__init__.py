@@ -1,4 +1,4 @@
-"""Simulated spectra: emulator, rows, files, and their information limit."""
+"""Simulated spectra: emulator, rows, files, and their label derivatives."""
 
 from scaling.data.simulated.rows import Simulation, simulate_rows, wavelength_grid
 from scaling.data.simulated.writer import write_simulation

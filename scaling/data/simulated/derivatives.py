@@ -1,4 +1,4 @@
-"""How the simulated flux depends on its labels."""
+"""Dependence of the simulated flux on its labels."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from scaling.data.simulated.rows import FULL_PIXELS, LABEL_HIGH, LABEL_LOW, LABE
 
 Labels = Float64[ndarray, "row label"]
 FREE_LABELS = LABELS[:3]
-"""What the simulated flux depends on: T_eff, log g and [M/H]. All are unknown to whoever estimates one of them."""
+"""Labels that the simulated flux depends on: T_eff, log g and [M/H]. An estimator of one of them knows none of them."""
 LOW, SPAN = LABEL_LOW[:3], LABEL_HIGH[:3] - LABEL_LOW[:3]
 
 
 def flux_derivatives(labels: Labels, pixels: int, step: float = 0.02) -> Float64[ndarray, "row label pixel"]:
-    """Derivatives of the simulated flux by each label, in units of the label's range.
+    """Derivatives of the simulated flux with respect to each label, in units of the label's range.
 
-    Central differences of fourth order, whose error is the fifth derivative's: none, as the emulator is a cubic polynomial.
-    So any step, in units of each label's range, gives the same result to rounding, which the tests check. ``labels`` are
-    T_eff in K, log g and [M/H] in dex; fewer ``pixels`` than 4096 are means of neighbours.
+    Fourth-order central differences: their error is proportional to the fifth derivative, which is zero for the cubic
+    emulator. Any step, in units of each label's range, thus gives the same result to rounding, as the tests check.
+    ``labels`` are T_eff in K, log g and [M/H] in dex; fewer ``pixels`` than 4096 are means of adjacent ones.
     """
     derivatives = []
     for direction in np.diag(step * SPAN):
@@ -31,7 +31,7 @@ def flux_derivatives(labels: Labels, pixels: int, step: float = 0.02) -> Float64
 
 
 def simulated_flux(params: pd.DataFrame, pixels: int) -> Float64[ndarray, "row pixel"] | None:
-    """The noise-free flux for these labels; None where the simulation makes no spectra of so many pixels."""
+    """The noise-free flux for these labels; None if the simulation does not support this number of pixels."""
     return _flux(params[list(FREE_LABELS)].to_numpy(np.float64), pixels) if FULL_PIXELS % pixels == 0 else None
 
 

@@ -1,7 +1,7 @@
-"""Simulated PFS spectra, drawn: labels as the real set's generator draws them, flux and error by the emulator.
+"""Simulated PFS spectra: labels sampled as by the real set's generator, flux and error from the emulator.
 
-A spectrum is a function of (seed, split, row) alone: rows are drawn in fixed blocks, each from its own counter-based random
-stream, so that chunks, workers and the number of files cannot change it.
+A spectrum is a function of (seed, split, row) only: rows are drawn in fixed blocks, each from its own counter-based random
+stream, so that the result does not depend on chunks, workers or the number of files.
 """
 
 import functools
@@ -20,7 +20,7 @@ from scaling.parse import Count, Natural, declared
 SPLITS = ("train", "val", "test")
 FULL_PIXELS = 4096
 BLOCK_ROWS = 64
-"""Rows drawn together: part of what a seed means, so changing it changes every spectrum."""
+"""Rows drawn together; changing it changes every spectrum of every seed."""
 
 LABELS = ("T_eff", "log_g", "M_H", "C_M", "a_M")
 LABEL_LOW = np.array([3750.0, 1.0, -2.5, -0.75, -0.25])
@@ -43,19 +43,19 @@ CONSTANTS: dict[str, float] = {
     "exp_time": 900.0,
     "seeing": 1.0,
 }
-"""Columns that hold one value; a column that is neither here nor simulated is all NaN, as in a real file."""
+"""Constant columns; a column that is neither here nor simulated is all NaN, as in a real file."""
 
 
 @declared
 class Simulation:
-    """A set of simulated spectra: how many, how bright, on which grid. A `UserError` names a field that is out of range.
+    """Specification of simulated spectra: numbers, brightness and grid; out-of-range fields raise a `UserError`.
 
     Attributes:
         train: Spectra of the training split; likewise ``val`` and ``test``.
-        seed: What every random number is derived from, in [0, 2^63).
-        pixels: 4096, or 2048 or 1024 for means of 2 or 4 neighbouring pixels.
-        mag_range: Faintness, uniform between the two i-band magnitudes (bright limit first).
-        train_files: Files that the training split is spread over.
+        seed: Root of all random numbers, in [0, 2^63).
+        pixels: 4096, or 2048 or 1024 for means of 2 or 4 adjacent pixels.
+        mag_range: Range of the uniform i-band magnitude distribution (bright limit first).
+        train_files: Number of files that the training split is divided into.
     """
 
     train: Count = 32768
@@ -85,7 +85,7 @@ class SimulatedRows(NamedTuple):
     """Consecutive simulated spectra.
 
     The flux is noise-free, with median 0.5; the error is one standard deviation of each pixel's noise; both are float64.
-    ``params`` has the 35 columns of a real file; its ``snr`` is that of the pixels as written, after binning.
+    ``params`` has the 35 columns of a real file; its ``snr`` is that of the stored pixels, after binning.
     """
 
     flux: Pixels
@@ -94,20 +94,20 @@ class SimulatedRows(NamedTuple):
 
 
 def _sum_pixels(values: Pixels, factor: int) -> Float[ndarray, "row bin"]:
-    """Sums of ``factor`` neighbouring pixels (strided sums: a reduction over so short an axis is slow)."""
+    """Sum groups of ``factor`` adjacent pixels (with strided sums: a reduction over so short an axis is slow)."""
     return functools.reduce(np.add, (values[:, offset::factor] for offset in range(factor)))
 
 
 def _simulate_block(simulation: Simulation, split: str, block: int) -> SimulatedRows:
-    """One block with the parameters that vary, always whole: a product's rounding may depend on its shape.
+    """Simulate one whole block with its varying parameters; a product's rounding may depend on its shape.
 
-    Labels are uniform, and all but one axis of each row is snapped to the grid.
+    Labels are uniform; in each row, all axes but one are snapped to the grid.
     """
     stream = SPLITS.index(split) << 56 | block
     rng = np.random.Generator(np.random.Philox(key=np.array([simulation.seed, stream], dtype=np.uint64)))
     labels = rng.uniform(LABEL_LOW, LABEL_HIGH, size=(BLOCK_ROWS, len(LABELS)))
     free_axis = rng.integers(len(LABELS), size=BLOCK_ROWS)
-    snapped = np.round(labels / LABEL_STEP) * LABEL_STEP + 0.0  # + 0.0 turns a negative zero positive
+    snapped = np.round(labels / LABEL_STEP) * LABEL_STEP + 0.0  # + 0.0 turns −0.0 into 0.0
     labels = np.where(np.arange(len(LABELS)) == free_axis[:, None], labels, snapped)
     mag = rng.uniform(*simulation.mag_range, size=BLOCK_ROWS)
     brightness = 10.0 ** (-0.4 * (mag - 21.5)) * np.exp(0.1 * rng.standard_normal(BLOCK_ROWS))
@@ -128,7 +128,7 @@ def _simulate_block(simulation: Simulation, split: str, block: int) -> Simulated
 
 
 def simulate_rows(simulation: Simulation, split: str, start: int, stop: int) -> SimulatedRows:
-    """Rows ``start`` to ``stop`` of a split (``train``, ``val`` or ``test``); the same bits whatever range is asked for.
+    """Simulate rows ``start`` to ``stop`` of a split (``train``, ``val`` or ``test``), bit-identical for any range.
 
     Raises:
         ValueError: The range is empty or outside the split.
@@ -149,7 +149,7 @@ def simulate_rows(simulation: Simulation, split: str, start: int, stop: int) -> 
 
 
 def wavelength_grid(pixels: int) -> tuple[Float[ndarray, " pixel"], Float[ndarray, " edge"]]:
-    """Pixel centres and edges, in vacuum Å, of spectra with ``pixels`` pixels."""
+    """Pixel centres and edges, in vacuum Å, of spectra with this number of pixels."""
     emulator = load_emulator()
     factor = FULL_PIXELS // pixels
     return emulator.wave.reshape(pixels, factor).mean(axis=1), emulator.wave_edges[::factor]

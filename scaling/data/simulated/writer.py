@@ -1,4 +1,4 @@
-"""Simulated spectra, written as files in the layout of real ones."""
+"""Simulated spectra written as files in the layout of real ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scaling.errors import UserError
 from scaling.files import require_space
 
 WRITE_ROWS = 256
-"""Rows written together: 16 MiB of flux and error at 4096 pixels, which the allocator reuses from block to block."""
+"""Rows per write: 16 MiB of flux and error at 4096 pixels, which the allocator reuses for the next block."""
 
 
 class SimulatedFile(NamedTuple):
@@ -37,7 +37,7 @@ class SimulatedFile(NamedTuple):
 
 
 def simulation_files(dest: Path, simulation: Simulation) -> list[SimulatedFile]:
-    """All files of a simulation below ``dest``, there or not, by split and in row order."""
+    """All files of a simulation below ``dest``, existing or not, by split and in row order."""
     edges = [simulation.train * part // simulation.train_files for part in range(simulation.train_files + 1)]
     places = [("train", f"train_{part}", *ends) for part, ends in enumerate(pairwise(edges))]
     places += [(split, split, 0, simulation.rows(split)) for split in SPLITS[1:]]
@@ -45,10 +45,10 @@ def simulation_files(dest: Path, simulation: Simulation) -> list[SimulatedFile]:
 
 
 def pending_files(dest: Path, simulation: Simulation) -> list[SimulatedFile]:
-    """The files of a simulation that are not there yet.
+    """The files of a simulation that do not exist yet.
 
     Raises:
-        UserError: A file of that name is there and holds something else.
+        UserError: A file of that name exists with other content.
     """
     pending = []
     for file in simulation_files(dest, simulation):
@@ -70,18 +70,18 @@ def write_simulation(
 ) -> dict[str, list[Path]]:
     """Write a simulation in the layout of real files: ``DEST/{train_0,…,val,test}/dataset.h5``.
 
-    A file that is already there and holds the same spectra is kept. Memory is bounded by a block of rows and one file's
-    parameter table. With ``parallel`` each file is written in a task of the Ray cluster that the caller is connected to,
-    where every node sees ``dest``: the spectra are the same. ``progress`` is called with (spectra done, spectra in all)
+    An existing file with the same spectra is kept. Memory is bounded by a block of rows and one file's parameter
+    table. With ``parallel`` each file is written in a task of the Ray cluster that the caller is connected to, whose
+    nodes must all see ``dest``; the spectra are the same. ``progress`` is called with (spectra done, total spectra)
     after each block; with ``parallel`` after each file.
 
     Returns:
         The files of each split, in row order.
 
     Raises:
-        UserError: A file of that name is there and holds something else, or the disk is full.
+        UserError: A file of that name exists with other content, or the disk is full.
     """
-    dest = dest.absolute()  # tasks run in folders of their own
+    dest = dest.absolute()  # tasks run in other working directories
     files, pending = simulation_files(dest, simulation), pending_files(dest, simulation)
     require_space(dest, sum(file_bytes(file.rows, simulation.pixels) for file in pending))
     for file in pending:
@@ -99,7 +99,7 @@ def write_simulation(
 
 
 def _write_on_ray(dest: Path, simulation: Simulation, pending: list[SimulatedFile]) -> Iterator[int]:
-    """Write each file in a task of Ray Data, the longest first; the rows of each as it ends."""
+    """Write each file in a Ray Data task, largest first; yields the rows of each completed file."""
     import ray
 
     files = sorted(pending, key=lambda file: -file.rows)
@@ -111,7 +111,7 @@ def _write_on_ray(dest: Path, simulation: Simulation, pending: list[SimulatedFil
 
 
 def _write_file(simulation: Simulation, file: SimulatedFile) -> Iterator[int]:
-    """Write a file, block by block; the rows of each."""
+    """Write a file block by block; yields the rows of each block."""
     grid, tag = wavelength_grid(simulation.pixels), _file_tag(simulation, file)
     with write_spectra(file.path, *grid, num_rows=file.rows, tag=tag) as append:
         for first in range(file.start, file.stop, WRITE_ROWS):
@@ -121,7 +121,7 @@ def _write_file(simulation: Simulation, file: SimulatedFile) -> Iterator[int]:
 
 
 def _file_tag(simulation: Simulation, file: SimulatedFile) -> str:
-    """All that determines one file's spectra, as JSON."""
+    """Everything that determines one file's spectra, as JSON."""
     fields = {"emulator": 1, "split": file.split, "rows": [file.start, file.stop], "seed": simulation.seed}
     fields |= {"pixels": simulation.pixels, "mag_range": [float(mag) for mag in simulation.mag_range]}
     return json.dumps(fields, sort_keys=True)

@@ -1,6 +1,6 @@
-"""The stellar-spectrum emulator that simulated spectra are made from, and their noise model.
+"""The stellar-spectrum emulator behind the simulated spectra, and their noise model.
 
-A cubic polynomial in (T_eff, log g, [M/H]) gives the noise-free flux (``PROVENANCE.md`` says where it is from); photon
+A cubic polynomial in (T_eff, log g, [M/H]) gives the noise-free flux (see ``PROVENANCE.md`` for its origin); photon
 noise of the object and of the night sky gives the error. Both are smooth functions of the labels.
 """
 
@@ -20,11 +20,11 @@ class Emulator:
     """The embedded emulator on its full grid.
 
     Attributes:
-        coefficients: Flux of each polynomial term, (20, 4096).
+        coefficients: Flux coefficient of each polynomial term, (20, 4096).
         wave: Pixel centres in vacuum Å, (4096,).
         wave_edges: Pixel edges in vacuum Å, (4097,).
-        label_offset: Origin of (T_eff in K, log g in dex, [M/H] in dex), (3,).
-        label_scale: Unit of the same, (3,).
+        label_offset: Offset of (T_eff in K, log g in dex, [M/H] in dex), (3,).
+        label_scale: Scale of the same labels, (3,).
         sky: Sky brightness of each pixel, with median 1, (4096,).
     """
 
@@ -38,7 +38,7 @@ class Emulator:
 
 @functools.cache
 def load_emulator() -> Emulator:
-    """Read the embedded emulator (once a process)."""
+    """Load the embedded emulator (once per process)."""
     folder = resources.files("scaling.data.simulated.emulator")
     with resources.as_file(folder / "emulator.npz") as path, np.load(path) as arrays:
         wave = arrays["wave"]
@@ -56,7 +56,7 @@ def load_emulator() -> Emulator:
 
 
 def air_to_vacuum(wave: Float[ndarray, " line"]) -> Float[ndarray, " line"]:
-    """Vacuum wavelengths (Å) of air wavelengths (Å), by N. Piskunov's inverse of Morton (2000), as VALD uses."""
+    """Convert air wavelengths to vacuum (Å), by N. Piskunov's inverse of Morton (2000), as VALD does."""
     inverse_square = (1e4 / wave) ** 2
     index = (
         1.0
@@ -77,7 +77,7 @@ def _sky_brightness(wave: Float[ndarray, " pixel"], lines: pd.DataFrame) -> Floa
 
 
 def polynomial_terms(x: Float[ndarray, "row label"]) -> Float[ndarray, "row term"]:
-    """All 20 monomials of scaled labels up to the third degree: 1, x0, x1, x2, x0², x0x1, …, x1x2², x2³."""
+    """All 20 monomials of scaled labels up to third degree: 1, x0, x1, x2, x0², x0x1, …, x1x2², x2³."""
     terms = [np.ones(len(x))]
     for degree in (1, 2, 3):
         terms += [np.prod(x[:, which], axis=1) for which in combinations_with_replacement(range(x.shape[1]), degree)]
@@ -85,7 +85,7 @@ def polynomial_terms(x: Float[ndarray, "row label"]) -> Float[ndarray, "row term
 
 
 def emulate_flux(labels: Float[ndarray, "row label"]) -> Float[ndarray, "row pixel"]:
-    """Noise-free, median-normalised flux on the full grid, (rows, 4096), of T_eff in K, log g and [M/H] in dex."""
+    """Noise-free, median-normalised flux on the full grid, (rows, 4096), for T_eff in K, log g and [M/H] in dex."""
     emulator = load_emulator()
     return polynomial_terms((labels - emulator.label_offset) / emulator.label_scale) @ emulator.coefficients
 
@@ -93,11 +93,11 @@ def emulate_flux(labels: Float[ndarray, "row label"]) -> Float[ndarray, "row pix
 def noise_error(
     flux: Float[ndarray, "row pixel"], brightness: Float[ndarray, " row"], sky: Float[ndarray, " pixel"]
 ) -> Float[ndarray, "row pixel"]:
-    """One standard deviation of the object's and the sky's photon noise, in units of the normalised flux.
+    """Standard deviation of the object's and the sky's photon noise, in units of the normalised flux.
 
     Args:
         flux: Noise-free flux on the full grid, (rows, 4096).
-        brightness: Photons relative to those of an object of magnitude 21.5, (rows,).
+        brightness: Photon count relative to an object of magnitude 21.5, (rows,).
         sky: Sky brightness of each pixel, with median 1, (4096,).
     """
     error = np.maximum(flux, 0.0)
