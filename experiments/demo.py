@@ -31,7 +31,7 @@ STUDY = Study(
     ladder=Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0),
     widths=(4, 8, 16, 24),
     recipe=Recipe(
-        budget=Budget(samples=262_144),
+        budget=Budget(samples=196_608),
         batch_size=256,
         betas=(0.9, 0.98),
         clip_norm=1.0,
@@ -41,7 +41,7 @@ STUDY = Study(
         precision="fp32",
         evaluations=16,
     ),
-    search=Search(trials=4, reference_lr=1e-3, max_lr=1e-2, seed_noise=0.03),
+    search=Search(trials=3, reference_lr=1e-3, max_lr=1e-2, seed_noise=0.03),
     seeds=(42, 43),
     baselines=(Ridge(), LightGBM(trees=1000)),
     placements=(Placement(), Placement(from_width=24, from_spectra=16384, workers=2)),

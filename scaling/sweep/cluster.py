@@ -95,7 +95,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     there = joins(address)
     if there is None:
-        # One more process for each trial, which watches for nodes that a cloud takes back.
+        # Ray Train's watcher for nodes that a cloud takes back: one more process per trial, of no use on the only node.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Ray listens on all interfaces of the host, so a token is always required (Ray keeps it in the user's home folder).
         os.environ.setdefault("RAY_AUTH_MODE", "token")
