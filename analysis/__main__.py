@@ -25,7 +25,7 @@ from analysis.points.trials import best_trials, is_row_table, law_cells, points_
 from analysis.report.document import failure_document, fit_document
 from analysis.report.page import check_report, write_report
 from analysis.report.pictures import TRIAL_CURVES
-from analysis.report.tell import tell
+from analysis.report.terminal import print_fit
 from scaling.errors import UserError
 from scaling.files import FINAL, check_output, write_json_output
 from scaling.results import measure_of, read_table
@@ -130,7 +130,7 @@ def _fit(options: argparse.Namespace) -> int:
         document = failure_document(error.fits, str(error), points)
     document |= facts | {"bootstrap": options.bootstrap, "seed": options.seed, "table": options.table}
     write_json_output(options.json, document, [options.table])
-    tell(document, points.axis)
+    print_fit(document, points.axis)
     return 0 if document["level"] is not None else 1
 
 

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"cluster: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("cluster: detached; the job goes on", file=sys.stderr)
+        print("cluster: detached; the job continues", file=sys.stderr)
         return 1
 
 

@@ -81,7 +81,7 @@ class Cluster:
         try:
             self._ask(lambda: asyncio.run(print_all()))
         except UserError as error:
-            self.say(f"the connection is lost ({error}); the job goes on: see `status`")
+            self.say(f"the connection is lost ({error}); the job continues: see `status`")
         details = self.details(job)
         while not details.status.is_terminal():
             time.sleep(POLL_SECONDS)

@@ -25,13 +25,13 @@ STUDY = Study(
     question="How does the error of log g fall with distinct spectra and with parameters, and where does it stop?",
     data=Data(
         source=Simulation(train=16384, val=2048, test=8192, seed=0, pixels=1024, mag_range=(17.5, 19.5)),
-        num_spectra=(512, 1024, 2048, 4096, 8192, 16384),
+        num_spectra=(512, 1200, 2900, 7000, 16384),
         rules=DataRules(label="log_g", noise="fixed", input_norm="mean_spectrum"),
     ),
     ladder=Ladder(num_pixels=1024, patch_size=128, dropout=0.0, attention_dropout=0.0),
     widths=(4, 8, 16, 24),
     recipe=Recipe(
-        budget=Budget(samples=196_608),
+        budget=Budget(samples=229_376),
         batch_size=256,
         betas=(0.9, 0.98),
         clip_norm=1.0,

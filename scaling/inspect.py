@@ -150,7 +150,7 @@ def _inspect_study(folder: StudyFolder) -> Finding:
         done = [row for row in rows if row.status == "done"]
         if done:  # trials are selected on validation only; report that trial's test error
             best = min(done, key=lambda row: row.val_error)
-            val, test = (best.measure.tell(error, 4) for error in (best.val_error, best.test_error))
+            val, test = (best.measure.named(error, 4) for error in (best.val_error, best.test_error))
             lines.append(f"    best trial {best.trial}: val {val}, test {test}")
             data["best"] = {name: getattr(best, name) for name in ("trial", best.measure.val, best.measure.test)}
         pins = {row.eval_pin for row in rows}

@@ -46,7 +46,7 @@ class Measure:
         """The noun for the error in a sentence."""
         return "error" if self.unit else self.name
 
-    def tell(self, value: float, digits: int = 3) -> str:
+    def named(self, value: float, digits: int = 3) -> str:
         """Format a value with the metric's name: "MAE 0.123 dex"."""
         return f"{self.name} {self.value(value, digits)}"
 

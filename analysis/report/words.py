@@ -86,7 +86,7 @@ def trial(row: pd.Series) -> str:
     measure = measure_of(row.to_frame().T)
     return (
         f"N = {row['num_params']:,}, D = {row['num_spectra']:,}\n"
-        f"test {measure.tell(row[measure.test])}, validation {measure.value(row[measure.val])}\n"
+        f"test {measure.named(row[measure.test])}, validation {measure.value(row[measure.val])}\n"
         f"learning rate {row['lr']:.3g}, seed {row['seed']}, {row['epochs']:.3g} epochs"
     )
 

@@ -272,7 +272,7 @@ def _last_point(curve: str) -> str:
     try:
         *_, last = csv.DictReader(io.StringIO(curve))
         measure = ERROR_RATE if ERROR_RATE.val in last else MAE
-        return f"step {float(last['step']):.0f}, val {measure.tell(float(last[measure.val]))}"
+        return f"step {float(last['step']):.0f}, val {measure.named(float(last[measure.val]))}"
     except (ValueError, KeyError, TypeError):
         return "its progress.csv cannot be read; it is rewritten when the trial resumes"
 

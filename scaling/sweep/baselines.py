@@ -119,7 +119,7 @@ class Baselines:
     def finished(self, rows: Iterable[Row]) -> None:
         """Report what a task found, or why it failed."""
         for row in rows:
-            scores = f"val {row.measure.tell(row.val_error)}, test {row.measure.tell(row.test_error)}"
+            scores = f"val {row.measure.named(row.val_error)}, test {row.measure.named(row.test_error)}"
             result = f"{scores} in {row.wall_seconds:.0f} s" if row.status == "done" else f"failed: {row.error}"
             self.say(f"{row.family} on {row.num_spectra:,} spectra: {result}")
 

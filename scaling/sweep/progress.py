@@ -222,4 +222,4 @@ class Progress:
         return "-" if value is None else self.measure.value(value)
 
     def _scores(self, row: Row) -> str:
-        return f"val {row.measure.tell(row.val_error)}, test {row.measure.tell(row.test_error)}"
+        return f"val {row.measure.named(row.val_error)}, test {row.measure.named(row.test_error)}"

@@ -56,7 +56,7 @@ def test_an_anchor_stands_where_it_belongs_with_its_error(draw, at, name):
 
 
 @pytest.mark.usefixtures("only_svg")
-def test_the_report_tells_it_and_the_fit_does_not_see_it(tmp_path):
+def test_the_report_shows_it_and_the_fit_ignores_it(tmp_path):
     one_size = dataclasses.replace(
         FIXED_NOISE_FIXED_SAMPLES, sizes=np.array([29953]), mae=FIXED_NOISE_FIXED_SAMPLES.mae[3:]
     )

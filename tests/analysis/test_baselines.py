@@ -108,7 +108,7 @@ def test_too_few_numbers_of_spectra_are_no_law_but_a_comparison():
     assert "from 8,192 to 16,384" in found.crossing.words
 
 
-def test_words_table_figure_and_json_tell_of_them():
+def test_words_table_figure_and_json_include_them():
     found = find(rows_with(BEST * (DATA / 3000.0) ** 0.2, family="lightgbm"), bootstrap=60)
     (line,) = sections.baselines(found)
     assert "beats lightgbm from about 3,000 spectra on" in line["words"]

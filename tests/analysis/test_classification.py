@@ -45,7 +45,7 @@ def test_the_trial_of_the_lowest_error_rate_stands_for_its_cell(rows):
 
 
 @pytest.mark.usefixtures("only_svg")
-def test_the_report_tells_error_rates(rows, tmp_path):
+def test_the_report_gives_error_rates(rows, tmp_path):
     page = write_report(rows, tmp_path / "report", bootstrap=30).read_text()
     text = re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
     assert "How far does the error rate of log g &gt; 2.5 fall" in text

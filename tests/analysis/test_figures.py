@@ -192,7 +192,7 @@ def test_one_learning_rate_a_cell_is_no_search():
     assert figures.learning_rates(frame([row(), row(num_spectra=2048, trial="b")])) is None
 
 
-def test_one_curve_tells_where_it_extrapolates_and_how_far_its_floor_is_known():
+def test_one_curve_shows_where_it_extrapolates_and_how_far_its_floor_is_known():
     law = compare(FIVE, replicates=60)
     figure = figures.one_curve(law, error="MAE [z]", x="D, training spectra", reach=10)
     axes = figure.axes[0]
@@ -208,5 +208,5 @@ def test_one_curve_tells_where_it_extrapolates_and_how_far_its_floor_is_known():
     ("value", "words"),
     [(512, "512"), (1024, "1k"), (16384, "16k"), (8833, "8.8k"), (4_880_000, "4.9M"), (3.2e10, "32G"), (1e13, "10T")],
 )
-def test_sizes_are_told_as_people_say_them(value, words):
+def test_sizes_are_printed_as_people_say_them(value, words):
     assert figures.short(value) == words

@@ -41,7 +41,7 @@ def test_the_shrink_is_what_refits_show():
         assert 1 - spread([n], [d]) / before == pytest.approx(told[n], abs=0.1)
 
 
-def test_runs_near_the_target_tell_most_and_cheap_ones_come_first():
+def test_runs_near_the_target_inform_most_and_cheap_ones_come_first():
     found = compare(made("chinchilla"), ["chinchilla"], replicates=20)
     table = next_runs(found, TARGET, hours)
     assert table["shrink_per_hour"].is_monotonic_decreasing

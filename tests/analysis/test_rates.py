@@ -55,7 +55,7 @@ def test_two_rates_are_no_law(make_rows):
     assert learning_rate_law(searched(make_rows, lambda n, d: 1e-3, factors=(0.5, 2.0))) is None
 
 
-def test_too_few_optima_are_told(make_rows):
+def test_too_few_optima_are_reported(make_rows):
     rows = searched(make_rows, lambda n, d: 1e-3)
     found = learning_rate_law(rows[(rows["num_params"] == 100) & (rows["num_spectra"] == 1000)])
     assert found.exponents == {}

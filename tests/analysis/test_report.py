@@ -52,7 +52,7 @@ def page_of(out):
     )
 
 
-def test_the_page_tells_the_whole_story(report):
+def test_the_page_has_the_whole_story(report):
     page = page_of(report)
     for words in (
         *SECTIONS,
@@ -288,5 +288,5 @@ def test_an_interval_without_an_end_says_so(interval, words):
     assert bounds(interval) == words
 
 
-def test_formulas_are_told_in_greek():
+def test_formulas_are_written_in_greek():
     assert greek("E + A/N^alpha + B/D^beta") == "E + A/N^α + B/D^β"

@@ -39,7 +39,7 @@ def test_every_cell_gives_its_best_and_every_loser_has_a_reason(make_rows, trial
 
 
 @pytest.mark.parametrize(("best", "edge"), [(0, "smallest"), (1, ""), (2, "largest")])
-def test_the_edge_of_the_search_is_told(make_rows, best, edge):
+def test_the_edge_of_the_search_is_reported(make_rows, best, edge):
     rates = [1e-4, 1e-3, 1e-2]
     table = best_trials(
         make_rows({"trial": f"{k}", "lr": lr, "val_mae_dex": 0.2 if k == best else 0.3} for k, lr in enumerate(rates))
@@ -78,7 +78,7 @@ def test_studies_of_the_same_rules_keep_their_own_cells(make_rows):
     assert table.warnings == []
 
 
-def test_studies_that_trained_longer_or_more_coarsely_are_told(make_rows):
+def test_studies_that_trained_longer_or_more_coarsely_are_named(make_rows):
     rows = make_rows(
         {"trial": name, "study": name, "samples_seen": seen, "precision": precision}
         for name, seen, precision in (("a", 1000, "fp32"), ("b", 4000, "bf16"))
@@ -117,7 +117,7 @@ def test_the_law_is_of_the_transformer(demo_rows):
     assert len(points_from_cells(cells)) == 48
 
 
-def test_two_unknown_families_must_be_told_apart(make_rows):
+def test_two_unknown_families_need_a_choice(make_rows):
     rows = make_rows({"trial": name, "family": name} for name in ("ridge", "lightgbm"))
     with pytest.raises(UserError, match="lightgbm, ridge"):
         law_cells(best_trials(rows).cells)
@@ -191,7 +191,7 @@ def test_usual_names_are_found_in_any_case(names):
     assert tuple(column_names(pd.DataFrame(columns=list(names)), None, None, None).values()) == names
 
 
-def test_a_given_name_wins_and_a_missing_loss_is_told():
+def test_a_given_name_wins_and_a_missing_loss_is_named():
     frame = pd.DataFrame(columns=["N", "D", "loss", "mae"])
     assert column_names(frame, None, None, "mae")["loss"] == "mae"
     with pytest.raises(UserError, match="no column of the loss"):

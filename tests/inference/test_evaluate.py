@@ -176,7 +176,7 @@ def study_file(shards, tmp_path):
     return path
 
 
-def test_an_anchor_is_kept_and_told_by_the_report(shards, cache_root, one, original, study_file, tmp_path, capsys):
+def test_an_anchor_is_kept_and_shown_in_the_report(shards, cache_root, one, original, study_file, tmp_path, capsys):
     _, model, row = one
     store = model.parents[3]
     anchor = ("--anchor", study_file, "--store", store, "--cache", cache_root)

@@ -81,7 +81,7 @@ def test_flux_is_clipped_and_what_cannot_be_used_has_no_prediction(shards, one, 
     assert "2 spectra cannot be used, first in row 2" in capsys.readouterr().err
 
 
-def test_all_labels_and_probabilities_are_told(shards, cache_root, tmp_path):
+def test_all_labels_and_probabilities_are_predicted(shards, cache_root, tmp_path):
     spectra = shards.parent / "hdf5" / "test" / "dataset.h5"
     _, model, row = trained(shards, cache_root, tmp_path / "three", RULES["three labels"])
     run("predict", model, spectra, tmp_path / "three.parquet", "--noise-seed", 42)

@@ -54,7 +54,7 @@ def test_the_limit_of_a_simulated_study_is_kept_once(shards, folder, monkeypatch
 
 
 @pytest.mark.usefixtures("prepared")
-def test_no_limit_where_the_spectra_do_not_tell_it(folder):
+def test_no_limit_where_the_spectra_do_not_determine_it(folder):
     assert "depend on T_eff, log_g, M_H only" in keep_limit(changed(example_study(), label="a_M"), folder)
     assert keep_limit(changed(example_study(), noise_level=0.0), folder) == ""
     assert keep_limit(changed(example_study(), boundary=3.0), folder) == ""

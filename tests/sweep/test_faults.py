@@ -79,7 +79,7 @@ def wait_for(condition, driver):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_trial_killed_between_two_budgets_goes_on_and_one_that_diverges_ends_no_search(tmp_path, shards):
+def test_a_trial_killed_between_two_budgets_resumes_and_one_that_diverges_ends_no_search(tmp_path, shards):
     recipe = 'schedule="wsd", branches=(0.25,), loss="mse", clip_norm=1e30'
     search = "trials=3, factor=1e20"
     study_file = write_study(tmp_path / "mine.py", shards, samples=32_000, recipe=recipe, search=search)
@@ -224,7 +224,7 @@ def state_head(identity):
     return json.dumps({"identity": identity, "setting": "0.01", "checksum": ""}).encode() + b"\n..."
 
 
-def test_what_another_declaration_left_is_refused_before_a_study_goes_on(tmp_path, shards):
+def test_what_another_declaration_left_is_refused_before_a_study_resumes(tmp_path, shards):
     study = load_study(str(write_study(tmp_path / "mine.py", shards, samples=640)))
     folder = StudyFolder(Store(str(tmp_path / "store")), "mine")
     sweep = Sweep.prepare(study, folder, shards, tmp_path / "cache")

@@ -56,7 +56,7 @@ def test_states_are_true_at_every_moment_in_the_cells_study_and_the_sweeps(path)
     assert params == {"num_params": 813, "num_spectra": 128, "lr": 1e-3, "seed": 1}
 
 
-def test_the_sweeps_study_tells_what_a_trial_cost_and_is_named_by_its_metric(path):
+def test_the_sweeps_study_has_a_trials_cost_and_is_named_by_its_metric(path):
     journal, cell = Journal(STUDY, path, []), CELLS[0]
     journal.running(cell, 0, 1e-3)
     journal.finished(cell, 0, row(cell, 0))

@@ -84,7 +84,7 @@ def test_a_classification_from_its_rules_to_the_points_of_a_law(prepare):
     assert all(math.isnan(getattr(row, name)) for name in in_dex)
     assert 0 < row.test_error_rate < 0.6
     assert row.val_error == row.val_error_rate
-    assert row.measure.tell(row.test_error) == f"error rate {row.test_error_rate:.3f}"
+    assert row.measure.named(row.test_error) == f"error rate {row.test_error_rate:.3f}"
     assert (row.test_by_snr, row.num_val) == ("[]", 64)
     many = [
         dataclasses.replace(
@@ -101,7 +101,7 @@ def test_a_classification_from_its_rules_to_the_points_of_a_law(prepare):
     assert list(error_sem(cells)) == list(points.sem)
 
 
-def test_what_an_evaluation_reports_is_what_the_search_is_told(prepare):
+def test_the_search_sees_what_an_evaluation_reports(prepare):
     for rules, name in (({}, "val_mae_dex"), ({"boundary": 3.0}, "val_error_rate")):
         sweep = prepare(dataclasses.replace(study_of(**rules), name=name.replace("_", "-")))
         _, row, metrics = run(sweep)

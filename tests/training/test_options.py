@@ -92,7 +92,7 @@ def bits(outcome):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_each_option_learns_and_goes_on_where_it_was_killed(make_task, option):
+def test_each_option_learns_and_resumes_after_a_kill(make_task, option):
     task, whole = make_task(**OPTIONS[option]), Host()
     expected = train(task, whole.context())
     assert expected.status == "done"

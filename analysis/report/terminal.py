@@ -11,7 +11,7 @@ from scaling.console import duration
 _WIDTH = 26
 
 
-def tell(document: dict[str, Any], axis: str) -> None:
+def print_fit(document: dict[str, Any], axis: str) -> None:
     """Print the document of a fit; warnings go to standard error.
 
     Args:
@@ -22,17 +22,17 @@ def tell(document: dict[str, Any], axis: str) -> None:
         print(f"No law: {document['message']}")
     else:
         print(f"{document['form']}: {LAWS[document['form']].formula}")
-        _tell_fit(document)
-        _tell_checks(document)
-        _tell_answers(document, axis)
+        _print_law(document)
+        _print_checks(document)
+        _print_answers(document, axis)
         for cast in document["forecasts"]:
-            _tell_forecast(cast, axis)
-        _tell_next_runs(document)
+            _print_forecast(cast, axis)
+        _print_next_runs(document)
     for warning in document["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _tell_fit(document: dict[str, Any]) -> None:
+def _print_law(document: dict[str, Any]) -> None:
     columns = ", ".join(
         f"{name if name == 'loss' else name.upper()} is {column}"
         for name, column in document["columns"].items()
@@ -62,7 +62,7 @@ def _tell_fit(document: dict[str, Any]) -> None:
         print(f"the information limit bounds the floor: E ≥ {document['floor_bound']:.4g}")
 
 
-def _tell_checks(document: dict[str, Any]) -> None:
+def _print_checks(document: dict[str, Any]) -> None:
     test = document["lack_of_fit"]
     print("lack of fit: " + (f"p = {test['p']:.3g}" if test else "not testable (needs repeats in most cells)"))
     for test in document["backtests"]:
@@ -72,7 +72,7 @@ def _tell_checks(document: dict[str, Any]) -> None:
         print(f"residuals still depend on {', '.join(trends)} (p < 0.01)")
 
 
-def _tell_answers(document: dict[str, Any], axis: str) -> None:
+def _print_answers(document: dict[str, Any], axis: str) -> None:
     budget = document["budget"]
     if budget:
         parts = [
@@ -88,7 +88,7 @@ def _tell_answers(document: dict[str, Any], axis: str) -> None:
         print(f"compute, without a law (isoFLOP profiles): {document['isoflop']['words']}")
 
 
-def _tell_next_runs(document: dict[str, Any]) -> None:
+def _print_next_runs(document: dict[str, Any]) -> None:
     found = document["next_runs"]
     if found:
         print(
@@ -99,7 +99,7 @@ def _tell_next_runs(document: dict[str, Any]) -> None:
             print(f"  {what:40} {duration(3600 * run['hours'])} of one device, by {100 * run['shrink']:.1f} %")
 
 
-def _tell_forecast(cast: dict[str, Any], axis: str) -> None:
+def _print_forecast(cast: dict[str, Any], axis: str) -> None:
     place = _at(cast, axis)
     flags = f" ({'; '.join(cast['flags'])})" if cast["flags"] else ""
     if cast["refused"]:
