@@ -22,7 +22,7 @@ demo: .venv/installed  ## The main job: simulate, shard, sweep, fit, report (14 
 	$(BIN)/scaling run experiments.demo --store $(STORE)
 
 test: .venv/installed  ## All tests that need no GPU and no browser, but for the rehearsal's
-	$(BIN)/pytest -m "not gpu and not browser and not rehearsal"
+	$(BIN)/pytest -m "not gpu and not browser and not rehearsal" --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 rehearsal: .venv/installed  ## The tests on clusters of several nodes, all on this machine, and of killed workers (about 9 minutes)
 	$(BIN)/pytest -m "rehearsal and not gpu"

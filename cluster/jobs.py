@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.environment import runtime_env
 from scaling.errors import UserError
+from scaling.files import require_no_password
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -47,6 +48,7 @@ class Cluster:
             UserError: There is no response, or the token is wrong.
         """
         if self._client is None:
+            require_no_password(self.address, "--address")
             if not self.address.startswith(("http://", "https://")):
                 raise UserError(f"--address {self.address}: give the dashboard's URL, such as http://HEAD:8265")
             os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -113,6 +113,9 @@ def test_what_goes_wrong_is_one_line(head, tmp_path):
     nobody = ask("http://127.0.0.1:9", "status")
     assert (nobody.returncode, len(nobody.stderr.splitlines())) == (2, 1)
     assert ask("head:6379", "status").stderr.count("give the dashboard's URL") == 1
+    secret = ask("http://me:hush@head:8265", "status").stderr
+    assert "holds a password" in secret
+    assert "hush" not in secret
 
 
 @pytest.mark.ray
