@@ -24,6 +24,7 @@ def pytest_addoption(parser):
     parser.addoption("--write-golden", action="store_true", help="replace the golden losses in tests/golden")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     if config.pluginmanager.hasplugin("xdist") and hasattr(config, "workerinput"):
         _spread(items)
@@ -34,7 +35,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _spread(items):
-    """With `--dist loadgroup`: one process runs the tests that start Ray, first, another the rest file by file."""
+    """With `--dist loadgroup`: one process begins with all tests that start Ray, the other runs the rest, file by file."""
     items.sort(key=lambda item: "ray" not in item.keywords)
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if "ray" in item.keywords else item.path.name))
