@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STORE ?= results
 .DEFAULT_GOAL := help
-.PHONY: help demo test rehearsal quick lint format bench docs clean
+.PHONY: help demo test test-ray test-others rehearsal quick lint format bench docs clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -22,7 +22,11 @@ demo: .venv/installed  ## The main job: simulate, shard, sweep, fit, report (14 
 	$(BIN)/scaling run experiments.demo --store $(STORE)
 
 test: .venv/installed  ## All tests that need no GPU and no browser, but for the rehearsal's
-	$(BIN)/pytest -m "not gpu and not browser and not rehearsal" --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	@echo "Testing in two processes, each of which prints when it has ended"
+	$(MAKE) --jobs 2 --output-sync=target test-ray test-others
+
+test-ray test-others: .venv/installed
+	$(BIN)/pytest -m "$(if $(filter %-ray,$@),,not )ray and not gpu and not browser and not rehearsal"
 
 rehearsal: .venv/installed  ## The tests on clusters of several nodes, all on this machine, and of killed workers (about 9 minutes)
 	$(BIN)/pytest -m "rehearsal and not gpu"

@@ -24,21 +24,11 @@ def pytest_addoption(parser):
     parser.addoption("--write-golden", action="store_true", help="replace the golden losses in tests/golden")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config, items):
-    if config.pluginmanager.hasplugin("xdist") and hasattr(config, "workerinput"):
-        _spread(items)
+def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-
-
-def _spread(items):
-    """With `--dist loadgroup`: one process begins with all tests that start Ray, the other runs the rest, file by file."""
-    items.sort(key=lambda item: "ray" not in item.keywords)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if "ray" in item.keywords else item.path.name))
 
 
 @pytest.fixture(scope="session", autouse=True)
