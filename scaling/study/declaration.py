@@ -221,17 +221,15 @@ class Study:
             raise UserError(
                 f"Recipe.loss = {self.recipe.loss!r}: with DataRules.boundary it is cross-entropy; leave Recipe.loss out"
             )
-        source, most, samples = self.data.source, self.data.num_spectra[-1], self.recipe.budget.samples
-        if samples is not None and samples < most:
-            raise UserError(f"Budget.samples = {samples}: a trial would not see all of its {most} spectra; raise it")
+        source = self.data.source
         if isinstance(source, Simulation):
             if source.pixels != self.ladder.num_pixels:
                 raise UserError(
                     f"Ladder.num_pixels = {self.ladder.num_pixels}: the simulation writes {source.pixels} pixels"
                 )
-            if source.train < most:
+            if source.train < self.data.num_spectra[-1]:
                 raise UserError(
-                    f"Study.data.num_spectra: {most} spectra asked for, "
+                    f"Study.data.num_spectra: {self.data.num_spectra[-1]} spectra asked for, "
                     f"but the simulation writes {source.train}; raise Simulation.train or drop the rung"
                 )
 

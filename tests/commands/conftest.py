@@ -17,7 +17,7 @@ def study_file(tmp_path, shards):
                     source=Sources(shards=Path({str(shards)!r}), train=(Path("a.h5"),), val=Path("b.h5"), test=Path("c.h5")),
                     num_spectra=(64, 128), rules=DataRules(noise="fixed", label="log_g")),
                 ladder=Ladder(num_pixels=1024, patch_size=128), widths=(4, 8),
-                recipe=Recipe(budget=Budget(samples=1024), batch_size=32), search=Search(trials=1))
+                recipe=Recipe(budget=Budget(samples=256), batch_size=32), search=Search(trials=1))
         """
         for old, new in changes:
             assert old in text
