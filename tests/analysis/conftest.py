@@ -11,7 +11,9 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.laws import CHINCHILLA
+from analysis.points.example import example_rows
 from analysis.points.table import Points
+from analysis.report.findings import find
 from scaling.results import Row, to_table
 
 KINDS = get_type_hints(Row)
@@ -137,6 +139,12 @@ def study_rows(grid, *, rates=(3e-4, 1e-3, 3e-3), seeds=(0,), scatter=0.0, **cha
                         )
                     )
     return made
+
+
+@pytest.fixture(scope="session")
+def example():
+    """What the report finds in the example's table."""
+    return find(example_rows(), bootstrap=60)
 
 
 @pytest.fixture

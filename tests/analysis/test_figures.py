@@ -12,12 +12,11 @@ from analysis.answers.budget import error_budget
 from analysis.answers.forecast import forecast
 from analysis.intervals.compare import compare
 from analysis.laws import LAWS
-from analysis.points.example import DATA, SIZES, example_rows
+from analysis.points.example import DATA, SIZES
 from analysis.points.table import Points
 from analysis.report import figures
 from analysis.report.figures.snr import mae_by_snr
 from analysis.report.figures.style import COLUMN
-from analysis.report.findings import find
 from tests.analysis.conftest import frame, row
 
 FIVE = Points(
@@ -26,19 +25,14 @@ FIVE = Points(
 
 
 @pytest.fixture(scope="module")
-def findings():
-    return find(example_rows(), bootstrap=60)
+def observed(example):
+    return figures.Observed.from_cells(example.cells)
 
 
 @pytest.fixture(scope="module")
-def observed(findings):
-    return figures.Observed.from_cells(findings.cells)
-
-
-@pytest.fixture(scope="module")
-def drawn(findings, observed):
+def drawn(example, observed):
     """Every figure of a study."""
-    fitted, answers = findings.fitted, findings.answers
+    fitted, answers = example.fitted, example.answers
     budgets = [error_budget(fitted, N, D) for N in SIZES for D in DATA]
     return {
         "data": figures.error_against_data(observed, fitted),
@@ -46,11 +40,11 @@ def drawn(findings, observed):
         "compute": figures.error_against_compute(observed, answers.path),
         "surface": figures.error_surface(observed, fitted, answers.path),
         "residuals": figures.residuals(fitted),
-        "held_out": figures.held_out(findings.score, fitted.level, observed.error),
+        "held_out": figures.held_out(example.score, fitted.level, observed.error),
         "profiles": figures.profiles(fitted, unit="dex"),
         "budgets": figures.error_budgets(budgets, observed, fitted.level),
-        "learning_rates": figures.learning_rates(findings.rows),
-        "snr": mae_by_snr(findings.cells, None),
+        "learning_rates": figures.learning_rates(example.rows),
+        "snr": mae_by_snr(example.cells, None),
         "one_curve": figures.one_curve(compare(FIVE, replicates=60), error="MAE [z]", x="D, training spectra"),
     }
 
@@ -100,8 +94,8 @@ def test_drawing_leaves_matplotlibs_settings_alone(observed):
     assert [mpl.rcParams[name] for name in names] == before
 
 
-def test_the_band_is_the_forecasts_interval_also_where_another_form_leads_the_forecast(findings, observed):
-    fitted = findings.fitted
+def test_the_band_is_the_forecasts_interval_also_where_another_form_leads_the_forecast(example, observed):
+    fitted = example.fitted
     form = next(
         name for name in fitted.fits if name != fitted.extrapolation.leading and "S" not in LAWS[name].variables
     )
@@ -115,8 +109,8 @@ def test_the_band_is_the_forecasts_interval_also_where_another_form_leads_the_fo
         np.testing.assert_allclose([last.min(), last.max()], interval, rtol=1e-9)
 
 
-def test_held_out_points_are_open(findings, drawn):
-    held = findings.held
+def test_held_out_points_are_open(example, drawn):
+    held = example.held
     for name in ("data", "size", "compute"):
         assert count(drawn[name], face="white") == held
         assert count(drawn[name], face="white") < sum(
@@ -166,7 +160,7 @@ def test_a_robust_fit_shows_its_bootstrap_instead_of_a_profile():
     assert all(axes.patches for axes in shown(figure))
 
 
-def test_the_bars_of_a_budget_add_up_to_the_law(findings, drawn):
+def test_the_bars_of_a_budget_add_up_to_the_law(example, drawn):
     tops = {}
     for axes in drawn["budgets"].axes:
         for bar in axes.patches:
@@ -174,7 +168,7 @@ def test_the_bars_of_a_budget_add_up_to_the_law(findings, drawn):
             tops[key] = max(tops.get(key, 0.0), bar.get_y() + bar.get_height())
     assert len(tops) == len(SIZES) * len(DATA)
     N, D = np.meshgrid(SIZES, DATA)
-    assert sorted(tops.values()) == pytest.approx(sorted(findings.fitted.law.predict(N, D).ravel()))
+    assert sorted(tops.values()) == pytest.approx(sorted(example.fitted.law.predict(N, D).ravel()))
 
 
 @pytest.mark.parametrize(("best", "mark"), [(1e-3, "*"), (1e-1, ">"), (1e-5, "<")])

@@ -40,11 +40,6 @@ def report(demo_rows, tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def example():
-    return find(example_rows(), bootstrap=60)
-
-
 def page_of(out):
     """The page's words: without what is attached to it, its figures and its style."""
     return re.sub(
@@ -68,6 +63,7 @@ def test_the_page_has_the_whole_story(report):
         "no compute-optimal path over D is defined",
     ):
         assert words in page, words
+    assert "What shorter budgets give" not in page
     assert not re.search(r"\bnan\b|\bNone\b|\binf\b", page, flags=re.IGNORECASE)
 
 
@@ -82,7 +78,7 @@ def test_the_page_needs_nothing_else(report):
 
 def test_points_carry_their_trials_numbers_and_link_to_its_curve(example, tmp_path):
     curves = "../trials/{trial}/progress.csv"
-    hero = save_pictures(example, None, (), tmp_path, curves)["error_against_data"]["svg"]
+    hero = save_pictures(example, None, (), tmp_path, curves, ("svg",))["error_against_data"]["svg"]
     points = re.findall(r'<a class="point" data-trial="([^"]*)" tabindex="-1" href="([^"]*)"><title>([^<]*)<', hero)
     chosen = example.cells.set_index("trial")
     assert sorted(trial for trial, _, _ in points) == sorted(chosen.index)
