@@ -9,7 +9,7 @@ from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.figure import Figure
 
 from analysis.answers.budget import error_budget
-from analysis.answers.forecast import forecast
+from analysis.answers.forecast import FAR, forecast
 from analysis.intervals.compare import compare
 from analysis.laws import LAWS
 from analysis.points.example import DATA, SIZES
@@ -107,6 +107,16 @@ def test_the_band_is_the_forecasts_interval_also_where_another_form_leads_the_fo
         last = ends[ends[:, 0] == ends[:, 0].max(), 1]
         interval = forecast(swapped, [size], [ends[:, 0].max()])[["curve_low", "curve_high"]].to_numpy()[0]
         np.testing.assert_allclose([last.min(), last.max()], interval, rtol=1e-9)
+
+
+def test_no_line_is_drawn_where_the_forecast_is_refused(example, observed, monkeypatch):
+    monkeypatch.setattr("analysis.answers.forecast._doubtful", lambda comparison: True)
+    axes = figures.error_against_data(observed, example.fitted).axes[0]
+    dashed = [line for line in axes.lines if line.is_dashed() and len(line.get_xdata()) > 2]
+    assert len(dashed) == len(np.unique(observed.N))
+    for line in dashed:
+        drawn = line.get_xdata()[np.isfinite(line.get_ydata())]
+        assert observed.D.max() < drawn.max() <= FAR * example.fitted.points.D.max()
 
 
 def test_held_out_points_are_open(example, drawn):

@@ -260,6 +260,7 @@ def _law_and_band(comparison: Comparison, N: Array, D: Array) -> tuple[Array, Ar
         return None
     here = np.arange(len(N))
     low, high = (np.interp(here, nodes, np.log(table[end] / value[nodes])) for end in ("curve_low", "curve_high"))
+    value = np.where(np.isfinite(low + high), value, np.nan)  # no line where the forecast is refused
     return value, value * np.exp(low), value * np.exp(high)
 
 
