@@ -10,6 +10,7 @@ import numpy as np
 from analysis.answers.budget import ErrorBudget
 from analysis.points.limit import Limit
 
+_CLOSE = 25.0  # per cent above the information limit up to which a floor counts as the limit
 Cause = Literal["undecided", "irreducible", "information limit", "capacity", "data", "repetition"]
 
 _NAMES = {
@@ -38,7 +39,8 @@ def why_it_stops(
 ) -> Stop:
     """Name the largest part of the error at a cell, if the intervals of the shares separate it from the others.
 
-    A floor whose interval contains the information limit of the test spectra is that limit: no model can do better on them.
+    A floor whose interval contains the information limit of the test spectra, and nothing far above it, is that limit: no model
+    can do better on them.
     Training length is not part of the law, but if a study has results of shorter budgets, the gain of the last doubling is stated.
 
     Args:
@@ -63,14 +65,22 @@ def why_it_stops(
         words = f"The curve stops at {_NAMES[first]}: {_percent(top)} of the error at the largest cell."
     if limit is not None:
         floor = table.loc["irreducible"]
-        at_limit = floor["low"] <= limit.mae_dex <= floor["high"] or floor["high"] < limit.mae_dex
+        holds, above = (
+            floor["low"] <= limit.mae_dex,
+            [100 * (floor[end] / limit.mae_dex - 1) for end in ("low", "high")],
+        )
+        at_limit = holds and above[1] <= _CLOSE
         if at_limit and cause == "irreducible":
             cause = "information limit"
         words += f" The information limit of the test spectra is {limit.mae_dex:.3f} {unit}, "
         if at_limit:
             words += "which the floor's interval holds: no model does better on these spectra than the floor."
+        elif holds:
+            words += (
+                f"which the floor's interval holds, as it does values up to {above[1]:.0f} % above it: whether the spectra or the "
+                "training set the floor is not decided."
+            )
         else:
-            above = [100 * (end / limit.mae_dex - 1) for end in (floor["low"], floor["high"])]
             words += f"and the floor lies {above[0]:.0f} to {above[1]:.0f} % above it: recipe or training length set it, not the spectra."
     return Stop(cause=cause, words=words + _training(shorter))
 

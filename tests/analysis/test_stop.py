@@ -41,6 +41,12 @@ def test_a_floor_that_holds_the_limit_is_the_limit():
     assert "0.120 dex, which the floor's interval holds" in found.words
 
 
+def test_a_wide_floor_that_holds_the_limit_decides_nothing_about_it():
+    found = why_it_stops(budget(**FLOOR | {"irreducible": (0.5, 0.8, 0.95)}), limit(0.11))
+    assert found.cause == "irreducible"
+    assert "values up to 73 % above it: whether the spectra or the training set the floor is not decided" in found.words
+
+
 def test_a_floor_above_the_limit_is_of_the_recipe():
     found = why_it_stops(budget(**FLOOR), limit(0.05))
     assert found.cause == "irreducible"
