@@ -40,8 +40,8 @@ def why_it_stops(
     """Name the largest part of the error at a cell, if the intervals of the shares separate it from the others.
 
     A floor whose interval contains the information limit of the test spectra, and nothing far above it, is that limit: no model
-    can do better on them.
-    Training length is not part of the law, but if a study has results of shorter budgets, the gain of the last doubling is stated.
+    can do better on them. Training length is not part of the law, but if a study has results of shorter budgets, the gain of
+    the last doubling is stated.
 
     Args:
         budget: The error's parts at the largest cell.
@@ -65,10 +65,8 @@ def why_it_stops(
         words = f"The curve stops at {_NAMES[first]}: {_percent(top)} of the error at the largest cell."
     if limit is not None:
         floor = table.loc["irreducible"]
-        holds, above = (
-            floor["low"] <= limit.mae_dex,
-            [100 * (floor[end] / limit.mae_dex - 1) for end in ("low", "high")],
-        )
+        above = [100 * (floor[end] / limit.mae_dex - 1) for end in ("low", "high")]
+        holds = above[0] <= 0
         at_limit = holds and above[1] <= _CLOSE
         if at_limit and cause == "irreducible":
             cause = "information limit"
