@@ -12,6 +12,7 @@ from analysis.points.limit import Limit
 
 _CLOSE = 25.0  # per cent above the information limit up to which a floor counts as the limit
 Cause = Literal["undecided", "irreducible", "information limit", "capacity", "data", "repetition"]
+Origin = Literal["spectra", "training", "unknown"]
 
 _NAMES = {
     "irreducible": "a floor that neither more data nor a larger model lowers",
@@ -28,10 +29,12 @@ class Stop:
     Attributes:
         cause: The largest part of the error; "undecided" if its interval overlaps another's.
         words: The statement, with its evidence.
+        remedy: What would lower a floor that is the largest part, or would show it; "" for other causes.
     """
 
     cause: Cause
     words: str
+    remedy: str = ""
 
 
 def why_it_stops(
@@ -63,31 +66,52 @@ def why_it_stops(
         )
     else:
         words = f"The curve stops at {_NAMES[first]}: {_percent(top)} of the error at the largest cell."
-    if limit is not None:
-        floor = table.loc["irreducible"]
-        above = [100 * (floor[end] / limit.mae_dex - 1) for end in ("low", "high")]
-        holds = above[0] <= 0
-        at_limit = holds and above[1] <= _CLOSE
-        if at_limit and cause == "irreducible":
-            cause = "information limit"
-        words += f" The information limit of the test spectra is {limit.mae_dex:.3f} {unit}, "
-        if at_limit:
-            words += "which the floor's interval holds: no model does better on these spectra than the floor."
-        elif holds:
-            words += (
-                f"which the floor's interval holds, as it does values up to {above[1]:.0f} % above it: whether the spectra or the "
-                "training set the floor is not decided."
-            )
-        else:
-            words += f"and the floor lies {above[0]:.0f} to {above[1]:.0f} % above it: recipe or training length set it, not the spectra."
-    return Stop(cause=cause, words=words + _training(shorter))
+    origin, beside = _origin(table.loc["irreducible"], limit, unit)
+    longer, pays = _training(shorter)
+    remedy = _remedy(origin, pays) if cause == "irreducible" else ""
+    if cause == "irreducible" and origin == "spectra":
+        cause = "information limit"
+    return Stop(cause=cause, words=words + beside + longer, remedy=remedy)
 
 
-def _training(shorter: dict[str, Any] | None) -> str:
-    """What the longest of the shorter budgets implies for longer training."""
+def _origin(floor: Any, limit: Limit | None, unit: str) -> tuple[Origin, str]:
+    """What sets the floor, and its distance from the information limit in words."""
+    if limit is None:
+        return "unknown", ""
+    words = f" The information limit of the test spectra is {limit.mae_dex:.3f} {unit}, "
+    low, high = (100 * (floor[end] / limit.mae_dex - 1) for end in ("low", "high"))
+    if low > 0:
+        words += (
+            f"and the floor lies {low:.0f} to {high:.0f} % above it: recipe or training length set it, not the spectra."
+        )
+        return "training", words
+    if high <= _CLOSE:
+        return (
+            "spectra",
+            f"{words}which the floor's interval holds: no model does better on these spectra than the floor.",
+        )
+    words += (
+        f"which the floor's interval holds, as it does values up to {high:.0f} % above it: whether the spectra or the "
+        "training set the floor is not decided."
+    )
+    return "unknown", words
+
+
+def _remedy(origin: Origin, pays: bool | None) -> str:
+    if origin == "spectra":
+        return "Spectra of a higher signal to noise: no model does better on these."
+    if pays is False:
+        return "Another recipe: neither more data nor a larger model nor longer training lowers this floor."
+    if origin == "training":
+        return "A longer budget or another recipe: they set the floor."
+    return "A longer budget: it shows whether training sets the floor."
+
+
+def _training(shorter: dict[str, Any] | None) -> tuple[str, bool | None]:
+    """What the longest of the shorter budgets implies for longer training, and whether that pays, if known."""
     lines = [] if shorter is None else [line for line in shorter["lines"] if line["share"] < 1]
     if not lines:
-        return ""
+        return "", None
     last = lines[-1]
     fall = 100 * last["above"] / (1 + last["above"])
     words = (
@@ -96,8 +120,8 @@ def _training(shorter: dict[str, Any] | None) -> str:
     if last["sem"] is not None:
         words += f" ± {100 * last['sem']:.1f} %"
         if abs(last["above"]) < 2 * last["sem"]:
-            return f"{words}: no more than chance, so training length does not stop it."
-    return f"{words}: training longer still pays." if fall > 0 else f"{words}: training longer does not pay."
+            return f"{words}: no more than chance, so training length does not stop it.", False
+    return f"{words}: training longer {'still pays' if fall > 0 else 'does not pay'}.", fall > 0
 
 
 def _percent(row: Any) -> str:

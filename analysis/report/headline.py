@@ -77,7 +77,7 @@ def _stop(findings: Findings) -> Headline:
 
 
 def _next(findings: Findings) -> Headline:
-    """More data or a larger model, whichever lowers the error more, with its cost."""
+    """What lowers the floor, if that is the cause; then more data or a larger model, whichever gains more, with its cost."""
     title, answers = "What to run next?", findings.answers
     assert answers is not None
     gains = answers.gains[answers.gains["scenario"].str.endswith(("data", "model"))]
@@ -92,7 +92,8 @@ def _next(findings: Findings) -> Headline:
         cost = float(hours(np.array([first["N"]]), np.array([first["D"]]))[0])
         detail.append(f"A run of {place} takes about {duration(3600 * cost)} of one device.")
     detail += [_gain(row) for _, row in known.iloc[1:].iterrows()]
-    return Headline(title, _gain(first), " ".join(detail))
+    remedy = f"{answers.stop.remedy} " if answers.stop is not None and answers.stop.remedy else ""
+    return Headline(title, remedy + _gain(first), " ".join(detail))
 
 
 def _gain(row: pd.Series) -> str:

@@ -20,7 +20,7 @@ from analysis.report import figures, sections, words
 from analysis.report.checklist import checklist
 from analysis.report.document import baseline_document, fit_document
 from analysis.report.findings import Findings, find
-from analysis.report.headline import UNLIKELY_TREND, headlines, meanings
+from analysis.report.headline import UNLIKELY_TREND, Headline, headlines, meanings
 from analysis.report.pictures import Picture, save_pictures
 from scaling.console import duration
 from scaling.errors import UserError
@@ -66,11 +66,12 @@ def write_report(
     pictures = save_pictures(
         findings, limit, anchors, out / "figures", curves, ("svg",) if progress else figures.FORMATS
     )
-    lines = {"answer": [line.said for line in headlines(findings)]}
+    answer = headlines(findings)
+    lines = {"answer": [line.said for line in answer]}
     fit = _fit_json(findings) | lines | {"anchors": [asdict(anchor) for anchor in anchors]}
     _write(out / "fit.json", json_bytes(fit))
     _write(out / "cells.csv", findings.table.cells.to_csv(index=False).encode())
-    page = _render(findings, pictures, limit, anchors, fit.get("beside_chinchilla", ""), progress)
+    page = _render(findings, answer, pictures, limit, anchors, fit.get("beside_chinchilla", ""), progress)
     _write(out / PAGE, page.encode())
     return out / PAGE
 
@@ -116,6 +117,7 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 def _render(
     findings: Findings,
+    answer: list[Headline],
     pictures: dict[str, Picture],
     limit: Limit | None,
     anchors: Sequence[Anchor],
@@ -142,7 +144,7 @@ def _render(
         title=", ".join(findings.rows["study"].astype(str).unique()),
         question=words.question(findings.rows),
         lowest=words.lowest(cells) if len(cells) else "",
-        headlines=headlines(findings),
+        headlines=answer,
         meanings=meanings(findings),
         progress=progress,
         axis=words.axis_meaning(cells) if len(cells) else "",

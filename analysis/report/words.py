@@ -113,7 +113,7 @@ def more(row: pd.Series) -> str:
 
 def fall(row: pd.Series) -> tuple[str, str]:
     """The decrease of the error in a row of gains: the interval, and the best value."""
-    low, best, high = (f"{100 * row[name]:.0f}".replace("-", "−") for name in ("gain_low", "gain", "gain_high"))
+    low, best, high = (f"{100 * row[name]:z.0f}".replace("-", "−") for name in ("gain_low", "gain", "gain_high"))
     return f"{low} to {high} %", f"best {best} %"
 
 

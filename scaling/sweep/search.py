@@ -254,7 +254,8 @@ class SweepSearch(Searcher):
             self._queue(cell)
         self.journal.finished(trial.cell, trial.number, row)
         self.progress.add(row)
-        self.nodes.trial_finished()
+        if row.status != "failed":
+            self.nodes.trial_finished()
         self.alike = Counter() if row.status != "failed" else self.alike + Counter([row.error])
         if self.alike and max(self.alike.values()) >= ALIKE:
             self.stopped = f"{ALIKE} trials failed alike and none succeeded between them: {row.error}"

@@ -15,6 +15,7 @@ from scaling.data.shards.shard import is_as_listed
 from scaling.errors import UserError
 from scaling.files import Location
 from scaling.results import Row
+from scaling.retry import side_by_side
 from scaling.study.declaration import BaselineCell, Cell, Study
 from scaling.study.prepare import check_sources
 from scaling.study.store import StudyFolder
@@ -58,8 +59,9 @@ class Sweep:
             )
         if manifest.pixels != study.ladder.num_pixels:
             raise UserError(f"Ladder.num_pixels = {study.ladder.num_pixels}: {shards} has {manifest.pixels} pixels")
-        listed = (shard for split in SPLITS for shard in manifest.shards(split))
-        if lost := next((shard for shard in listed if not is_as_listed(manifest.folder, shard)), None):
+        listed = [shard for split in SPLITS for shard in manifest.shards(split)]
+        found = side_by_side(lambda shard: is_as_listed(manifest.folder, shard), listed)
+        if lost := next((shard for shard, intact in zip(listed, found, strict=True) if not intact), None):
             raise UserError(
                 f"{manifest.folder.locate(lost.file)}: this shard is missing or not the one in {MANIFEST}; "
                 "run the same `scaling shard` command again"

@@ -99,7 +99,7 @@ def test_figures_on_one_page_have_ids_of_their_own_and_colours_for_both_themes(r
 
 
 def test_the_answer_comes_in_four_lines(example):
-    law, score, stop, following = headlines(example)
+    law, score, stop, _ = headlines(example)
     assert law.said == f"The law: {law.words}; {law.detail}"
     assert score.said == f"Was its forecast right? {score.words}"
     assert law.words.startswith("MAE = E + A/N^α")
@@ -107,8 +107,13 @@ def test_the_answer_comes_in_four_lines(example):
     assert score.words == "20 of 20 held-out runs lie inside their 90 % intervals; the mean miss is 2 %."
     assert stop.words in example.answers.stop.words
     gains = example.answers.gains.set_index("scenario")["gain"]
-    assert following.words.startswith("4 times the data" if gains["4× data"] > gains["4× model"] else "A model 4 times")
-    assert " of one device." in following.detail
+    more = "4 times the data" if gains["4× data"] > gains["4× model"] else "A model 4 times"
+    for remedy, start in (("", more), ("A longer budget.", f"A longer budget. {more}")):
+        stop = dataclasses.replace(example.answers.stop, remedy=remedy)
+        answers = dataclasses.replace(example.answers, stop=stop)
+        following = headlines(dataclasses.replace(example, answers=answers))[3]
+        assert following.words.startswith(start)
+        assert " of one device." in following.detail
 
 
 def test_every_folded_section_says_what_it_means(report, example):

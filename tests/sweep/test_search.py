@@ -40,9 +40,9 @@ class World:
             hosts=lambda ids: ", ".join(ids),
             pending=lambda: "",
             set_aside=lambda node, reason: self.aside.update({node: reason}),
-            trial_finished=lambda: None,
+            trial_finished=lambda: self.good.append(self.now),
         )
-        self.aside, self.asked = {}, []
+        self.aside, self.asked, self.good = {}, [], []
         self.rates = Rates(study, list(rows))
         progress = SimpleNamespace(
             say=self.lines.append,
@@ -233,6 +233,7 @@ def test_trials_that_fail_alike_stop_the_sweep_with_the_reason(world):
     assert here.hand_out() == "FINISHED"
     assert "part-00000.parquet: damaged" in here.search.stopped
     assert sum(row.status == "failed" for row in here.folder.rows()) == ALIKE
+    assert not here.good  # a failure clears no node of suspicion
 
 
 def test_a_full_store_stops_the_sweep_without_a_row(world):

@@ -99,7 +99,7 @@ def ray_data() -> Iterator[None]:
 
 
 def _is_progress(record: logging.LogRecord) -> bool:
-    """Log filter that keeps the end of a pipeline and, where no terminal shows bars, the progress of each operator."""
+    """Log filter that keeps the end of a pipeline and, without a terminal, each operator's progress; errors are raised as well."""
     message = record.getMessage()
     if record.levelno >= logging.ERROR or any(words in message for words in NO_PROGRESS):
         return False
