@@ -195,6 +195,14 @@ def _input(options: argparse.Namespace) -> tuple[Points, Cost, Hours | None, dic
         )
         require_falling(points, str(names["loss"]))
         return points, _column_cost(frame, names, options) or cost, None, {"columns": names, "held_out": None}
+    for name, given, own in (
+        ("samples-seen", options.samples_seen, "samples_seen"),
+        ("sem", options.sem, "test_mae_sem_dex"),
+    ):
+        if given not in (None, own):
+            raise UserError(
+                f"--{name} {given}: a results table has its own column, {own}; leave the option out or name that"
+            )
     every_budget = options.samples_seen is not None or options.form == "data_constrained"
     trials = best_trials(frame if every_budget else whole_budgets(frame))
     cells = law_cells(trials.cells)

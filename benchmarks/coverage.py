@@ -108,7 +108,8 @@ def parameters(case: Case, number: int) -> Outcome:
     """Intervals of one study's parameters, of the curve, and of a new run at the largest cell."""
     replicates = 1 if case.objective in ("lsq", "linear") else 500
     points = case.study(case.rng(number))
-    found = compare(points, case.forms, objective=case.objective, replicates=replicates, level=LEVEL)
+    # Inside the grid and with one form, forecasts do not depend on the backtests; they would take most of the time.
+    found = compare(points, case.forms, objective=case.objective, replicates=replicates, level=LEVEL, weigh="aicc")
     outcome = {}
     for name in ("E", "alpha", "beta"):
         low, high = found.intervals[case.form][name]

@@ -12,6 +12,11 @@ per suggestion and per completion is also measured, at the beginning and at the 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -29,6 +34,7 @@ from scaling.study.declaration import (
     Study,
 )
 from scaling.sweep.modelled import RAY_TRAIN_SECONDS, Cluster, occupied, simulate
+from scaling.sweep.search import SweepSearch
 
 SPEED = 0.2 * 312e12
 STUDY = Study(
@@ -62,13 +68,28 @@ def seconds(cell: Cell) -> float:
     return start + train_flops(STUDY.model(cell.width), 25_600_000) / (SPEED * occupied(STUDY, placement))
 
 
+@contextlib.contextmanager
+def timed(method: Callable[..., Any]) -> Iterator[list[float]]:
+    """Real durations of the calls of one of the searcher's methods, in seconds."""
+    spent: list[float] = []
+
+    def call(*arguments: Any) -> Any:
+        started = time.perf_counter()
+        found = method(*arguments)
+        spent.append(time.perf_counter() - started)
+        return found
+
+    with mock.patch.object(SweepSearch, method.__name__, call):
+        yield spent
+
+
 def main() -> None:
     """Print one line per number of devices."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
     for gpus in parser.parse_args().gpus:
-        found = simulate(STUDY, Cluster(nodes=gpus // 8, cpus=64.0, gpus=8.0), seconds)
-        suggest, complete = found.costs["suggest"], found.costs["on_trial_complete"]
+        with timed(SweepSearch.suggest) as suggest, timed(SweepSearch.on_trial_complete) as complete:
+            found = simulate(STUDY, Cluster(nodes=gpus // 8, cpus=64.0, gpus=8.0), seconds)
         costs = [np.median(part) for part in (suggest[:50], complete[:50], suggest[-500:], complete[-50:])]
         print(
             f"{gpus:4} GPUs: {found.trials.total()} trials, makespan {found.wall / 3600:.2f} h, "

@@ -7,6 +7,7 @@ import base64
 import io
 import logging
 import os
+import re
 import shlex
 import shutil
 import tarfile
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 BEGIN, END = "-----BEGIN STUDY-----", "-----END STUDY-----"
 POLL_SECONDS = 1.0
+REFUSED = re.compile(r"(Request failed with status code )?40[13]\b")
+"""Where Ray's client and the libraries below it put the status of a refused token; a job's id holds digits too."""
 
 
 @dataclass(slots=True)
@@ -119,15 +122,15 @@ class Cluster:
         A job on the cluster prints them as text into its log, from which they are read.
 
         Raises:
-            UserError: The job was not submitted by `submit`, the study has no report yet, or the folder holds other files.
+            UserError: The job was not submitted by `submit`, the study has no report yet, or `out` exists and is not empty.
         """
         about = self.details(job).metadata or {}
         if not {"study", "store"} <= about.keys():
             raise UserError(
                 f"job {job}: was not submitted by `python -m cluster submit`; it does not say where its store is"
             )
-        if out.exists() and any(out.iterdir()):
-            raise UserError(f"{out}: is not empty; name a new folder")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out}: is {'not empty' if out.is_dir() else 'no folder'}; name a new folder")
         environment = dict(self.details(job).runtime_env or {})
         command = shlex.join(["python", "-m", "cluster.pack", about["study"], "--store", about["store"]])
         packing = self._ask(lambda: self.client.submit_job(entrypoint=command, runtime_env=environment))
@@ -154,8 +157,10 @@ class Cluster:
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as error:  # from several libraries, through Ray's client
+            from ray.exceptions import AuthenticationError
+
             text = " ".join(str(error).split())
-            if "401" in text or "403" in text or "oken" in text:
+            if isinstance(error, AuthenticationError) or REFUSED.match(text):
                 text = "the token is missing or wrong: set RAY_AUTH_TOKEN, or put the cluster's into ~/.ray/auth_token"
             raise UserError(f"{self.address}: {text[:300] or type(error).__name__}") from error
 

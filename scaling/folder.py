@@ -101,8 +101,6 @@ class Folder:
             with filesystem.open_input_stream(target) as stream:
                 return stream.read(limit)
 
-        if self.local and self.size(path) is None:  # opening a FIFO would block
-            return None
         try:
             self._require_file(path)
             return self._call(read, path)
@@ -138,17 +136,16 @@ class Folder:
         with self.writing(path) as stream:
             stream.write(content)
 
-    def extend(self, path: str, content: bytes, head: int) -> None:
+    def extend(self, path: str, content: bytes) -> None:
         """Write a file atomically, but append in place where a local file is already a prefix of `content`.
 
-        A program that follows the file keeps it open and would not notice a replacement. The first `head` bytes may
-        differ.
+        A program that follows the file keeps it open and would not notice a replacement.
 
         Raises:
             FullError: There is no space. The next call completes a truncated file.
         """
-        old = (self.read(path) if self.local else None) or b""
-        if self.local is None or len(old) < head or old[head:] != content[head : len(old)]:
+        old = self.read(path) if self.local else None
+        if self.local is None or not old or not content.startswith(old):
             self.write(path, content)
             return
         with self._naming_full(path), (self.local / path).open("ab") as file:
@@ -195,6 +192,7 @@ class Folder:
         return True
 
     def _require_file(self, path: str) -> None:
+        """Opening a FIFO would block."""
         if self.local and not (self.local / path).is_file():
             raise FileNotFoundError(errno.ENOENT, "no such file", str(self.local / path))
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
+from analysis.answers.forecast import FAR
 from analysis.fitting.fit import Fit
 from analysis.intervals.compare import Comparison
 from analysis.intervals.profile import Interval
 from analysis.laws import LAWS, Array, Law
 from analysis.points.cost import SIX_N_D, Cost
-from scaling.errors import UserError
 
 _LEAST_RATIO = 0.1
 _GRID = 600  # sizes tried per compute budget if the optimum has no closed form
@@ -40,7 +39,7 @@ class Path:
     words: str
 
 
-def compute_optimal(comparison: Comparison, cost: Cost = SIX_N_D, C: ArrayLike | None = None) -> Path | None:
+def compute_optimal(comparison: Comparison, cost: Cost = SIX_N_D) -> Path | None:
     """The N and D with the smallest loss for a compute C = κ N D, and the exponent a in N* ∝ C^a.
 
     For Chinchilla's form N* = G (C/κ)^(β/(α+β)), G = (αA/(βB))^(1/(α+β)) (Hoffmann et al. 2022, arXiv 2203.15556,
@@ -50,17 +49,14 @@ def compute_optimal(comparison: Comparison, cost: Cost = SIX_N_D, C: ArrayLike |
     Args:
         comparison: Fits over N and D.
         cost: The cost of a run.
-        C: Compute in FLOPs, (m,); by default from the smallest run's to ten times the largest run's.
 
     Returns:
-        The path, or None if there is none; `no_path` gives the reason.
+        The path, from the compute of the smallest run to four times that of the largest; None if there is none, see `no_path`.
     """
     if no_path(comparison, cost):
         return None
     runs = cost.per_cell * comparison.points.N * comparison.points.D
-    C = np.geomspace(runs.min(), 10 * runs.max(), 25) if C is None else np.atleast_1d(np.asarray(C, float))
-    if not np.all(np.isfinite(C) & (cost.per_cell < C)):
-        raise UserError(f"compute: each must be a number of FLOPs above {cost.per_cell:.3g}, that of N = D = 1")
+    C = np.geomspace(runs.min(), FAR * runs.max(), 25)
     logs = np.log(C / cost.per_cell)
     fitted, replicates = comparison.law, comparison.bootstrap
     size, loss, a = (each[0] for each in _optimum(fitted.law, fitted.theta[None], logs, cost.epochs))

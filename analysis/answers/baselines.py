@@ -17,6 +17,8 @@ from analysis.points.trials import error_sem, points_from_cells
 from scaling.errors import UserError
 from scaling.results import measure_of
 
+LEVEL = 0.9
+"""Coverage of the crossing's interval."""
 DRAWS = 2000
 SCATTER = 0.01
 """Standard deviation of ln error between seeds if no cell is repeated, as assumed by `Search.seed_noise`."""
@@ -63,15 +65,15 @@ class Baseline:
 
 
 def baselines(
-    every: pd.DataFrame, own: pd.DataFrame, *, level: float = 0.9, limit: Limit | None = None, seed: int = 0
+    every: pd.DataFrame, own: pd.DataFrame, *, limit: Limit | None = None, replicates: int = 1000, seed: int = 0
 ) -> list[Baseline]:
     """The families other than the one that the law over N and D is fitted to.
 
     Args:
         every: Cells of all families (`CellTable.cells`).
         own: Cells of the law's family.
-        level: Coverage of intervals.
         limit: The information limit of the test spectra, a lower bound on the floor of every law.
+        replicates: Number of bootstrap refits per form.
         seed: Seed of random numbers.
     """
     found = []
@@ -82,15 +84,16 @@ def baselines(
             if cells["num_spectra"].nunique() < MIN_CELLS["D"]:
                 raise UserError(f"{cells['num_spectra'].nunique()} numbers of spectra are too few for a law")
             # The number of its parameters grows with the data, so its error is a curve over D alone.
-            law = compare(points_from_cells(cells.assign(num_params=1), limit=limit), level=level, seed=seed)
+            points = points_from_cells(cells.assign(num_params=1), limit=limit)
+            law = compare(points, replicates=replicates, seed=seed)
         except UserError as error:
             problem = str(error).removeprefix("table: ")
-        crossing = crossing_with(str(family), own, cells, level, seed)
+        crossing = crossing_with(str(family), own, cells, seed)
         found.append(Baseline(family=str(family), cells=cells, law=law, crossing=crossing, problem=problem))
     return found
 
 
-def crossing_with(family: str, own: pd.DataFrame, cells: pd.DataFrame, level: float, seed: int) -> Crossing | None:
+def crossing_with(family: str, own: pd.DataFrame, cells: pd.DataFrame, seed: int) -> Crossing | None:
     """Where the measured error curves cross, interpolated linearly in log error over log D.
 
     At each D the study's model is the size with the lowest validation error. The ratio is assumed to be monotonic in D, falling
@@ -118,7 +121,7 @@ def crossing_with(family: str, own: pd.DataFrame, cells: pd.DataFrame, level: fl
     rising = misfit[1] < misfit[0] - 1e-9
     rng = np.random.default_rng(seed)
     drawn = [crossing(each) for each in apart + rng.standard_normal((DRAWS, len(both))) * spread]
-    low, high = (float(np.quantile(drawn, tail, method="nearest")) for tail in ((1 - level) / 2, (1 + level) / 2))
+    low, high = (float(np.quantile(drawn, tail, method="nearest")) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     found = Crossing(
         better="below" if rising else "above",
         D=crossing(apart),
@@ -127,7 +130,7 @@ def crossing_with(family: str, own: pd.DataFrame, cells: pd.DataFrame, level: fl
         largest=int(both[-1]),
         words="",
     )
-    return replace(found, words=_words(family, found, int(both[0]), level))
+    return replace(found, words=_words(family, found, int(both[0])))
 
 
 def _best_sizes(own: pd.DataFrame) -> pd.DataFrame:
@@ -166,7 +169,7 @@ def _last_crossing(apart: NDArray[np.float64], logs: NDArray[np.float64]) -> flo
     return float(np.exp(logs[k] + (logs[k + 1] - logs[k]) * apart[k] / (apart[k] - apart[k + 1])))
 
 
-def _words(family: str, found: Crossing, smallest: int, level: float) -> str:
+def _words(family: str, found: Crossing, smallest: int) -> str:
     first, last, (low, high) = f"{smallest:,}", f"{found.largest:,}", found.interval
     ends = [
         f"below {first}" if end == 0 else f"above {last}" if end == np.inf else _rounded(end) for end in (low, high)
@@ -178,7 +181,7 @@ def _words(family: str, found: Crossing, smallest: int, level: float) -> str:
         verdict = f"{family} is not beaten at any number of spectra from {first} to {last}"
     else:
         verdict = f"the study's best model beats {family} {where.format(_rounded(found.D))}"
-    equal = "" if low == high else f"{100 * level:g} % interval {ends[0]} to {ends[1]}; "
+    equal = "" if low == high else f"{100 * LEVEL:g} % interval {ends[0]} to {ends[1]}; "
     return f"{verdict} ({equal}its error at {last} is {found.ratio:.2f} times that of {family})"
 
 

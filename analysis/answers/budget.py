@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.answers.allocation import local_exponent, second_floor
-from analysis.answers.forecast import forecast, places
+from analysis.answers.forecast import FAR, forecast, places
 from analysis.intervals.compare import Comparison
 from analysis.intervals.profile import Interval
 from analysis.laws import LAWS, Array, Law
@@ -159,13 +159,12 @@ def what_would_it_buy(
     comparison: Comparison,
     N: float,
     D: float,
-    factor: float = 4.0,
     S: float | None = None,
     cost: Cost = SIX_N_D,
 ) -> pd.DataFrame:
-    """Forecasts of a run like (N, D), and with more data, a larger model, more compute, and both.
+    """Forecasts of a run like (N, D), and with four times the data, the size, the compute, and both.
 
-    More compute is divided between N and D along the compute-optimal path: N grows by factor^a, D by factor^(1−a).
+    More compute is divided between N and D along the compute-optimal path: N grows by 4^a, D by 4^(1−a).
     That scenario is omitted if the path is not defined. If S is given, it is held fixed, and more training (S) is
     a separate scenario.
 
@@ -173,7 +172,6 @@ def what_would_it_buy(
         comparison: The fits.
         N: Number of parameters.
         D: Number of distinct spectra.
-        factor: The factor of increase.
         S: Samples seen; by default the points' common value.
         cost: The cost of a run, see `analysis.answers.allocation`.
 
@@ -181,7 +179,7 @@ def what_would_it_buy(
         One row per scenario: scenario, the columns of `forecast`, and gain, gain_low, gain_high: the decrease of the law
         relative to its value at (N, D), as a fraction (0.1 is 10 % less error), with the forecast's interval of the curve.
     """
-    axis, k = comparison.points.axis, factor
+    axis, k = comparison.points.axis, FAR
     scenarios = [("as now", 1.0, 1.0, 1.0)]
     if "D" in axis:
         scenarios.append((f"{k:g}× data", 1.0, k, 1.0))

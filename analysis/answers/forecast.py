@@ -21,7 +21,6 @@ from scaling.errors import UserError
 FAR = 4.0
 """A forecast outside the fitted range by more than this factor, in N or in D, is flagged."""
 
-_NEGLIGIBLE = 0.02  # forms with a smaller weight are left out of the mixture
 _GRID = 300
 _HALVINGS = 40  # precision of a quantile, in bits of the range
 _SHIFTS = (np.arange(200) + 0.5) / 200  # quantiles of the error common to all forms
@@ -47,11 +46,6 @@ def forecast(comparison: Comparison, N: ArrayLike, D: ArrayLike, S: ArrayLike | 
     table = prediction_table(comparison, N, D, S)
     table.loc[table["refused"], ["value", "low", "high", "curve_low", "curve_high"]] = np.nan
     return table
-
-
-def flags(comparison: Comparison, N: float, D: float, S: float | None = None) -> list[str]:
-    """Warnings about a forecast at (N, D), as text; empty if there are none."""
-    return _law_flags(comparison) + _far(comparison.points, N, D, S)
 
 
 def prediction_table(comparison: Comparison, N: ArrayLike, D: ArrayLike, S: ArrayLike | None = None) -> pd.DataFrame:
@@ -112,8 +106,7 @@ def central(comparison: Comparison, N: Array, D: Array, S: Array | None = None) 
 def prediction_intervals(comparison: Comparison, N: Array, D: Array, S: Array | None = None) -> tuple[Array, Array]:
     """Intervals (m, 2) of the curve and of one new run at (N, D), each (m,), in the unit of the loss."""
     found = comparison.extrapolation
-    share = {form: weight for form, weight in found.weights.items() if weight >= _NEGLIGIBLE}
-    share = {form: weight / sum(share.values()) for form, weight in share.items()}
+    share = found.mixed
     growth = found.growth * beyond(comparison.points, N, D, S)
     common = growth[:, None] * stats.t.ppf(_SHIFTS, found.dof)
     if comparison.interval_method == "bootstrap":

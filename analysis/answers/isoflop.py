@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 from scipy import stats
 
 from analysis.answers.parabola import bracketed_optimum
 from analysis.intervals.profile import Interval
 from analysis.points.cost import Cost
 from analysis.points.table import Points
-from scaling.errors import UserError
 
 _SAME_BUDGET = 1.05  # runs whose compute differs by less than this factor share an isoFLOP profile
 _ONE_BUDGET = 1.25  # each budget spans less than this factor, and the gaps between budgets are larger
@@ -27,62 +25,40 @@ class IsoFlop:
     Attributes:
         profiles: One row per compute budget: C, points, N_opt, D_opt, loss_opt (NaN if rejected), bracketed, reason (of
             the rejection; empty if accepted).
-        a: Exponent of N* ∝ C^a; NaN with fewer than three optima.
+        a: Exponent of N* ∝ C^a, and 1 − a that of D*; NaN with fewer than three optima.
         a_interval: Its interval, from the scatter of the optima about the line; infinite if unknown.
-        b: Exponent of D* ∝ C^b.
-        b_interval: Its interval.
         a_log_loss: a from parabolas of log loss instead of loss.
-        level: Coverage of the intervals.
         words: The result in one or two sentences.
     """
 
     profiles: pd.DataFrame
     a: float
     a_interval: Interval
-    b: float
-    b_interval: Interval
     a_log_loss: float
-    level: float
     words: str
 
 
-def isoflop_profiles(N: ArrayLike, D: ArrayLike, C: ArrayLike, loss: ArrayLike, *, level: float = 0.9) -> IsoFlop:
-    """Fit a parabola of loss in log N at each compute budget, and lines of log N* and log D* over log C.
+def isoflop_profiles(runs: pd.DataFrame, level: float = 0.9) -> IsoFlop:
+    """Fit a parabola of loss in log N at each compute budget, and a line of log N* over log C.
 
     Runs whose compute differs by less than 5 % share a profile. An optimum is rejected if it lies outside the sizes
-    tried, if the parabola does not open upwards, or if there are fewer than three sizes.
+    tried, or if the parabola does not open upwards.
 
     Args:
-        N: Model sizes (n,).
-        D: Samples of each run (n,).
-        C: Compute of each run (n,).
-        loss: Loss of each run (n,).
-        level: Coverage of the intervals.
-
-    Raises:
-        UserError: The columns differ in length or contain values that are not positive numbers.
+        runs: N, D, C and loss of each run; three sizes or more at each budget.
+        level: Coverage of the interval.
     """
-    columns = {name: np.asarray(each, float) for name, each in (("N", N), ("D", D), ("C", C), ("loss", loss))}
-    for name, values in columns.items():
-        wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-        if values.shape != columns["N"].shape or len(wrong):
-            place = f", row {wrong[0]}" if len(wrong) else ""
-            raise UserError(f"isoFLOP profiles: {name}{place}: expected {columns['N'].size} positive numbers")
-    runs = pd.DataFrame(columns).sort_values("C", kind="stable")
+    runs = runs.sort_values("C", kind="stable")
     budget = _budgets(runs["C"])
     profiles = pd.DataFrame([_profile(group) for _, group in runs.groupby(budget)])
     in_logs = pd.DataFrame([_profile(group.assign(loss=np.log(group["loss"]))) for _, group in runs.groupby(budget)])
     a, a_interval = _slope(profiles["C"], profiles["N_opt"], level)
-    b, b_interval = _slope(profiles["C"], profiles["D_opt"], level)
     a_log_loss = _slope(in_logs["C"], in_logs["N_opt"], level)[0]
     return IsoFlop(
         profiles=profiles,
         a=a,
         a_interval=a_interval,
-        b=b,
-        b_interval=b_interval,
         a_log_loss=a_log_loss,
-        level=level,
         words=_profile_words(profiles, a, a_interval, a_log_loss, level),
     )
 
@@ -115,7 +91,7 @@ def planned_profiles(points: Points, cost: Cost, level: float) -> IsoFlop | None
     apart = bool(np.all(starts[1:] > _ONE_BUDGET * most[planned.index].unique()[:-1]))
     if len(starts) < _FEWEST_PROFILES or not apart or len(planned) < len(frame) / 2:
         return None
-    return isoflop_profiles(planned["N"], planned["D"], planned["C"], np.exp(planned["loss"]), level=level)
+    return isoflop_profiles(planned.assign(loss=np.exp(planned["loss"])), level)
 
 
 def _budgets(C: pd.Series) -> pd.Series:

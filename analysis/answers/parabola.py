@@ -18,15 +18,11 @@ class Optimum(NamedTuple):
 
 
 def bracketed_optimum(x: Array, y: Array) -> Optimum:
-    """Fit a parabola of y (n,) in x (n,) by least squares.
+    """Fit a parabola of y (n,) in x (n,), of three places or more, by least squares.
 
-    The optimum is rejected if there are fewer than three places, if the parabola does not open upwards, or if its
-    minimum lies outside the places.
+    The optimum is rejected if the parabola does not open upwards, or if its minimum lies outside the places.
     """
     nothing = float("nan")
-    tried = len(np.unique(x))
-    if tried < 3:
-        return Optimum(nothing, nothing, f"{tried} tried, at least three are needed")
     middle = float(x.mean())
     curvature, slope, height = np.polyfit(x - middle, y, 2)
     if not curvature > 0:

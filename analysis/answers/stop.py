@@ -12,7 +12,7 @@ from analysis.points.limit import Limit
 
 _CLOSE = 25.0  # per cent above the information limit up to which a floor counts as the limit
 Cause = Literal["undecided", "irreducible", "information limit", "capacity", "data", "repetition"]
-Origin = Literal["spectra", "training", "unknown"]
+Origin = Literal["spectra", "training", "unknown", "leak"]
 
 _NAMES = {
     "irreducible": "a floor that neither more data nor a larger model lowers",
@@ -53,8 +53,8 @@ def why_it_stops(
         unit: Unit of the error.
     """
     table = budget.table.set_index("term")
-    order = table["share"].sort_values(ascending=False).index
-    first, second = order[0], order[1]
+    first = table["share"].idxmax()
+    second = table["share_high"].drop(first).idxmax()
     top, other = table.loc[first], table.loc[second]
     cause: Cause = first
     if other["share_high"] >= top["share_low"]:
@@ -85,6 +85,11 @@ def _origin(floor: Any, limit: Limit | None, unit: str) -> tuple[Origin, str]:
             f"and the floor lies {low:.0f} to {high:.0f} % above it: recipe or training length set it, not the spectra."
         )
         return "training", words
+    if high < 0:
+        return (
+            "leak",
+            f"{words}and the floor lies below it: test spectra have leaked into training, or the limit is not of these spectra.",
+        )
     if high <= _CLOSE:
         return (
             "spectra",
@@ -100,6 +105,8 @@ def _origin(floor: Any, limit: Limit | None, unit: str) -> tuple[Origin, str]:
 def _remedy(origin: Origin, pays: bool | None) -> str:
     if origin == "spectra":
         return "Spectra of a higher signal to noise: no model does better on these."
+    if origin == "leak":
+        return ""
     if pays is False:
         return "Another recipe: neither more data nor a larger model nor longer training lowers this floor."
     if origin == "training":

@@ -37,6 +37,7 @@ AS_MANY_CELLS = 10
 
 A form that is only approximately true gains certainty with every cell without becoming truer."""
 
+_NEGLIGIBLE = 0.02  # forms with a smaller weight are left out of forecasts
 _SAME = 0.01  # decades within which runs count as the same size
 _OVERLAP = 0.5  # share of new information in a further split, since the forecasts of splits share runs
 
@@ -78,6 +79,12 @@ class Extrapolation:
     def leading(self) -> str:
         """The form with the largest weight."""
         return max(self.weights, key=self.weights.__getitem__)
+
+    @property
+    def mixed(self) -> dict[str, float]:
+        """The weights of the forms that a forecast mixes; they add up to 1."""
+        kept = {form: weight for form, weight in self.weights.items() if weight >= _NEGLIGIBLE}
+        return {form: weight / sum(kept.values()) for form, weight in kept.items()}
 
     @property
     def words(self) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from analysis.fitting.fit import Fit, refit
 from analysis.fitting.likelihood import cell_means
 from analysis.intervals.profile import Interval
-from analysis.laws import LAWS, Array
+from analysis.laws import Array
 from analysis.points.table import Points
 
 Selection = Callable[[Mapping[str, Array]], NDArray[np.str_]]
@@ -29,37 +29,18 @@ class Bootstrap:
         draws: Maps each form to its refitted parameters (K, p), in the law's order.
         chosen: The form selected in each replicate, (K,).
         level: Coverage of the intervals.
-        seed: Seed of the resampling.
         unfinished: Maps each form to the number of refits that stopped before their minimum; they are included in `draws`.
     """
 
     draws: dict[str, Array]
     chosen: NDArray[np.str_]
     level: float
-    seed: int
     unfinished: dict[str, int]
 
     def interval(self, values: Array) -> Interval:
         """The central interval of `level` of a sample (K,)."""
         low, high = np.quantile(values, [(1 - self.level) / 2, (1 + self.level) / 2])
         return float(low), float(high)
-
-    def curves(self, *variables: ArrayLike, form: str | None = None) -> Array:
-        """Replicates of the law's curve, (K, m): of one form, or of the form selected in each replicate.
-
-        Args:
-            variables: N and D, each (m,); with S for forms of repeated data; or x alone.
-            form: Its name; by default the form selected in each replicate.
-        """
-        arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(values, float)) for values in variables))
-        logs = np.log(np.stack(arrays))
-        curves = np.empty((len(self.chosen), logs.shape[1]))
-        for name in {form} if form else set(self.chosen):
-            where = np.full(len(self.chosen), True) if form else self.chosen == name
-            law = LAWS[name]
-            with np.errstate(over="ignore"):
-                curves[where] = law.value(self.draws[name][where], logs[: len(law.variables)])
-        return curves
 
 
 def bootstrap(
@@ -90,7 +71,7 @@ def bootstrap(
         draws[form] = np.where(lost[:, None], fitted.theta, found.theta)
         values[form] = np.where(lost, np.inf, found.value)
         unfinished[form] = int(np.sum(lost | ~found.converged))
-    return Bootstrap(draws=draws, chosen=select(values), level=level, seed=seed, unfinished=unfinished)
+    return Bootstrap(draws=draws, chosen=select(values), level=level, unfinished=unfinished)
 
 
 def _resampled(points: Points, parameters: int, replicates: int, seed: int) -> Array:

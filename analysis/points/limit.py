@@ -16,7 +16,7 @@ from scaling.parse import Positive, parse, parse_object
 LEVEL = 1.645
 """Number of standard errors by which a law's floor may lie below the limit: one-sided 95 % for normal errors."""
 
-BIN = ["low", "high", "count", "mae_dex", "rmse_dex"]
+BIN = ["low", "high", "mae_dex"]
 REMEDY = "make the limit again with `scaling limit --json`, or remove it"
 
 
@@ -33,12 +33,9 @@ class Limit:
 
     Attributes:
         label: The estimated label.
-        noise_level: Factor on the spectra's errors.
         eval_pin: The rows' `eval_pin` that the limit is for, or "" if unknown.
         mae_dex: MAE of an optimal estimator, over all test spectra.
-        rmse_dex: Its root mean square error.
-        guess_mae_dex: MAE of always predicting the middle of the label's range.
-        by_snr: One row per bin of signal to noise: low, high, count, mae_dex, rmse_dex.
+        by_snr: One row per bin of signal to noise: low, high, mae_dex.
         assumes: The assumptions of the limit, as text.
         mae_sem_dex: Standard error of `mae_dex` from the finite number of spectra; 0 if unknown.
     """
@@ -46,11 +43,8 @@ class Limit:
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
 
     label: str
-    noise_level: Positive
     eval_pin: str
     mae_dex: Positive
-    rmse_dex: Positive
-    guess_mae_dex: Positive
     by_snr: Annotated[pd.DataFrame, BeforeValidator(_bins)]
     assumes: str
     mae_sem_dex: float = 0.0

@@ -102,11 +102,11 @@ def _check_rules(finished: pd.DataFrame) -> list[str]:
             held = ", ".join(f"{value} (study {', '.join(sorted(names))})" for value, names in studies.items())
             raise UserError(f"table: column {column} holds {held}: errors {why} do not compare; keep the rows of one")
     warnings = []
-    for _, family in finished.groupby("family"):
+    for name, family in finished.groupby("family"):
         precisions = sorted(family["precision"].astype(str).unique())
         if len(precisions) == 1:
             continue
-        warnings.append(f"the rows were trained in different precisions ({', '.join(precisions)})")
+        warnings.append(f"the rows of {name} were trained in different precisions ({', '.join(precisions)})")
     seen = finished["samples_seen"] / (finished["num_spectra"] if "epochs" in set(finished["budget"]) else 1)
     if finished["study"].nunique() > 1 and seen.max() > 1.05 * seen.min():
         unit = "epochs" if "epochs" in set(finished["budget"]) else "samples"

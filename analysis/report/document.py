@@ -48,7 +48,7 @@ def fit_document(
 
     Returns:
         form, status, message, objective (the summed one), objective_name, delta, parameters, intervals (name to
-        [low, high]) with interval_method and level, bootstrap_intervals, forecasts, selection (form to aicc, weight and
+        [low, high]) with interval_method and level, forecasts, selection (form to aicc, weight and
         status), lack_of_fit, backtests, residual_trends, budget (at the largest run), allocation, isoflop,
         next_runs, points, run_weights, warnings, and forms (every form with its own status, parameters and intervals).
         Values that do not exist, and unknown ends of intervals, are None.
@@ -57,8 +57,7 @@ def fit_document(
     forms = {
         name: _outcome(fitted) | {"intervals": comparison.intervals.get(name, {})} for name, fitted in fits.items()
     }
-    replicates, found = comparison.bootstrap, comparison.extrapolation
-    draws = zip(comparison.law.law.parameters, replicates.draws[best].T, strict=True)
+    found = comparison.extrapolation
     selection = {
         name: {
             "aicc": comparison.aicc[name],
@@ -75,7 +74,6 @@ def fit_document(
         **forms[best],
         "interval_method": comparison.interval_method,
         "level": comparison.level,
-        "bootstrap_intervals": {name: replicates.interval(column) for name, column in draws},
         "forecasts": [] if forecasts is None else forecasts.to_dict("records"),
         "selection": selection,
         "lack_of_fit": None if lack is None else asdict(lack),
@@ -106,7 +104,6 @@ def failure_document(fits: Mapping[str, Fit], message: str, points: Points) -> d
         "intervals": {},
         "interval_method": None,
         "level": None,
-        "bootstrap_intervals": {},
         "forecasts": [],
         "selection": {
             name: {"aicc": None, "weight": None, "forecast_weight": None, "backtest_error": None, "status": each.status}
@@ -180,7 +177,7 @@ def _isoflop(comparison: Comparison, cost: Cost) -> dict[str, Any] | None:
     found = planned_profiles(comparison.points, cost, comparison.level)
     if found is None:
         return None
-    facts = {name: getattr(found, name) for name in ("a", "a_interval", "b", "b_interval", "words")}
+    facts = {name: getattr(found, name) for name in ("a", "a_interval", "words")}
     return facts | {"profiles": found.profiles.to_dict("records")}
 
 

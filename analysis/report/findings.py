@@ -19,7 +19,7 @@ from analysis.answers.stop import Stop, why_it_stops
 from analysis.intervals.compare import Comparison, compare
 from analysis.points.branches import shorter_budgets, whole_budgets
 from analysis.points.cost import Cost, study_cost
-from analysis.points.limit import Limit
+from analysis.points.limit import Limit, require_same_spectra
 from analysis.points.table import Points
 from analysis.points.trials import CellTable, best_trials, largest_cell, law_cells, points_from_cells
 from scaling.errors import UserError
@@ -114,6 +114,8 @@ def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0, limit: Lim
     """
     given, rows = rows, whole_budgets(rows)
     table = best_trials(rows)
+    if len(table.cells):
+        require_same_spectra(table.cells, limit)
     cells, fitted, final, score, problem = table.cells.iloc[:0], None, None, None, ""
     try:
         cells = law_cells(table.cells)
@@ -141,7 +143,7 @@ def find(rows: pd.DataFrame, *, bootstrap: int = 1000, seed: int = 0, limit: Lim
         backtests=[] if final is None else backtests(final),
         trends=None if fitted is None else residual_trends(fitted),
         answers=None if final is None else _answers(final, cells, limit, shorter),
-        baselines=baselines(table.cells, cells, limit=limit, seed=seed) if len(cells) else [],
+        baselines=baselines(table.cells, cells, limit=limit, replicates=bootstrap, seed=seed) if len(cells) else [],
         rates=learning_rate_law(family) if len(family) else None,
         problem=problem,
     )

@@ -53,7 +53,7 @@ def _law(findings: Findings) -> Headline:
     intervals = final.intervals[final.best]
     listed = ", ".join(f"{GREEK.get(name, name)} {words.bounds(intervals.get(name))}" for name in final.law.parameters)
     beware = "".join(f" Beware: {flag}." for flag in sections.beware(answers.gains))
-    return Headline(LAW, formula, f"{100 * final.level:g} % intervals: {listed}.{beware}")
+    return Headline(LAW, formula, f"{100 * final.level:g} % intervals in this form: {listed}.{beware}")
 
 
 def _score(findings: Findings) -> Headline:
@@ -62,7 +62,10 @@ def _score(findings: Findings) -> Headline:
         score, level = findings.score, 100 * (findings.fitted.level if findings.fitted else 0.9)
         line = f"{score.inside} of {len(score.table)} held-out runs lie inside their {level:g} % intervals"
         miss = f"the mean miss is {100 * score.mean_abs_log_error:.0f} %"
-        return Headline(title, f"{line}; {miss}.", _split(score.words)[1])
+        detail = [_split(score.words)[1]]
+        if findings.final is not None and findings.fitted is not None and findings.final.best != findings.fitted.best:
+            detail.append(f"Without those runs, {findings.fitted.best} is selected.")
+        return Headline(title, f"{line}; {miss}.", " ".join(filter(None, detail)))
     if findings.backtests:
         return Headline(title, *_split(f"No cells were held out. {findings.backtests[0].words}"))
     return Headline(title, "Not tested: no cells were held out, so treat every forecast with caution.")
@@ -125,27 +128,33 @@ def meanings(findings: Findings) -> dict[str, str]:
         if lack is None
         else f"The cells deviate from it by more than seeds explain (p = {words.significant(lack.p)}): plan with care."
         if lack.p < UNLIKELY
-        else f"It fits: the cells deviate from it by no more than seeds explain (p = {words.significant(lack.p)})."
+        else f"The cells deviate from it by no more than seeds explain (p = {words.significant(lack.p)})."
     )
     open_ends = [
-        GREEK.get(name, name) for name, ends in fitted.intervals[fitted.best].items() if not np.all(np.isfinite(ends))
+        GREEK.get(name, name)
+        for name, ends in fitted.intervals[fitted.best].items()
+        if ends[0] == 0 or not np.all(np.isfinite(ends))
     ]
     found["profiles"] = (
         f"The cells do not determine {' and '.join(open_ends)}: do not quote it."
         if open_ends
         else "Every parameter of the law is determined: each interval has two ends."
     )
-    others = sum(weight > 0.05 for weight in fitted.extrapolation.weights.values())
+    mixed = len(fitted.extrapolation.mixed)
     found["forms"] = (
         f"{fitted.best} fits best for its size; "
-        + (f"forecasts mix {others} forms" if others > 1 else "forecasts rest on one form")
-        + ", by how well each forecast the larger cells from the smaller."
+        + (f"forecasts mix {mixed} forms" if mixed > 1 else "forecasts rest on one form")
+        + (
+            ", by how well each forecast the larger cells from the smaller."
+            if fitted.extrapolation.errors
+            else ", by AICc."
+        )
     )
     trends = [] if findings.trends is None else list(findings.trends.query("p < @UNLIKELY_TREND")["axis"])
     found["residuals"] = (
         f"The errors still depend on {' and '.join(trends)} in a way the law misses: do not extrapolate along it."
         if trends
-        else "What the law misses looks like chance: nothing here speaks against extrapolating."
+        else "No trend along N or D was found in what the law misses."
     )
     return found
 

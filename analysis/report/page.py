@@ -177,6 +177,7 @@ def _render(
         score=score,
         score_rows=sections.forecasts(held),
         exclusions=table.exclusions.to_dict("records"),
+        pruned=int((findings.rows["status"] == "pruned").sum()),
         edges=table.cells[table.cells["edge_of_search"] != ""].to_dict("records"),
         searched=int((table.cells["learning_rates"] >= 3).sum()),
         rates=findings.rates,

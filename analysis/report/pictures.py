@@ -162,7 +162,10 @@ def _law_figures(findings: Findings, observed: figures.Observed) -> dict[str, tu
         "below the threshold of the F test. Where the test set's own error is known, the shaded interval holds it too."
     )
     drawn["profiles"] = figures.profiles(fitted, unit=measure_of(findings.rows).unit), caption
-    budgets = [error_budget(final, N, D, answers.S) for N, D in sorted({*zip(observed.N, observed.D, strict=True)})]
+    points = final.points
+    seen = dict(zip(zip(points.N, points.D, strict=True), points.S, strict=True)) if points.S is not None else {}
+    places = sorted({*zip(observed.N, observed.D, strict=True)})
+    budgets = [error_budget(final, N, D, seen.get((N, D))) for N, D in places]
     shown = [budget for budget in budgets if budget is not None]
     if shown:
         caption = "The parts of the error in every cell, from the law fitted to all cells; points are measured."

@@ -14,7 +14,6 @@ from analysis.intervals.compare import Comparison, compare_alike
 from analysis.intervals.profile import Interval
 from analysis.points.anchors import Anchor
 from analysis.report.figures.style import GREEK, label_name, short
-from analysis.report.findings import Answers, Findings
 from scaling.results import measure_of
 
 
@@ -28,11 +27,7 @@ def question(rows: pd.DataFrame) -> str:
 
 def axis_meaning(cells: pd.DataFrame) -> str:
     """What the D axis of the study shows, which depends on its noise and budget."""
-    kinds = set(zip(cells["noise"], cells["budget"], strict=True))
-    if len(kinds) > 1:
-        listed = ", ".join(sorted(f"{noise} noise with a budget in {budget}" for noise, budget in kinds))
-        return f"The cells mix rules ({listed}): the D axis has no single meaning, so compare cells of one rule only."
-    noise, budget = next(iter(kinds))
+    noise, budget = cells[["noise", "budget"]].iloc[0]  # all cells have the same, see `best_trials`
     drawn = "one fixed noise draw a spectrum" if noise == "fixed" else "noise drawn afresh each epoch"
     spent = "the same number of samples seen for every cell" if budget == "samples" else "a fixed number of epochs"
     meaning = {
@@ -45,30 +40,8 @@ def axis_meaning(cells: pd.DataFrame) -> str:
             "samples",
         ): "training length is the same along the D axis, but fresh noise makes each epoch partly new "
         "data, so the curve understates what distinct spectra are worth with one draw each",
-    }.get((noise, budget), "what the D axis shows depends on rules that this report does not know")
+    }[noise, budget]
     return f"With {drawn} and {spent}, {meaning}."
-
-
-def answer(findings: Findings) -> list[str]:
-    """The answer in about three sentences."""
-    cells, answers, final = findings.cells, findings.answers, findings.final
-    if not len(cells):
-        return [f"There is no answer: {findings.problem}."]
-    first = lowest(cells)
-    if answers is None or final is None:
-        return [f"{first}.", f"There is no law of error over N and D here: {findings.problem}."]
-    sentences = [f"{first}; {gains(answers, final)}."]
-    if answers.budget is not None and answers.stop is not None:
-        sentences += [answers.stop.words, shares(answers.budget, final)]
-    if crossings := [each.crossing.words for each in findings.baselines if each.crossing is not None]:
-        sentences.append(f"Against simpler methods on the same spectra: {'; '.join(crossings)}.")
-    if findings.score is None and findings.backtests:
-        sentences.append(f"No cells were held out. {findings.backtests[0].words}")
-    elif findings.score is None:
-        sentences.append("No cells were held out, so these forecasts have not been tested: treat them with caution.")
-    else:
-        sentences.append(f"Tested on cells the fit had not seen, {findings.score.words}")
-    return sentences
 
 
 def lowest(cells: pd.DataFrame) -> str:
@@ -89,20 +62,6 @@ def trial(row: pd.Series) -> str:
         f"test {measure.named(row[measure.test])}, validation {measure.value(row[measure.val])}\n"
         f"learning rate {row['lr']:.3g}, seed {row['seed']}, {row['epochs']:.3g} epochs"
     )
-
-
-def gains(answers: Answers, final: Comparison) -> str:
-    """The gains from more data and from a larger model, as a clause."""
-    parts = [_gain(row) for _, row in answers.gains.iterrows() if row["scenario"].endswith(("data", "model"))]
-    where = f"from the largest cell (N = {short(answers.N)}, D = {short(answers.D)}), "
-    return f"{where}{' and '.join(parts)} ({100 * final.level:g} % intervals of the law)"
-
-
-def _gain(row: pd.Series) -> str:
-    if row["refused"]:
-        return f"what {more(row)} would do is not known ({'; '.join(row['flags'])})"
-    ends, best = fall(row)
-    return f"{more(row)} would lower the error by {ends} ({best})"
 
 
 def more(row: pd.Series) -> str:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import torch
 from jaxtyping import Float32
 from numpy import ndarray
 
 from scaling.data.batches import DataRules, FixedNoise, Standardisation
 from scaling.data.batches.rules import read_labels
 from scaling.data.shards.manifest import Manifest
-from scaling.data.shards.shard import column_values, leading_rows, row_groups
+from scaling.data.shards.shard import column_values, leading_rows
 from scaling.data.spectra import ERROR, FLUX
 
 
@@ -55,52 +54,6 @@ def training_labels(manifest: Manifest, rules: DataRules, count: int) -> Float32
     tables = leading_rows(manifest, "train", count, columns=list(rules.labels))
     labels = np.concatenate([_labels(table, rules, f"{manifest.dest}, train") for table in tables])
     return Standardisation.of(manifest.dest, rules).normalise_labels(labels)
-
-
-class NoisySpectra:
-    """The first `count` training spectra, standardised, under one noise draw; holds one shard at a time.
-
-    Args:
-        manifest: The manifest of the shards.
-        rules: How spectra become inputs.
-        count: Length of the prefix.
-        seed: Seed of the noise draw.
-    """
-
-    def __init__(self, manifest: Manifest, rules: DataRules, count: int, seed: int) -> None:
-        self._manifest, self._count = manifest, count
-        self._noise = FixedNoise(seed, rules.noise_level)
-        self._standardise = Standardisation.of(manifest.dest, rules).flux_on(torch.device("cpu"))
-        self._held, self._flux = -1, np.empty((0, manifest.pixels), np.float32)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def row(self, number: int) -> Float32[ndarray, " pixel"]:
-        """One spectrum."""
-        shard, place = divmod(number, self._manifest.rows_per_shard)
-        return self._shard(shard)[place]
-
-    def rows(self, start: int, stop: int) -> Float32[ndarray, "row pixel"]:
-        """Consecutive spectra."""
-        size = self._manifest.rows_per_shard
-        parts = []
-        for shard in range(start // size, -(-stop // size)):
-            first = shard * size
-            parts.append(self._shard(shard)[max(0, start - first) : stop - first])
-        return np.concatenate(parts)
-
-    def _shard(self, number: int) -> Float32[ndarray, "row pixel"]:
-        if number != self._held:
-            first, file = number * self._manifest.rows_per_shard, self._manifest.shards("train")[number].file
-            parts = []
-            for table in row_groups(self._manifest.folder, file, columns=[FLUX, ERROR]):
-                flux, error = column_values(table, FLUX), column_values(table, ERROR)
-                noisy = self._noise.add(flux, error, split="train", first_row=first)
-                parts.append(self._standardise(torch.from_numpy(noisy)).numpy())
-                first += len(flux)
-            self._held, self._flux = number, np.concatenate(parts)
-        return self._flux
 
 
 def _labels(table: pa.Table, rules: DataRules, where: str) -> ndarray:

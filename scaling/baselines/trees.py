@@ -7,15 +7,18 @@ from typing import Any
 
 import lightgbm
 import numpy as np
+import torch
 from jaxtyping import Float32, Float64
 from numpy import ndarray
 
 from scaling.baselines.fitted import Fitted
 from scaling.baselines.settings import LightGBM
-from scaling.baselines.spectra import NoisySpectra, training_labels
-from scaling.data.batches import DataRules, EvaluationSplit
+from scaling.baselines.spectra import training_labels
+from scaling.data.batches import DataRules, EvaluationSplit, FixedNoise, Standardisation
 from scaling.data.seeds import stable_seed
 from scaling.data.shards.manifest import Manifest
+from scaling.data.shards.shard import column_values, row_groups
+from scaling.data.spectra import ERROR, FLUX
 
 SAMPLE_ROWS = 20_000
 """Number of spectra, held as float64, from which the bin edges are computed."""
@@ -23,20 +26,48 @@ HUBER = 0.3
 """Huber delta in standard deviations of the label: between MSE, which learns faster, and MAE."""
 
 
-class _Sequence(lightgbm.Sequence):
-    """Noisy spectra in the form that LightGBM reads, float64: first a random sample by row, then all in batches."""
+class NoisySpectra(lightgbm.Sequence):
+    """The first `count` training spectra, standardised, under one noise draw; holds one shard at a time.
 
-    def __init__(self, spectra: NoisySpectra) -> None:
-        self.spectra, self.batch_size = spectra, 4096
+    LightGBM reads them as float64: first a random sample by row, then all in batches.
+
+    Args:
+        manifest: The manifest of the shards.
+        rules: How spectra become inputs.
+        count: Length of the prefix.
+        seed: Seed of the noise draw.
+    """
+
+    def __init__(self, manifest: Manifest, rules: DataRules, count: int, seed: int) -> None:
+        self._manifest, self._count = manifest, count
+        self._noise = FixedNoise(seed, rules.noise_level)
+        self._standardise = Standardisation.of(manifest.dest, rules).flux_on(torch.device("cpu"))
+        self._held, self._flux = -1, np.empty((0, manifest.pixels), np.float32)
 
     def __len__(self) -> int:
-        return len(self.spectra)
+        return self._count
 
     def __getitem__(self, place: Any) -> Float64[ndarray, ...]:
-        if isinstance(place, slice):
-            start, stop, _ = place.indices(len(self))
-            return self.spectra.rows(start, stop).astype(np.float64)
-        return self.spectra.row(int(place)).astype(np.float64)
+        size = self._manifest.rows_per_shard
+        if not isinstance(place, slice):
+            shard, row = divmod(int(place), size)
+            return self._shard(shard)[row].astype(np.float64)
+        start, stop, _ = place.indices(len(self))
+        shards = range(start // size, -(-stop // size))
+        parts = [self._shard(shard)[max(0, start - shard * size) : stop - shard * size] for shard in shards]
+        return np.concatenate(parts, dtype=np.float64)
+
+    def _shard(self, number: int) -> Float32[ndarray, "row pixel"]:
+        if number != self._held:
+            first, file = number * self._manifest.rows_per_shard, self._manifest.shards("train")[number].file
+            parts = []
+            for table in row_groups(self._manifest.folder, file, columns=[FLUX, ERROR]):
+                flux, error = column_values(table, FLUX), column_values(table, ERROR)
+                noisy = self._noise.add(flux, error, split="train", first_row=first)
+                parts.append(self._standardise(torch.from_numpy(noisy)).numpy())
+                first += len(flux)
+            self._held, self._flux = number, np.concatenate(parts)
+        return self._flux
 
 
 def fit_trees(
@@ -54,7 +85,7 @@ def fit_trees(
     labels = np.tile(training_labels(manifest, rules, num_spectra), (len(seeds), 1))
     settings = _settings(setting, rules, seed)
     data = lightgbm.Dataset(
-        [_Sequence(NoisySpectra(manifest, rules, num_spectra, each)) for each in seeds], params=settings
+        [NoisySpectra(manifest, rules, num_spectra, each) for each in seeds], params=settings
     ).construct()
     flux, truth = val.flux.numpy(), val.labels.numpy()
     boosters = []

@@ -145,25 +145,21 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     from scaling.data.hdf5.reader import open_spectra
-    from scaling.inference.predict import Inputs, predict_file
+    from scaling.inference.predict import choose_array, predict_file
     from scaling.inference.trained import open_model
 
     check_output(options.out, inputs(options), PARQUET_STARTS)
     with open_spectra(options.spectra) as file:
         model = open_model(options.checkpoint, _given(options, file.num_pixels))
-        chosen = Inputs.choose(file, options.array, options.noise_seed)
+        seed = options.noise_seed
+        noisy = choose_array(file, options.array, seed)
         if model.wave is None:
             print(f"{options.checkpoint}: wavelengths unknown: only the number of pixels is compared")
-        noise = (
-            ""
-            if chosen.noise_seed is None
-            else f" with noise of seed {chosen.noise_seed}, level {model.rules.noise_level:g}"
-        )
-        print(
-            f"predicting {', '.join(model.rules.labels)} of {file.num_rows:,} spectra from the array {chosen.array}{noise}"
-        )
+        noise = "" if seed is None else f" with noise of seed {seed}, level {model.rules.noise_level:g}"
+        array = "flux" if noisy is None else "noisy"
+        print(f"predicting {', '.join(model.rules.labels)} of {file.num_rows:,} spectra from the array {array}{noise}")
         with counting("spectra", say) as progress:
-            done = predict_file(model, file, chosen, options.out, _device(), inputs(options), progress)
+            done = predict_file(model, file, noisy, seed, options.out, _device(), inputs(options), progress)
     if done.unusable:
         print(
             f"scaling: warning: {options.spectra}: {done.unusable} spectra cannot be used, first in row {done.first_unusable}: "

@@ -17,6 +17,7 @@ from numpy import ndarray
 
 from scaling.console import Count, uncounted
 from scaling.data.batches import add_noise_
+from scaling.data.hdf5.guard import find_array, reading
 from scaling.data.hdf5.reader import BLOCK_ROWS, TABLE_ROWS, SpectraFile
 from scaling.data.spectra import bad_rows
 from scaling.errors import UserError
@@ -28,40 +29,30 @@ NOISY = "dataset/arrays/noisy/value"
 Array = Literal["flux", "noisy"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
-    """The part of a file that is the model's input.
+def choose_array(file: SpectraFile, array: Array | None, noise_seed: int | None) -> h5py.Dataset | None:
+    """Choose the model's input: the array "noisy", or None for the flux.
 
-    Attributes:
-        array: "flux" is clipped at 0, as in training before noise is added; "noisy" is used unchanged.
-        noise_seed: Seed of noise that is added to the flux from the file's errors, at the model's noise level; None adds none.
-            The evaluation seed of a study (42 by default) gives the noise that `scaling evaluate` draws.
+    By default it is "noisy" if the file has it and no noise is to be added.
+
+    Raises:
+        UserError: The file has no such array, or noise would be added to noisy spectra.
     """
-
-    array: Array
-    noise_seed: int | None = None
-
-    @classmethod
-    def choose(cls, file: SpectraFile, array: Array | None, noise_seed: int | None) -> Inputs:
-        """Choose the requested array; by default "noisy" if the file has it and no noise is to be added.
-
-        Raises:
-            UserError: The file has no such array, or noise would be added to noisy spectra.
-        """
-        found = file.file.get(NOISY)
-        there = isinstance(found, h5py.Dataset) and found.shape == (file.num_rows, file.num_pixels)
-        there = there and found.dtype.kind in "fiu"
-        if noise_seed is not None and not 0 <= noise_seed < 2**63:
-            raise UserError(f"--noise-seed {noise_seed}: must be in 0 ... 2^63 - 1")
-        chosen = array or ("noisy" if there and noise_seed is None else "flux")
-        if chosen == "noisy" and not there:
-            shape = f"({file.num_rows}, {file.num_pixels})"
-            raise UserError(f"{file.path}: no {NOISY} of numbers, of shape {shape}: use --array flux")
-        if chosen == "noisy" and noise_seed is not None:
-            raise UserError(
-                f"--noise-seed {noise_seed}: adds noise to the flux, not to --array noisy; leave one of them out"
-            )
-        return cls(array=chosen, noise_seed=noise_seed)
+    if noise_seed is not None and not 0 <= noise_seed < 2**63:
+        raise UserError(f"--noise-seed {noise_seed}: must be in 0 ... 2^63 - 1")
+    if array == "noisy" and noise_seed is not None:
+        raise UserError(
+            f"--noise-seed {noise_seed}: adds noise to the flux, not to --array noisy; leave one of them out"
+        )
+    if array == "flux" or noise_seed is not None:
+        return None
+    shape = (file.num_rows, file.num_pixels)
+    with reading(file.path, NOISY):
+        found = find_array(file.file, NOISY)
+        if found is not None and found.shape == shape and found.dtype.kind in "fiu":
+            return found
+    if array == "noisy":
+        raise UserError(f"{file.path}: no {NOISY} of numbers, of shape {shape}: use --array flux")
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +67,8 @@ class Prediction:
 def predict_file(
     model: TrainedModel,
     file: SpectraFile,
-    inputs: Inputs,
+    noisy: h5py.Dataset | None,
+    noise_seed: int | None,
     out: Path,
     device: torch.device,
     read: Iterable[Location] = (),
@@ -91,7 +83,9 @@ def predict_file(
     Args:
         model: The model; it is moved to the device.
         file: The open file of spectra.
-        inputs: The model's input.
+        noisy: The file's noisy spectra, used unchanged; None for its flux, clipped at 0 as in training before noise is added.
+        noise_seed: Seed of noise that is added to the flux from the file's errors, at the model's noise level; None adds none.
+            The evaluation seed of a study (42 by default) gives the noise that `scaling evaluate` draws.
         out: The file to write; it is renamed into place once complete.
         device: The device to use.
         read: Files and folders that `out` must not be, besides the model's file and the spectra.
@@ -113,12 +107,12 @@ def predict_file(
     facts = {
         "model": str(model.path),
         "spectra": str(file.path),
-        "array": inputs.array,
-        "noise_seed": str(inputs.noise_seed),
+        "array": "flux" if noisy is None else "noisy",
+        "noise_seed": str(noise_seed),
     }
     fields = [("row", pa.int64()), *((name, pa.float64()) for name in (*names, *known))]
     schema = pa.schema(fields, metadata=facts)
-    spectra = _spectra(file, inputs, model.rules.noise_level)
+    spectra = _spectra(file, noisy, noise_seed, model.rules.noise_level)
     unusable, first = 0, None
     with (
         output(out, (model.path, file.path, *read), PARQUET_STARTS) as temporary,
@@ -147,15 +141,16 @@ def predict_file(
 
 
 def _spectra(
-    file: SpectraFile, inputs: Inputs, noise_level: float
+    file: SpectraFile, noisy: h5py.Dataset | None, noise_seed: int | None, noise_level: float
 ) -> Iterator[tuple[Float[ndarray, "row pixel"], ndarray]]:
     """Yield the model's input before standardisation, in chunks of rows, with a mask of unusable rows."""
-    generator = None if inputs.noise_seed is None else torch.Generator().manual_seed(inputs.noise_seed)
-    noisy = file.file[NOISY] if inputs.array == "noisy" else None
+    generator = None if noise_seed is None else torch.Generator().manual_seed(noise_seed)
     for start in range(0, file.num_rows, TABLE_ROWS):  # blocks restart at each written row group
         for first, flux, error in file.blocks(start, min(start + TABLE_ROWS, file.num_rows)):
             if noisy is not None:
-                flux = noisy[first : first + len(flux)].astype(np.float32)
+                stop = first + len(flux)
+                with reading(file.path, f"{NOISY} of rows {first} to {stop - 1}"):
+                    flux = noisy[first:stop].astype(np.float32)
             faults = bad_rows(flux, error if generator else np.ones_like(error))
             if generator:
                 # Chunks of a multiple of 16 numbers: PyTorch then draws the same numbers as for all rows at once.

@@ -70,7 +70,8 @@ def load_model(path: Path) -> tuple[SpecViT, dict[str, Tensor], dict[str, Any]]:
         reason = str(error).splitlines()[0].removesuffix(f": {EXPECTED}")
         raise UserError(f"{path}: not a model file, or one of another version ({reason}); {EXPECTED}") from error
     statistics = {n.removeprefix(_STATISTICS): t for n, t in tensors.items() if n.startswith(_STATISTICS)}
-    if path.is_dir() and statistics["wave"].isnan().all():  # transformers writes an unknown grid as NaN
+    # transformers writes an unknown grid as NaN, and reads a file without one
+    if path.is_dir() and "wave" in statistics and statistics["wave"].isnan().all():
         del tensors[f"{_STATISTICS}wave"], statistics["wave"]
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():

@@ -83,14 +83,12 @@ class ParameterCount:
     """Exact numbers of parameters. `reach_loss` counts the trained ones and is the N of the laws.
 
     `total` also counts a whitening map that is never trained. `non_embedding` excludes the tokenizer, the class token,
-    the positions and the whitening map. `with_pooler` adds to `reach_loss` the pooler of Hugging Face's `ViTModel`, which
-    the original's published 4,875,521 includes although no gradient reaches it.
+    the positions and the whitening map.
     """
 
     reach_loss: int
     non_embedding: int
     total: int
-    with_pooler: int
 
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
@@ -108,7 +106,6 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
         reach_loss=reach_loss,
         non_embedding=non_embedding,
         total=embedding + non_embedding + whitening,
-        with_pooler=reach_loss + width * width + width,
     )
 
 

@@ -60,11 +60,6 @@ class Sources:
     order_seed: Natural = 0
 
     def __post_init__(self) -> None:
-        """Check that a string is a URI, and that a URI has no password.
-
-        Raises:
-            UserError: Names the field, its value and the remedy.
-        """
         require_no_password(str(self.shards), "Sources.shards =")
         if isinstance(self.shards, str) and "://" not in self.shards:
             raise UserError(f"Sources.shards = {self.shards!r}: give a Path, or a URI as a string, as 's3://bucket/x'")
@@ -196,11 +191,6 @@ class Study:
     expected: ExpectedLaw = field(default_factory=ExpectedLaw)
 
     def __post_init__(self) -> None:
-        """Check everything that can be checked without data or a cluster.
-
-        Raises:
-            UserError: Names the field, its value and the remedy.
-        """
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
             raise UserError(f"Study.name = {self.name!r}: use lower-case letters, digits, - and _ (it names a folder)")
         for name, values in (

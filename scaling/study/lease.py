@@ -72,33 +72,22 @@ def runs_here(folder: Folder, path: str) -> bool:
     return bool(holder.machine) and holder.machine == here.machine and not holder.is_dead(here)
 
 
-def interrupt() -> None:
-    """Interrupt the main thread, like Ctrl-C."""
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-
 @contextlib.contextmanager
-def lease(
-    folder: Folder,
-    path: str,
-    say: Callable[[str], None],
-    *,
-    seconds: float = LEASE_SECONDS,
-    stop: Callable[[], None] = interrupt,
-) -> Iterator[None]:
+def lease(folder: Folder, path: str, say: Callable[[str], None], *, seconds: float = LEASE_SECONDS) -> Iterator[None]:
     """Hold the lease on a study for one run, and release it at the end.
+
+    If the lease is lost to another holder, the main thread is interrupted, as by Ctrl-C.
 
     Args:
         folder: The store.
         path: Path of the lease in the store.
         say: Called with a line when waiting for another holder's lease.
         seconds: Time without renewal after which a lease expires.
-        stop: Called from another thread if the lease is lost to another holder; the block should then end.
 
     Raises:
         UserError: Another process is working on the study, or has taken over the lease.
     """
-    held = _Lease(folder, path, seconds, stop)
+    held = _Lease(folder, path, seconds)
     held.take(say)
     renewing = threading.Thread(target=held.keep, daemon=True, name="lease")
     renewing.start()
@@ -121,8 +110,8 @@ class _Lease:
     a waiting process observes whether the content changes.
     """
 
-    def __init__(self, folder: Folder, path: str, seconds: float, stop: Callable[[], None]) -> None:
-        self.folder, self.path, self.seconds, self.stop = folder, path, seconds, stop
+    def __init__(self, folder: Folder, path: str, seconds: float) -> None:
+        self.folder, self.path, self.seconds = folder, path, seconds
         self.me, self.ended, self.lost = Holder.this_process(), threading.Event(), ""
 
     def take(self, say: Callable[[str], None]) -> None:
@@ -160,7 +149,7 @@ class _Lease:
                         f"not renewed its lease for {self.seconds:g} s; see `scaling status`"
                     )
                     if not self.ended.is_set():
-                        self.stop()
+                        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
                 self._write()
 

@@ -33,11 +33,6 @@ class Placement:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        """Check that the fields are consistent.
-
-        Raises:
-            UserError: Names the field, its value and the remedy.
-        """
         if self.min_workers is not None and self.min_workers > self.workers:
             raise UserError(f"Placement.min_workers = {self.min_workers}: must be in 1 ... workers = {self.workers}")
         if (self.workers > 1 or self.gpus > 1) and self.gpus % 1:

@@ -142,6 +142,10 @@ class StudyFolder:
             found.setdefault(key, []).append(name)
         return found
 
+    def with_state(self) -> list[str]:
+        """Names of the trials with a saved state to resume from."""
+        return [key for key, names in self._trials().items() if "state.pt" in names]
+
     def unfinished(self) -> dict[str, str]:
         """Trials that were started but have no row, with the last line of their curve."""
         found = {}
@@ -234,8 +238,7 @@ class TrialFolder:
     def write_progress(self, csv: str, events: bytes) -> None:
         """Write the curve so far, as CSV and for TensorBoard, which follows its open file."""
         self.store.write(f"{self.path}/progress.csv", csv.encode())
-        first = int.from_bytes(events[:8], "little") + 16  # plus its length field and two checksums
-        self.store.extend(f"{self.path}/events.out.tfevents.trial", events, head=first)
+        self.store.extend(f"{self.path}/events.out.tfevents.trial", events)
 
     def write_final_events(self, events: bytes) -> None:
         """Write settings and final metrics for TensorBoard, in a file that it reads after the curve's."""

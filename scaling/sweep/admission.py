@@ -10,28 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from scaling.study.declaration import Placement
 
+if TYPE_CHECKING:  # which imports this module
+    from scaling.sweep.nodes import Node
+
 SLACK = 1e-6
 """Rounding tolerance for sums of fractions such as 0.4."""
-
-
-class Offer(Protocol):
-    """A node and its resources available to this study, excluding other users' share."""
-
-    @property
-    def id(self) -> str:
-        """The node's id in the cluster."""
-
-    @property
-    def cpus(self) -> float:
-        """Number of CPUs."""
-
-    @property
-    def gpus(self) -> float:
-        """Number of GPUs."""
 
 
 @dataclass(slots=True)
@@ -73,9 +60,7 @@ class Admission:
 
     running: dict[str, _Running] = field(default_factory=dict)
 
-    def place(
-        self, placement: Placement, offers: Iterable[Offer], waiting: Iterable[Placement] = ()
-    ) -> tuple[str, ...]:
+    def place(self, placement: Placement, offers: Iterable[Node], waiting: Iterable[Placement] = ()) -> tuple[str, ...]:
         """A node for each worker of a trial that may start now; empty if it must wait.
 
         Args:
@@ -103,7 +88,7 @@ class Admission:
                 return (node,)
         return ()
 
-    def queue(self, placement: Placement, offers: Iterable[Offer], queued: Iterable[str]) -> tuple[str, ...]:
+    def queue(self, placement: Placement, offers: Iterable[Node], queued: Iterable[str]) -> tuple[str, ...]:
         """A full node where a small trial may queue for a running one's process; empty if there is none.
 
         One per node, and only if all trials there are small and use the same devices: Tune then reuses the process of the
@@ -134,7 +119,7 @@ class Admission:
         """Remove a trial."""
         self.running.pop(key, None)
 
-    def _rooms(self, offers: list[Offer], *, small: bool = True) -> dict[str, _Room]:
+    def _rooms(self, offers: list[Node], *, small: bool = True) -> dict[str, _Room]:
         """Resources left free by the running trials; without `small`, by those under Ray Train only."""
         rooms = _empty(offers)
         for run in self.running.values():
@@ -144,12 +129,12 @@ class Admission:
         return rooms
 
 
-def fits_ever(placement: Placement, offers: Iterable[Offer]) -> bool:
+def fits_ever(placement: Placement, offers: Iterable[Node]) -> bool:
     """Whether the empty nodes could run a trial; with `min_workers`, a trial of that many workers."""
     return bool(_spread(placement, _empty(offers), placement.min_workers))
 
 
-def _empty(offers: Iterable[Offer]) -> dict[str, _Room]:
+def _empty(offers: Iterable[Node]) -> dict[str, _Room]:
     return {offer.id: _Room(offer.cpus, [1.0] * math.floor(offer.gpus + SLACK)) for offer in offers}
 
 

@@ -18,7 +18,8 @@ from scaling.files import Location
 from scaling.results import Row
 from scaling.study.declaration import BaselineCell, Placement, Study
 from scaling.study.store import StudyFolder
-from scaling.sweep.admission import Admission, Offer
+from scaling.sweep.admission import Admission
+from scaling.sweep.nodes import Node
 from scaling.sweep.rows import Scored, baseline_row
 from scaling.training.evaluate import score, score_detail
 
@@ -107,7 +108,7 @@ class Baselines:
     def __init__(self, tasks: list[BaselineTask], say: Callable[[str], None]) -> None:
         self.waiting, self.say = tasks, say
 
-    def next(self, admission: Admission, offers: Iterable[Offer]) -> BaselineTask | None:
+    def next(self, admission: Admission, offers: Iterable[Node]) -> BaselineTask | None:
         """A task that fits beside the running trials, with its node; None if there is none."""
         offers = list(offers)
         for task in self.waiting:

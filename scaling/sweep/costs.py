@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal
@@ -53,20 +54,6 @@ class Speed(Strict):
     start_seconds: Amount
     compiled: Compiled = False
 
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """Key of the measurement; a new one replaces those with the same key."""
-        return (
-            self.device,
-            self.share,
-            self.workers,
-            self.precision,
-            self.compiled,
-            self.width,
-            self.tokens,
-            self.rows,
-        )
-
 
 class _Speeds(Strict):
     format: Literal[1]
@@ -102,7 +89,8 @@ def read_calibration(path: Path) -> list[Speed]:
 
 def keep_speeds(store: Folder, measured: list[Speed]) -> list[Speed]:
     """Store measurements, replacing earlier ones of the same kind; returns all."""
-    known = {speed.kind: speed for speed in [*read_speeds(store), *measured]}
+    kind = attrgetter("device", "share", "workers", "precision", "compiled", "width", "tokens", "rows")
+    known = {kind(speed): speed for speed in [*read_speeds(store), *measured]}
     store.write(SPEEDS, json_bytes(_Speeds(format=1, speeds=list(known.values())).model_dump()))
     return list(known.values())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from scaling.console import duration
 from scaling.files import human, size_text
 from scaling.study.declaration import Placement
 from scaling.sweep.modelled import uses_gpus
@@ -49,8 +50,8 @@ def describe(plan: Plan, needs: Requirements | None = None) -> str:
         "",
         f"  total {total:.3g} FLOPs; expected {plan.device_hours:,.3g} device-hours ({device}), at most {plan.most_device_hours:,.3g}"
         + ("; speeds are an assumption (--tflops, --mfu), --measure times them" if assumed else ""),
-        f"  on {plan.cluster.describe()}: wall {_duration(sweep.wall)}, {device}s in use {sweep.utilisation:.0%}; "
-        f"all work over all devices {_duration(sweep.work / sweep.devices)}, longest chain {_duration(sweep.chain)} ({chain})",
+        f"  on {plan.cluster.describe()}: wall {duration(sweep.wall)}, {device}s in use {sweep.utilisation:.0%}; "
+        f"all work over all devices {duration(sweep.work / sweep.devices)}, longest chain {duration(sweep.chain)} ({chain})",
         f"  {held} of {len(plan.cells)} cells are held out of the fit, to score its forecast",
     ]
     if study.baselines:
@@ -114,7 +115,7 @@ def describe_trimmed(full: Plan, found: Trimmed) -> str:
         [
             f"  --budget {found.budget:g}: " + (f"drop {', '.join(gone)} (the dearest)" if gone else "all rungs fit"),
             f"    leaves widths {', '.join(map(str, study.widths))} and D {', '.join(f'{size:,}' for size in study.data.num_spectra)}: "
-            f"expected {found.plan.device_hours:,.3g} device-hours, wall {_duration(found.plan.sweep.wall)}",
+            f"expected {found.plan.device_hours:,.3g} device-hours, wall {duration(found.plan.sweep.wall)}",
             f"    forecast at w{full.study.widths[-1]}, D = {full.study.data.num_spectra[-1]:,}, 90 % interval: {found.full.describe()} "
             f"from the full grid; {found.trimmed.describe()} from this one",
             f"    (the median of {DRAWS} studies simulated from Study.expected: {law.describe()})",
@@ -130,7 +131,3 @@ def _span(values: list[float] | list[int]) -> str:
     low, high = min(values), max(values)
     form = human if high < 1e12 else lambda value: f"{value:.1e}"
     return form(low) if form(low) == form(high) else f"{form(low)} ... {form(high)}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

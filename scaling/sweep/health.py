@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import shutil
@@ -44,13 +45,12 @@ def look_around(shards: Location, cache_root: Path, code: str) -> tuple[str, int
 
 
 def _stored(folder: Path) -> int:
-    """Disk usage in bytes of the files below a folder; files that vanish meanwhile count as 0."""
+    """Disk usage in bytes of the files below a folder; what another process removes meanwhile counts as 0."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_blocks * 512
-        except FileNotFoundError:
-            continue
+    for root, _, names in os.walk(folder):  # unlike Path.rglob, it skips a folder that vanishes
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(root, name)).st_blocks * 512
     return total
 
 
@@ -105,11 +105,6 @@ class Check:
     def host(self) -> str:
         """The host's name in Ray."""
         return self.info["NodeManagerHostname"]
-
-    @property
-    def offers(self) -> tuple[float, float]:
-        """Its CPUs and GPUs."""
-        return self.info["Resources"].get("CPU", 0.0), self.info["Resources"].get("GPU", 0.0)
 
     def done(self) -> bool:
         """Whether all tasks have ended."""

@@ -80,8 +80,11 @@ class Journal:
 
     def lost(self, cell: Cell, number: int) -> None:
         """Show a trial as waiting, after an attempt that ended without a row and will be repeated."""
+        self._show(self._lost, cell, number)
+
+    def _lost(self, cell: Cell, number: int) -> None:
         for view in (self._cell(cell), self.sweep):
-            self._show(view.wait, cell.trial(number))
+            view.wait(cell.trial(number))
 
     def close(self) -> None:
         """Show running trials as waiting, since the driver ends."""

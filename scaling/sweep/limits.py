@@ -19,4 +19,4 @@ SETTLE_SECONDS = 5.0
 SAY_WAITING_SECONDS = 30.0
 """Time after which the reason for waiting is reported; reported again after ten times as long."""
 WAIT_SECONDS = 3600.0
-"""Time after which a sweep stops if nothing runs or fits."""
+"""Time with nothing running after which a sweep that waits for nodes stops."""

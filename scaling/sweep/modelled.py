@@ -7,8 +7,7 @@ import functools
 import heapq
 import json
 import math
-import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -67,8 +66,7 @@ class Cluster:
 class Simulated:
     """Durations of a simulated sweep, in seconds; `work` is device time, on GPUs if any placement has some, else CPUs.
 
-    `chain` is the longest sequence of trials that depend on each other, `chain_cells` are its cells. `costs` holds the real
-    duration of each call of the searcher.
+    `chain` is the longest sequence of trials that depend on each other, `chain_cells` are its cells.
     """
 
     trials: Counter[Cell]
@@ -77,7 +75,6 @@ class Simulated:
     devices: float
     chain: float
     chain_cells: tuple[Cell, ...]
-    costs: dict[str, list[float]]
 
     @property
     def bound(self) -> float:
@@ -116,13 +113,7 @@ def simulate(study: Study, cluster: Cluster, seconds: Callable[[Cell], float]) -
     search = SweepSearch(study, make, rates, nodes, silent, silent, lambda bundles: None, none, clock=lambda: now)  # type: ignore[arg-type]
     events: list[tuple[float, str, str]] = []
     queued: list[str] = []
-    work, count, costs = 0.0, Counter[Cell](), defaultdict[str, list[float]](list)
-
-    def timed(call: Callable[..., Any], *arguments: Any) -> Any:
-        started = time.perf_counter()
-        found = call(*arguments)
-        costs[call.__name__].append(time.perf_counter() - started)
-        return found
+    work, count = 0.0, Counter[Cell]()
 
     def start(name: str) -> None:
         search.on_trial_start(name)
@@ -131,7 +122,7 @@ def simulate(study: Study, cluster: Cluster, seconds: Callable[[Cell], float]) -
         heapq.heappush(events, (now + taken, name, "ends"))
 
     while True:
-        while isinstance(timed(search.suggest, name := f"t{count.total()}"), dict):
+        while isinstance(search.suggest(name := f"t{count.total()}"), dict):
             count[search.live[name].trial.cell] += 1
             if search.live[name].queued:
                 queued.append(name)
@@ -146,22 +137,15 @@ def simulate(study: Study, cluster: Cluster, seconds: Callable[[Cell], float]) -
         attempt = search.live[name]
         work += seconds(attempt.trial.cell) * occupied(study, attempt.placement)
         search.on_trial_result(name, {"row": _row(study, attempt.trial).to_json()})
-        timed(search.on_trial_complete, name, {})
+        search.on_trial_complete(name, {})
         if follower := next((other for other in queued if search.live[other].nodes == attempt.nodes), None):
             queued.remove(follower)
             start(follower)
     assert not rates.remaining(), "the simulated study did not finish"
     chain, cells = _longest_chain(rates, seconds)
     each = cluster.gpus if uses_gpus(study) else cluster.cpus
-    return Simulated(
-        trials=count,
-        wall=now,
-        work=work,
-        devices=cluster.nodes * each,
-        chain=chain,
-        chain_cells=cells,
-        costs=dict(costs),
-    )
+    devices = cluster.nodes * each
+    return Simulated(trials=count, wall=now, work=work, devices=devices, chain=chain, chain_cells=cells)
 
 
 def uses_gpus(study: Study) -> bool:

@@ -7,17 +7,15 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from scaling.data.batches.training import Access
 from scaling.data.shards.manifest import Manifest
 from scaling.errors import UserError
 from scaling.files import Location, size_text
+from scaling.study.declaration import Study
+from scaling.sweep.admission import fits_ever
 from scaling.sweep.health import Check
 from scaling.sweep.limits import BAD_NODES, CHECKS
-
-if TYPE_CHECKING:  # these load torch, which the task on each node does not need
-    from scaling.data.batches.training import Access
-    from scaling.study.declaration import Study
 
 BYTES = 4
 """Size of a pixel in a memory map: float32."""
@@ -37,11 +35,6 @@ class Node:
     cpus: float
     gpus: float
     room: int
-
-    def workers(self, cpus: float, gpus: float) -> int:
-        """Number of workers of this size that fit on the node together."""
-        fits = [there / each for there, each in ((self.cpus, cpus), (self.gpus, gpus)) if each > 0]
-        return math.floor(min(fits) + 1e-9)
 
 
 class Nodes:
@@ -166,7 +159,7 @@ class Nodes:
                 self._aside[node_id] = host, problem
                 bad.append(node_id)
             else:
-                cpus, gpus = check.offers
+                cpus, gpus = (check.info["Resources"].get(name, 0.0) for name in ("CPU", "GPU"))
                 self._good[node_id] = Node(id=node_id, host=host, cpus=cpus, gpus=gpus, room=room)
         return bad
 
@@ -207,8 +200,8 @@ def check_placements(study: Study, nodes: Iterable[Node]) -> None:
             )
     for cell in study.cells():
         place = study.placement(cell)
-        fewest = place.min_workers or place.workers
-        if sum(node.workers(place.cpus, place.gpus) for node in nodes) < fewest:
+        if not fits_ever(place, nodes):
+            fewest = place.min_workers or place.workers
             each = f"{place.cpus:g} CPU" + (f" and {place.gpus:g} GPU" if place.gpus else "")
             there = ", ".join(sorted({f"{node.cpus:g} CPU and {node.gpus:g} GPU" for node in nodes}))
             raise UserError(

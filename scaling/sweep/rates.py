@@ -64,11 +64,8 @@ class Rates:
         known = len(self.rows[cell])
         if cell != (first := self.first(cell)):
             return 1 - known if self.due(cell) or self.expected(first) else 0
-        return 0 if self.done(cell) else max(len(self.due(cell)), min(BRACKET, self.search.trials) - known)
-
-    def done(self, cell: Cell) -> bool:
-        """Whether the cell needs no more trials."""
-        return bool(self.rows[cell]) and not self.due(cell)
+        due = len(self.due(cell))
+        return 0 if known and not due else max(due, min(BRACKET, self.search.trials) - known)
 
     def remaining(self) -> list[tuple[Cell, int]]:
         """The unfinished cells, each with the number of trials it is expected to need."""

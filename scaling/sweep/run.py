@@ -13,13 +13,14 @@ from typing import Any
 import filelock
 
 from scaling.errors import UserError
-from scaling.files import json_bytes
+from scaling.files import Location, json_bytes
 from scaling.results import Row, to_table
 from scaling.retry import patient
 from scaling.study.declaration import Study, stable
 from scaling.study.lease import lease
 from scaling.study.prepare import is_prepared, keep_limit, prepare_data, shards_path
 from scaling.study.store import Store, StudyFolder
+from scaling.sweep.baselines import BaselineTask
 from scaling.sweep.cluster import joins, ray_cluster
 from scaling.sweep.quiet import logged_apart, stop_signals
 from scaling.sweep.rates import Rates, bracketed
@@ -53,33 +54,41 @@ def run_study(
     store, cache = Store(store_uri), cache.absolute()
     store.check_writable()
     folder = StudyFolder(store, study.name)
+
+    def begin(shards: Location) -> tuple[Sweep, Rates, list[BaselineTask]]:
+        sweep = Sweep.prepare(study, folder, shards, cache)
+        return sweep, *sweep.left(retry=retry)  # refuses a contradiction to the store before anything there is replaced
+
     with _exclusive(folder, say), patient(), _stoppable(folder):
-        if retry:
-            _forget_failed(folder)
-        sweep = Sweep.prepare(study, folder, shards_path(study, store), cache) if is_prepared(study, store) else None
-        if sweep is None or _is_open(sweep):
+        begun = begin(shards_path(study, store)) if is_prepared(study, store) else None
+        done = begun is not None and not (begun[1].remaining() or begun[2])
+        if not done:
             say(f"study {study.name}: connecting to Ray")
             with ray_cluster(address), stop_signals():
-                sweep = sweep or Sweep.prepare(study, folder, prepare_data(study, store, say), cache)
-                sweep.check()  # rejects a declaration that contradicts the store, before it replaces study.json
+                sweep, rates, tasks = begun or begin(prepare_data(study, store, say))
                 folder.write_declaration(json_bytes(stable(study)))
-                _run(sweep, say, callbacks, may_grow=joins(address) is not None)
-        else:
-            say(f"study {study.name}: all {len(sweep.rows())} trials have their rows")
+                if retry:
+                    _forget_failed(folder)
+                _run(sweep, rates, tasks, say, callbacks, may_grow=joins(address) is not None)
         rows = collect(study, folder)
+        whole = [row for row in rows if row.budget_share == 1.0]
+        if done:
+            say(f"study {study.name}: all {len(whole)} trials have their rows")
         write_study_report(study, folder, rows, say)
-        return [row for row in rows if row.budget_share == 1.0]
+        return whole
 
 
-def _is_open(sweep: Sweep) -> bool:
-    rates, baselines = sweep.left()
-    return bool(rates.remaining() or baselines)
-
-
-def _run(sweep: Sweep, say: Callable[[str], None], callbacks: Callable[[], list[Any]], *, may_grow: bool) -> None:
+def _run(
+    sweep: Sweep,
+    rates: Rates,
+    tasks: list[BaselineTask],
+    say: Callable[[str], None],
+    callbacks: Callable[[], list[Any]],
+    *,
+    may_grow: bool,
+) -> None:
     from scaling.sweep.tuning import run_sweep  # imports Ray, after its settings are in place
 
-    rates, tasks = sweep.left()
     left, log = rates.remaining(), sweep.folder.journal.with_name("ray.log")
     trials, baselines = sum(count for _, count in left), sum(len(task.fingerprints) for task in tasks)
     also = f", {baselines} baselines" if baselines else ""
@@ -87,7 +96,7 @@ def _run(sweep: Sweep, say: Callable[[str], None], callbacks: Callable[[], list[
         f"sweep: {len(left)} of {len(sweep.study.cells())} cells to do, about {trials} trials{also}; what Ray says: {log}"
     )
     with logged_apart(log):
-        run_sweep(sweep, say, callbacks(), may_grow=may_grow)
+        run_sweep(sweep, rates, tasks, say, callbacks(), may_grow=may_grow)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,6 @@ class Attempt:
     queued: bool
     handed_out: float
     begun: bool = False
-    step: float = -1.0
     ended: float = 0.0
     result: Result = field(default_factory=dict)
 
@@ -80,6 +79,7 @@ class SweepSearch(Searcher):
         self.ready: dict[Placement, list[tuple[tuple[float, ...], Cell, int, float]]] = {}
         self.open: set[tuple[Cell, int]] = set()
         self.failures, self.alike = Counter[str](), Counter[str]()
+        self.reached: dict[str, tuple[float, float]] = {}
         self.busy: dict[str, float] = {}
         self.unsettled: list[Attempt] = []
         self.next_try = 0.0
@@ -124,7 +124,7 @@ class SweepSearch(Searcher):
     ) -> Result:
         self.live[trial_id] = Attempt(trial, place, nodes, queued, self.clock())
         self.admission.start(trial_id, place, nodes)
-        self.waiting.idle_since = self.clock()
+        self.waiting.waits_since = self.clock()
         return {"trial": trial, **trial.about()}
 
     def on_trial_start(self, trial_id: str) -> None:
@@ -143,10 +143,11 @@ class SweepSearch(Searcher):
         attempt.result = result
         self._begin(trial_id, attempt)
         if "train_loss" in result:
-            if result["step"] > attempt.step >= 0:  # progress resets the count of failures
-                self.failures.pop(attempt.trial.key, None)
-            attempt.step = result["step"]
-            self.progress.measured(attempt.trial.key, result)
+            key, point = attempt.trial.key, (result["budget_share"], result["step"])
+            if point > self.reached.get(key, (0.0, 0.0)):  # further than any attempt: resets the count of failures
+                self.reached[key] = point
+                self.failures.pop(key, None)
+            self.progress.measured(key, result)
 
     def _begin(self, trial_id: str, attempt: Attempt) -> None:
         if not attempt.begun:
@@ -177,6 +178,7 @@ class SweepSearch(Searcher):
             return
         self.admission.end(trial_id)
         attempt.result, attempt.ended = attempt.result | (result or {}), self.clock()
+        self.waiting.idle_since = attempt.ended
         self.unsettled.append(attempt)
         self.next_try = 0.0
         self._settle()

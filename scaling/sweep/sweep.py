@@ -25,7 +25,6 @@ from scaling.sweep.rates import Rates
 from scaling.sweep.trial import Trial
 from scaling.training.recorder import other_configuration, state_head
 
-DRIVER_MEMORY = float(2**30)
 HEAD_BYTES = 4096
 
 
@@ -148,21 +147,22 @@ class Sweep:
                 )
         return [row for row in mine if row.budget_share == 1.0]
 
-    def check(self) -> None:
-        """Compare the declaration with the rows in the store and the headers of the saved states of unfinished trials.
+    def left(self, *, retry: bool = False) -> tuple[Rates, list[BaselineTask]]:
+        """The existing rows with the due trials, and the remaining baselines; with `retry`, without rows that say failed.
 
         Raises:
-            UserError: One of them was made under another declaration, or with other data.
+            UserError: A row, or the state of a trial without one, was made under another declaration or with other data.
         """
-        finished = {row.trial for row in self.rows()}
-        for cell in self.study.cells():
-            for key in {cell.trial(number) for number in range(self.study.search.trials)} - finished:
-                trial = self.folder.trial(key)
-                head = state_head(trial.read_state(HEAD_BYTES) or b"")
-                if head is not None and head["identity"] != self.fingerprint(cell):
-                    raise UserError(other_configuration(trial.state_place))
-
-    def left(self) -> tuple[Rates, list[BaselineTask]]:
-        """The existing rows with the due trials, and the remaining baselines; reads the store once."""
-        rows = self.rows()
+        rows = [row for row in self.rows() if not (retry and row.status == "failed")]
+        self._check_states({row.trial for row in rows})
         return Rates(self.study, rows), self.open_baselines(rows)
+
+    def _check_states(self, finished: set[str]) -> None:
+        """Compare the declaration with the headers of the saved states of unfinished trials."""
+        own = {cell.trial(number): cell for cell in self.study.cells() for number in range(self.study.search.trials)}
+        begun = [key for key in self.folder.with_state() if key in own and key not in finished]
+        states = side_by_side(lambda key: self.folder.trial(key).read_state(HEAD_BYTES), begun)
+        for key, state in zip(begun, states, strict=True):
+            head = state_head(state or b"")
+            if head is not None and head["identity"] != self.fingerprint(own[key]):
+                raise UserError(other_configuration(self.folder.trial(key).state_place))

@@ -21,6 +21,7 @@ from scaling.model.checkpoint import config_bytes, model_bytes
 from scaling.results import Row
 from scaling.study.declaration import Cell, Placement, Study, stable
 from scaling.study.store import StudyFolder, TrialFolder
+from scaling.sweep.code import PACKAGE
 from scaling.sweep.limits import SETTLE_SECONDS, WORKER_FAILURES
 from scaling.sweep.rows import trial_row
 from scaling.training.device import Device
@@ -194,6 +195,7 @@ def _finish(trial: Trial, started: float, outcome: Outcome, device: Device) -> N
 
 def describe_exception(error: BaseException) -> str:
     """The last frame in our own code and the message, short enough for a row."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "scaling" in f.filename]
-    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    frames = [(Path(frame.filename).resolve(), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [f"{path.name}:{line}" for path, line in frames if path.is_relative_to(PACKAGE)]
+    where = f" at {own[-1]}" if own else ""
     return f"{type(error).__name__}{where}: {error}"[:2000]

@@ -33,11 +33,21 @@ DRIVER_MEMORY = float(2**30)
 """Memory reserved for the process that waits for Ray Train's workers, in bytes."""
 
 
-def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *, may_grow: bool) -> Rates:
-    """Run trials until none is due, on the connected Ray cluster. Returns all rows.
+def run_sweep(
+    sweep: Sweep,
+    rates: Rates,
+    tasks: list[BaselineTask],
+    say: Callable[[str], None],
+    callbacks: list[Any],
+    *,
+    may_grow: bool,
+) -> None:
+    """Run trials until none is due, on the connected Ray cluster.
 
     Args:
         sweep: The study, its data and its store.
+        rates: The existing rows with the due trials.
+        tasks: The remaining baselines.
         say: Called with each line of progress.
         callbacks: Tune callbacks that log trials elsewhere.
         may_grow: Whether nodes may join the cluster; trials that do not fit yet then wait, and an autoscaler is asked for room.
@@ -58,7 +68,6 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
     if streamed := [n for n, way in access.items() if way == "streamed"]:
         say(f"{', '.join(f'{n:,}' for n in streamed)} spectra are streamed from the shards; no node keeps a copy")
     ask_for = _Request() if may_grow else lambda bundles: None
-    rates, tasks = sweep.left()
     rows = [row for rows in rates.rows.values() for row in rows.values()]
     with (
         contextlib.closing(Journal(study, folder.journal, rows)) as journal,
@@ -76,7 +85,6 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None], callbacks: list[Any], *,
     if search.stopped:
         raise UserError(search.stopped)
     folder.clear_ray_train_storage()
-    return rates
 
 
 def _forward_no_keys() -> None:

@@ -6,15 +6,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from scaling.study.declaration import Placement
-from scaling.sweep.admission import Offer, bundles, fits_ever
+from scaling.sweep.admission import bundles, fits_ever
 from scaling.sweep.limits import SAY_WAITING_SECONDS, WAIT_SECONDS
+from scaling.sweep.nodes import Node
 
 MOST_ASKED = 100
 """Maximum number of waiting trials per placement that are reported to an autoscaler."""
 
 
 class Waiting:
-    """Tracks since when nothing runs or fits, and when that was last reported.
+    """Tracks since when trials wait and since when nothing runs, and when that was last reported.
+
+    The searcher sets `waits_since` when a trial starts, and `idle_since` when one ends.
 
     Args:
         say: Called with each line.
@@ -25,12 +28,13 @@ class Waiting:
     def __init__(
         self, say: Callable[[str], None], ask_for: Callable[[list[dict[str, float]]], None], now: float
     ) -> None:
-        self.say, self.ask_for, self.idle_since, self.said = say, ask_for, now, -math.inf
+        self.say, self.ask_for, self.said = say, ask_for, -math.inf
+        self.waits_since = self.idle_since = now
 
     def look(
         self,
         now: float,
-        offers: Sequence[Offer],
+        offers: Sequence[Node],
         ready: Mapping[Placement, int],
         live: Mapping[str, Placement],
         pending: Callable[[], str],
@@ -49,13 +53,12 @@ class Waiting:
         """
         unfit = {place for place in ready if not fits_ever(place, offers)}
         if live and not unfit:
-            self.idle_since = now
+            self.waits_since = now
         needed = unfit or set(ready)
         # An autoscaler is given the total that the cluster should hold, not what to add.
         asked = [place for place in needed for _ in range(min(MOST_ASKED, ready[place]))]
         self.ask_for([bundle for place in [*live.values(), *asked] for bundle in bundles(place)])
-        waited = now - self.idle_since
-        if waited < SAY_WAITING_SECONDS or not needed:
+        if now - self.waits_since < SAY_WAITING_SECONDS or not needed:
             return ""
         there = f"{sum(n.cpus for n in offers):g} CPU and {sum(n.gpus for n in offers):g} GPU on {len(offers)} nodes"
         wanted = "; ".join(sorted({place.describe() for place in needed}))
@@ -65,6 +68,6 @@ class Waiting:
         if now - self.said > 10 * SAY_WAITING_SECONDS:
             self.said = now
             self.say(text)
-        if not live and waited > WAIT_SECONDS:
+        if not live and now - self.idle_since > WAIT_SECONDS:
             return f"{text}: nothing came in {WAIT_SECONDS / 60:.0f} minutes; change Study.placements or the cluster"
         return ""

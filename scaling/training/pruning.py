@@ -7,8 +7,6 @@ import io
 import math
 from dataclasses import dataclass
 
-from scaling.errors import UserError
-
 AFTER = 0.5
 """Fraction of the budget before which no trial is stopped: a high learning rate lags behind until it decays."""
 MARGIN = 1.25
@@ -24,25 +22,19 @@ class Hopeless:
     best: dict[int, float]
 
     @classmethod
-    def beside(cls, rival: str, curve: str, score: str, total_steps: int) -> Hopeless:
-        """Build the rule from the rival's curve, a CSV with the columns "step" and `score`.
-
-        Raises:
-            UserError: It is not such a curve.
-        """
+    def beside(cls, rival: str, curve: str, score: str, total_steps: int) -> Hopeless | None:
+        """Build the rule from the rival's curve, a CSV with the columns "step" and `score`; None if it is damaged."""
         best, lowest = {}, math.inf
         try:
             for point in csv.DictReader(io.StringIO(curve)):
                 lowest = min(lowest, float(point[score]))
                 best[int(point["step"])] = lowest
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{rival}/progress.csv: no curve of {score} ({error}): remove this file, or its folder"
-            ) from error
+        except (KeyError, TypeError, ValueError, csv.Error):
+            return None
         return cls(rival=rival, first_step=math.ceil(AFTER * total_steps), best=best)
 
     def reason(self, step: int, best: float) -> str:
         """Why a trial with this best error so far is stopped at `step`; empty if it continues."""
         if step < self.first_step or step not in self.best or best <= MARGIN * self.best[step]:
             return ""
-        return f"stopped at step {step}: its best error so far is {best / self.best[step]:.2f} times that of {self.rival} there"
+        return f"stopped at step {step}: its best error so far is {best:.3g}, that of {self.rival} there {self.best[step]:.3g}"

@@ -29,11 +29,6 @@ class Budget:
     samples: Count | None = None
 
     def __post_init__(self) -> None:
-        """Check that exactly one of the two is given.
-
-        Raises:
-            UserError: Neither or both are given.
-        """
         if (self.epochs is None) == (self.samples is None):
             raise UserError(f"Budget(epochs={self.epochs}, samples={self.samples}): give exactly one of the two")
 
@@ -86,11 +81,6 @@ class Recipe:
     evaluations: Count = 200
 
     def __post_init__(self) -> None:
-        """Check that the fields are consistent.
-
-        Raises:
-            UserError: Names the field, its value and the remedy.
-        """
         if self.schedule == "wsd" and (self.decay == 0 or self.warmup + self.decay > 1):
             raise UserError(
                 f"Recipe(warmup={self.warmup}, decay={self.decay}): with schedule='wsd' decay must be positive and their sum at most 1"

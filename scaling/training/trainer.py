@@ -72,7 +72,7 @@ def run_in_process(job: Job, forward: Callable[[dict[str, Any]], None]) -> None:
     device = cuda_device() if job.gpus > 0 else torch.device("cpu")
     if device.type == "cuda":
         take_share(device, job.gpus)
-    _run(job, _seldom(_from_here(forward, job), 0, device), rank=0, world=1, device=device)
+    _run(job, _seldom(forward, job, 0, device), rank=0, world=1, device=device)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the process is reused and the device shared
 
@@ -141,7 +141,7 @@ def _ray_train_worker(config: dict[str, Any]) -> None:
     try:
         _run(
             job,
-            _seldom(_from_here(ray_train.report, job), context.get_world_rank(), get_device()),
+            _seldom(ray_train.report, job, context.get_world_rank(), get_device()),
             rank=context.get_world_rank(),
             world=context.get_world_size(),
             device=get_device(),
@@ -151,21 +151,20 @@ def _ray_train_worker(config: dict[str, Any]) -> None:
         raise
 
 
-def _from_here(report: Callable[[dict[str, Any]], None], job: Job) -> Callable[[Metrics], None]:
-    """Add this host's name and the size of its memory maps to reports."""
-    root = job.task.cache_root
-    return lambda metrics: report({**metrics, "host": socket.gethostname(), "cache_bytes": mapped_bytes(root)})
+def _seldom(
+    report: Callable[[dict[str, Any]], None], job: Job, rank: int, device: torch.device
+) -> Callable[[Metrics], None]:
+    """Throttle reports to one per `REPORT_SECONDS` of rank 0's clock, as Ray Train waits for all workers' reports.
 
-
-def _seldom(report: Callable[[Metrics], None], rank: int, device: torch.device) -> Callable[[Metrics], None]:
-    """Throttle reports to one per `REPORT_SECONDS` of rank 0's clock, as Ray Train waits for all workers' reports."""
-    due = 0.0
+    Each report has this host's name and the size of its memory maps.
+    """
+    due, root = 0.0, job.task.cache_root
 
     def forward(metrics: Metrics) -> None:
         nonlocal due
         wanted = rank == 0 and time.monotonic() >= due
         if float(all_reduce(torch.tensor(float(wanted), device=device))):
-            report(metrics)
+            report({**metrics, "host": socket.gethostname(), "cache_bytes": mapped_bytes(root)})
             due = time.monotonic() + REPORT_SECONDS
 
     return forward

@@ -55,7 +55,7 @@ def test_an_anchor_stands_where_it_belongs_with_its_error(draw, at, name):
     )
 
 
-@pytest.mark.usefixtures("only_svg")
+@pytest.mark.usefixtures("no_figures")
 def test_the_report_shows_it_and_the_fit_ignores_it(tmp_path):
     one_size = dataclasses.replace(
         FIXED_NOISE_FIXED_SAMPLES, sizes=np.array([29953]), mae=FIXED_NOISE_FIXED_SAMPLES.mae[3:]

@@ -4,7 +4,6 @@ import math
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from analysis.answers.baselines import baselines, crossing_with
@@ -13,7 +12,6 @@ from analysis.report import sections
 from analysis.report.document import baseline_document
 from analysis.report.figures import Observed, error_against_data
 from analysis.report.findings import find
-from analysis.report.words import answer
 from tests.analysis.conftest import FIXED_NOISE_FIXED_SAMPLES, frame, row, study_rows
 
 DATA = FIXED_NOISE_FIXED_SAMPLES.data
@@ -78,24 +76,20 @@ def test_a_baseline_may_also_catch_up():
         assert words in found_in(rows_with(factor * BEST * (DATA / 3000.0) ** -0.05)).crossing.words
 
 
-def test_the_interval_covers_the_true_crossing_and_widens_with_the_scatter():
+def test_the_interval_covers_the_true_crossing_and_widens_with_the_scatter(monkeypatch):
+    monkeypatch.setattr("analysis.answers.baselines.DRAWS", 200)
     truth, exponent = 3000.0, 0.15
     rng, inside, widths = np.random.default_rng(4), {0.01: 0, 0.04: 0}, {0.01: [], 0.04: []}
+    rows = rows_with(BEST * (DATA / truth) ** exponent, seeds=(0, 1), rates=(1e-3,))
+    exact = best_trials(rows).cells
     for scatter in inside:
-        for _ in range(40):
-            rows = rows_with(BEST * (DATA / truth) ** exponent * np.exp(scatter * rng.standard_normal(len(DATA))))
-            own = rows["family"] == "specvit"
-            runs = rows[own & (rows["lr"] == 1e-3)].copy()
-            again = runs.assign(seed=1, trial=runs["trial"] + "again", cell=runs["cell"] + "again")
-            every = [
-                each.assign(test_mae_dex=each["test_mae_dex"] * np.exp(scatter * rng.standard_normal(len(each))))
-                for each in (runs, again)
-            ]
-            cells = best_trials(pd.concat([*every, rows[~own]], ignore_index=True)).cells
-            found = crossing_with("ridge", law_cells(cells), cells[cells["family"] == "ridge"], 0.9, 0)
+        for _ in range(200):
+            error = exact["test_mae_dex"] * np.exp(scatter * rng.standard_normal(len(exact)))
+            cells = exact.assign(test_mae_dex=error)
+            found = crossing_with("ridge", law_cells(cells), cells[cells["family"] == "ridge"], 0)
             inside[scatter] += found.interval[0] <= truth <= found.interval[1]
             widths[scatter].append(np.log(min(found.interval[1], 5e4) / max(found.interval[0], 200)))
-    assert all(count >= 32 for count in inside.values())
+    assert all(count >= 160 for count in inside.values())
     assert np.mean(widths[0.04]) > 2 * np.mean(widths[0.01])
 
 
@@ -112,7 +106,6 @@ def test_words_table_figure_and_json_include_them():
     found = find(rows_with(BEST * (DATA / 3000.0) ** 0.2, family="lightgbm"), bootstrap=60)
     (line,) = sections.baselines(found)
     assert "beats lightgbm from about 3,000 spectra on" in line["words"]
-    assert any(line["words"] in sentence for sentence in answer(found))
     assert line["form"]
     assert "best" not in line["parameters"]
     assert sections.run_facts(found)["trials"] == 72  # of the study's own models

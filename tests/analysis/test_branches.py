@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.__main__ import main
+from analysis.__main__ import _input, _parser, main
 from analysis.points.branches import shorter_budgets, whole_budgets
 from analysis.points.trials import CELL, best_trials
 from analysis.report.page import write_report
@@ -82,12 +82,18 @@ def test_an_unfinished_trial_or_a_budget_that_failed_leaves_its_cell_out(branche
 
 @pytest.mark.usefixtures("no_figures")
 def test_the_law_of_a_study_is_that_of_whole_budgets(branched, whole, tmp_path):
-    page = write_report(branched, tmp_path, bootstrap=20).read_text()
+    size = FIXED_NOISE_FIXED_SAMPLES.sizes[-1]  # one curve: fewer forms to fit
+    branched = branched[branched["num_params"] == size].assign(held_out=False)
+    whole = [dataclasses.replace(each, held_out=False) for each in whole if each.num_params == size]
+    page = write_report(branched, tmp_path / "branched", bootstrap=20).read_text()
     assert "What shorter budgets give" in page
     assert "+8.0 % ± 0.0 %" in page
-    fitted = pd.read_csv(tmp_path / "cells.csv").drop(columns="device_seconds")
+    fitted = pd.read_csv(tmp_path / "branched" / "cells.csv").drop(columns="device_seconds")
     expected = pd.read_csv(io.StringIO(best_trials(frame(whole)).cells.to_csv(index=False)))
     pd.testing.assert_frame_equal(fitted, expected.drop(columns="device_seconds"), check_exact=True)
+    write_report(frame(whole), tmp_path / "whole", bootstrap=20)
+    laws = [json.loads((tmp_path / name / "fit.json").read_text())["forms"] for name in ("branched", "whole")]
+    assert laws[0] == laws[1]
 
 
 @pytest.mark.parametrize(
@@ -95,9 +101,12 @@ def test_the_law_of_a_study_is_that_of_whole_budgets(branched, whole, tmp_path):
 )
 def test_the_command_line_uses_all_budgets_when_it_is_asked(branched, tmp_path, asked, points):
     branched.to_parquet(tmp_path / "results.parquet")
-    out = tmp_path / "fit.json"
-    form = [] if "--form" in asked else ["--form", "no_floor"]
-    assert not main(
-        ["fit", str(tmp_path / "results.parquet"), "--all", "--bootstrap", "20", "--json", str(out), *form, *asked]
-    )
-    assert json.loads(out.read_text())["points"] == points
+    options = _parser().parse_args(["fit", str(tmp_path / "results.parquet"), "--all", *asked])
+    assert len(_input(options)[0]) == points
+
+
+@pytest.mark.parametrize("option", ["--samples-seen", "--sem"])
+def test_a_column_that_a_results_table_has_by_another_name_is_refused(branched, tmp_path, capsys, option):
+    branched.to_parquet(tmp_path / "results.parquet")
+    assert main(["fit", str(tmp_path / "results.parquet"), option, "tokens"]) == 2
+    assert f"{option} tokens: a results table has its own column" in capsys.readouterr().err

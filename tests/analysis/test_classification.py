@@ -34,7 +34,7 @@ def test_the_trial_of_the_lowest_error_rate_stands_for_its_cell(rows):
     cells = best_trials(rows).cells
     assert len(cells) == 24
     assert set(cells["lr"]) == {1e-3}
-    assert learning_rate_law(rows).constant == pytest.approx(1e-3, rel=0.01)
+    assert learning_rate_law(rows).optima["lr_opt"].median() == pytest.approx(1e-3, rel=0.01)
     assert learning_rates(rows) is not None
     perfect = rows.assign(test_error_rate=rows["test_error_rate"].where(rows["num_spectra"] > 512, 0.0))
     left = best_trials(perfect)

@@ -151,7 +151,7 @@ def test_the_frontier_never_rises_and_lies_below_all_that_was_measured(observed,
 
 
 def test_there_is_no_figure_over_compute_where_it_is_not_known(observed):
-    unknown = figures.Observed.from_points(FIVE, error="MAE [z]")
+    unknown = dataclasses.replace(observed, flops=None)
     assert figures.error_against_compute(unknown) is None
 
 
@@ -198,7 +198,7 @@ def test_one_learning_rate_a_cell_is_no_search():
 
 def test_one_curve_shows_where_it_extrapolates_and_how_far_its_floor_is_known():
     law = compare(FIVE, replicates=60)
-    figure = figures.one_curve(law, error="MAE [z]", x="D, training spectra", reach=10)
+    figure = figures.one_curve(law, error="MAE [z]", x="D, training spectra")
     axes = figure.axes[0]
     assert axes.get_xlim()[1] == pytest.approx(1e7)
     inside, outside = axes.lines[:2]

@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.answers.forecast import flags, forecast
+from analysis.answers.forecast import forecast
 from analysis.fitting.fit import fit
 from analysis.fitting.likelihood import likelihood
-from analysis.intervals.bootstrap import Bootstrap
 from analysis.intervals.compare import compare
 from analysis.intervals.profile import parameter_intervals, profile_rise
 from analysis.laws import CHINCHILLA, LAWS
@@ -101,7 +100,7 @@ def test_a_floor_that_may_be_absent_has_an_interval_from_zero():
     points = study(decades=1.0, scatter=(0.1, 0.1), truth=dict(STELLAR, E=0.01))
     found = compare(points, ["chinchilla"], replicates=1)
     assert found.law_intervals["E"][0] == 0
-    assert "the floor's interval reaches zero" in flags(found, points.N.max(), points.D.max())
+    assert "the floor's interval reaches zero" in forecast(found, points.N.max(), points.D.max())["flags"][0]
 
 
 def test_points_exactly_on_the_law_have_narrow_intervals():
@@ -168,13 +167,6 @@ def test_bootstrap_and_profile_agree_where_cells_are_many():
         assert sampled[1] - sampled[0] == pytest.approx(high - low, rel=0.35), name
 
 
-def test_curves_are_those_of_the_form_each_replicate_selects():
-    draws = {"m1": np.array([[2.0, 1.0], [2.0, 1.0]]), "m2": np.array([[0.5, 2.0, 1.0], [0.5, 2.0, 1.0]])}
-    sample = Bootstrap(draws=draws, chosen=np.array(["m2", "m1"]), level=0.9, seed=0, unfinished={})
-    assert sample.curves([1.0, 4.0]) == pytest.approx(np.array([[2.5, 1.0], [2.0, 0.5]]))
-    assert sample.curves(4.0, form="m2") == pytest.approx(np.array([[1.0], [1.0]]))
-
-
 @needs_cases
 def test_the_reference_intervals_of_the_chinchilla_points():
     """4,000 pairs bootstraps of Huber fits: Besiroglu et al. 2024, arXiv 2404.10102."""
@@ -194,7 +186,7 @@ def test_forecasts_name_what_to_beware_of():
     table = forecast(found, [N, 4 * N, 5 * N], [D, D, points.D.min() / 8])
     assert table["flags"].tolist()[:2] == [[], []]
     assert table["flags"][2] == ["N is 5× outside the data", "D is 8× outside the data"]
-    assert flags(found, 5 * N, D) == ["N is 5× outside the data"]
+    assert forecast(found, 5 * N, D)["flags"][0] == ["N is 5× outside the data"]
     assert not table["refused"].any()
     with pytest.raises(UserError, match="D must be a positive number"):
         forecast(found, N, -1.0)

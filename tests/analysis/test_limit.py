@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.answers.forecast import flags, prediction_table
+from analysis.answers.forecast import prediction_table
 from analysis.fitting.fit import fit
 from analysis.intervals.compare import compare
 from analysis.laws import CHINCHILLA, LAWS
@@ -13,17 +13,14 @@ from analysis.points.limit import LEVEL, Limit, law_floor
 from analysis.points.trials import best_trials, law_cells, points_from_cells
 from scaling.errors import UserError
 
-BINS = pd.DataFrame([(2.0, 20.0, 100, 0.05, 0.06)], columns=["low", "high", "count", "mae_dex", "rmse_dex"])
+BINS = pd.DataFrame([(2.0, 20.0, 0.05)], columns=["low", "high", "mae_dex"])
 
 
 def limit(mae, label="log_g", sem=0.0):
     return Limit(
         label=label,
-        noise_level=1.0,
         eval_pin="example",
         mae_dex=mae,
-        rmse_dex=1.2 * mae,
-        guess_mae_dex=1.0,
         by_snr=BINS,
         assumes="nothing",
         mae_sem_dex=sem,
@@ -63,8 +60,8 @@ def test_a_limit_that_binds_is_the_floor_and_no_forecast_falls_below_it(cells):
     assert "E is at the information limit" in found.fits["chinchilla"].message
     alone = compare(points, ["chinchilla"])
     assert alone.law_intervals["E"][0] == pytest.approx(points.floor)
-    assert not any("reaches zero" in word for word in flags(alone, 1e6, 1e5))
     far = prediction_table(alone, 1e12, 1e12)
+    assert not any("reaches zero" in word for word in far["flags"][0])
     assert far["value"][0] > points.floor
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from analysis.answers.next_runs import next_runs, run_hours
-from analysis.fitting.fit import fit
+from analysis.fitting.fit import fit, refit
 from analysis.intervals.compare import compare
 from analysis.laws import CHINCHILLA
 from analysis.points.table import Points
@@ -30,11 +30,10 @@ def test_the_shrink_is_what_refits_show():
     def spread(n, d):
         sizes = np.append(N, n), np.append(D, d)
         truth = CHINCHILLA.predict(TRUTH, *sizes)
-        forecasts = []
-        for _ in range(250):
-            points = Points(N=sizes[0], D=sizes[1], loss=truth * np.exp(rng.normal(0, 0.02, len(truth))))
-            forecasts.append(np.log(fit(CHINCHILLA, points).predict(*TARGET)))
-        return np.std(forecasts)
+        losses = truth * np.exp(rng.normal(0, 0.02, (250, len(truth))))
+        exact = Points(N=sizes[0], D=sizes[1], loss=truth)
+        refits = refit(fit(CHINCHILLA, exact), exact, loss=losses)
+        return np.std(np.log(CHINCHILLA.value(refits.theta, np.log(np.array(TARGET))[:, None])))
 
     before = spread([], [])
     for n, d in candidates.itertuples(index=False):

@@ -37,6 +37,8 @@ def test_overlapping_parts_decide_nothing():
     assert found.cause == "undecided"
     assert "10 to 55 %" in found.words
     assert found.remedy == ""
+    third = why_it_stops(budget(irreducible=(0.4, 0.5, 0.6), capacity=(0.2, 0.26, 0.3), data=(0.05, 0.24, 0.55)))
+    assert (third.cause, "too little data (5 to 55 %" in third.words) == ("undecided", True)
 
 
 def test_a_floor_that_holds_the_limit_is_the_limit():
@@ -44,6 +46,13 @@ def test_a_floor_that_holds_the_limit_is_the_limit():
     assert found.cause == "information limit"
     assert "0.120 dex, which the floor's interval holds" in found.words
     assert "signal to noise" in found.remedy
+
+
+def test_a_floor_below_the_limit_is_a_leak():
+    found = why_it_stops(budget(**FLOOR), limit(0.2))
+    assert found.cause == "irreducible"
+    assert "the floor lies below it: test spectra have leaked" in found.words
+    assert found.remedy == ""
 
 
 def test_a_wide_floor_that_holds_the_limit_decides_nothing_about_it():

@@ -9,8 +9,7 @@ import torch
 from scaling.baselines.fitted import answers
 from scaling.baselines.ridge import PENALTIES, fit_ridge
 from scaling.baselines.settings import LightGBM
-from scaling.baselines.spectra import NoisySpectra
-from scaling.baselines.trees import fit_trees
+from scaling.baselines.trees import NoisySpectra, fit_trees
 from scaling.data.batches import DataRules, EvaluationSplit, Standardisation, Worker, training_batches
 from scaling.data.shards.manifest import Manifest
 from scaling.training.evaluate import score
@@ -39,17 +38,17 @@ def test_noisy_spectra_are_those_that_a_transformer_is_trained_on(shards, cache_
     batches = training_batches(shards, FIXED, 200, 200, seed=0, worker=worker, access="mapped")
     seen = batches.batch(0)[0].numpy()
     batches.close()
-    mine = spectra.rows(0, 200)
+    mine = spectra[0:200]
     assert len(spectra) == 200
     assert np.array_equal(np.sort(mine[:, 0]), np.sort(seen[:, 0]))
-    assert np.array_equal(spectra.rows(120, 140), mine[120:140])  # across the end of a shard of 128
-    assert np.array_equal(spectra.row(131), mine[131])
-    assert np.array_equal(spectra.row(3), mine[3])
+    assert np.array_equal(spectra[120:140], mine[120:140])  # across the end of a shard of 128
+    assert np.array_equal(spectra[131], mine[131])
+    assert np.array_equal(spectra[3], mine[3])
 
 
 def test_ridge_is_the_closed_form_at_every_number_of_spectra_of_one_pass(shards, split):
     manifest, val = Manifest.load(shards), split(FIXED)
-    flux = NoisySpectra(manifest, FIXED, 300, FIXED.noise_seed).rows(0, 300).astype(np.float64)
+    flux = NoisySpectra(manifest, FIXED, 300, FIXED.noise_seed)[0:300]
     labels = labels_of(shards, FIXED, read_split(shards, "train")[2])
     for found in fit_ridge(manifest, FIXED, (90, 128, 300), val):
         x, y = flux[: found.num_spectra], labels[: found.num_spectra]
@@ -67,7 +66,7 @@ def test_ridge_with_fresh_noise_is_the_fit_to_ever_more_draws(shards, split):
     labels, ours = labels_of(shards, FRESH, read_split(shards, "train")[2]), found.predict(val.flux.numpy())
     apart = []
     for count in (10, 40, 160):
-        draws = [NoisySpectra(manifest, FRESH, 300, seed).rows(0, 300).astype(float) for seed in range(count)]
+        draws = [NoisySpectra(manifest, FRESH, 300, seed)[0:300] for seed in range(count)]
         mean, y = np.mean([each.mean(axis=0) for each in draws], axis=0), labels - labels.mean()
         system = sum((each - mean).T @ (each - mean) for each in draws) / (300 * count)
         product = sum((each - mean).T @ y for each in draws) / (300 * count)
@@ -123,5 +122,5 @@ def test_memory_is_bounded_whatever_the_number_of_spectra(shards):
     """A shard is held, not the prefix."""
     spectra = NoisySpectra(Manifest.load(shards), FIXED, 300, 0)
     for start in range(0, 300, 50):
-        spectra.rows(start, start + 50)
+        assert spectra[start : start + 50].shape == (50, 1024)
         assert len(spectra._flux) <= Manifest.load(shards).rows_per_shard

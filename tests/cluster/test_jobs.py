@@ -8,12 +8,15 @@ import textwrap
 import time
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
 import pytest
+from ray.exceptions import AuthenticationError
 
 from cluster.environment import ROOT, dependencies, runtime_env
+from cluster.jobs import Cluster
 from scaling.errors import UserError
 from scaling.sweep.cluster import JOB_CONFIG, require_lasting
 from tests.cluster.nodes import BIN, TOKEN, a_head, ask
@@ -157,6 +160,35 @@ def asked(ip, port):
         except (OSError, http.client.HTTPException):
             kinds.add("no HTTP")
     return kinds
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (RuntimeError("Request failed with status code 404: Job demo-20260401-140312 does not exist."), False),
+        (RuntimeError("Request failed with status code 404: Job tokens-20261212-000000 does not exist."), False),
+        (RuntimeError("Request failed with status code 403: Forbidden."), True),
+        (RuntimeError("401, message='Invalid response status', url='http://head:8265/api/jobs/demo/logs/tail'"), True),
+        (AuthenticationError("Authentication required: Unauthorized"), True),
+    ],
+)
+def test_only_a_refused_token_is_called_one(error, refused):
+    def ask():
+        raise error
+
+    with pytest.raises(UserError) as raised:
+        Cluster("http://head:8265", print)._ask(ask)
+    assert ("token is missing or wrong" in str(raised.value)) == refused
+    assert refused or str(error) in str(raised.value)
+
+
+def test_a_file_in_place_of_the_folder_to_fetch_into_is_named(tmp_path):
+    cluster, file = Cluster("http://head:8265", print), tmp_path / "out"
+    details = SimpleNamespace(metadata={"study": "experiments.smoke", "store": "/store"})
+    cluster._client = SimpleNamespace(get_job_info=lambda job: details)
+    file.touch()
+    with pytest.raises(UserError, match=rf"{file}: is no folder; name a new folder"):
+        cluster.fetch("job", file)
 
 
 def test_a_store_that_goes_with_the_job_is_refused(monkeypatch):

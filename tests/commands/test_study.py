@@ -77,6 +77,16 @@ def test_a_changed_declaration_is_not_mixed_with_old_rows(capsys, tmp_path, stud
     assert "another declaration" in error
 
 
+def test_a_refused_run_keeps_why_trials_failed(capsys, tmp_path, study_file):
+    cell = "w0004-d00000064-s42"
+    trial = StudyFolder(Store(str(tmp_path / "store")), "mine").trial(f"{cell}-t00")
+    of_another = {"fingerprint": "of another recipe", "status": "failed", "error": "its shard is damaged"}
+    trial.write_row(example_row(study="mine", cell=cell, trial=f"{cell}-t00", **of_another))
+    places = ("--store", tmp_path / "store", "--cache", tmp_path / "cache")
+    assert "another declaration" in mistake(capsys, "run", study_file(), *places, "--retry-failed")
+    assert trial.read_row().error == "its shard is damaged"
+
+
 def test_what_lies_in_a_store_is_used_or_named_in_one_line(capsys, tmp_path, study_file):
     folder = StudyFolder(Store(str(tmp_path / "store")), "mine")
     cell = "w0004-d00000064-s42"

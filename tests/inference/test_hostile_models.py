@@ -3,6 +3,7 @@
 import json
 import os
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tests.inference.models import mistake, own_spectra
+from scaling.data.hdf5.reader import FLUX_ARRAY
+from scaling.inference.predict import NOISY
+from tests.data.hdf5.hostile import to_fifo
+from tests.inference.models import mistake, own_spectra, run
 from tests.inference.test_lightning import original_weights, save
 
 
@@ -115,3 +119,38 @@ def test_texts_for_spectra_or_labels_are_one_line(one, shards, capsys, tmp_path)
     labels.to_hdf(path, key="dataset/params", format="table")
     assert "log_g" in mistake(capsys, "predict", one[1], path, out)
     assert not out.exists()
+
+
+def virtual(path):
+    with h5py.File(path, "r+") as file:
+        layout = h5py.VirtualLayout(file[FLUX_ARRAY].shape, "f8")
+        layout[:] = h5py.VirtualSource(str(path.with_name("absent.h5")), "x", layout.shape)
+        file.create_virtual_dataset(NOISY, layout)
+
+
+def damaged(path):
+    with h5py.File(path, "r+") as file:
+        file.create_dataset(NOISY, data=file[FLUX_ARRAY][:], chunks=(32, 1024), fletcher32=True)
+        chunk = file[NOISY].id.get_chunk_info(1)
+    with path.open("r+b") as raw:
+        raw.seek(chunk.byte_offset + 100)
+        raw.write(b"\xff\x00\xff\x00")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda path: to_fifo(path, NOISY), f"{NOISY} is a link to another file"),
+        (virtual, f"the values of {NOISY} are in other files"),
+        (damaged, f"{NOISY} of rows 0 to 95 cannot be read"),
+    ],
+    ids=["behind a FIFO", "virtual", "damaged"],
+)
+def test_noisy_spectra_that_the_file_does_not_hold_are_one_line(one, shards, capsys, tmp_path, change, words):
+    path, out = tmp_path / "own.h5", tmp_path / "out.parquet"
+    with own_spectra(shards, path):
+        pass
+    change(path)
+    assert words in mistake(capsys, "predict", one[1], path, out)
+    assert not out.exists()
+    run("predict", one[1], path, out, "--array", "flux")

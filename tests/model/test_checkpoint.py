@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save
 
 from scaling.errors import UserError
-from scaling.model.checkpoint import load_model, model_bytes
+from scaling.model.checkpoint import CONFIG_FILE, MODEL_FILE, config_bytes, load_model, model_bytes
 from scaling.model.specvit import ModelConfig, SpecViT
 
 CONFIG = ModelConfig(num_pixels=64, patch_size=16, width=8, depth=1, num_heads=2, mlp_width=16, whitening_components=32)
@@ -25,6 +25,13 @@ def test_a_model_file_holds_no_code_and_says_what_it_is(tmp_path, content):
     assert (model.config, list(extra), about, model.training) == (CONFIG, ["flux_scale"], {"label": "log_g"}, False)
     length = int.from_bytes(content[:8], "little")  # the format: a length, JSON, raw numbers
     assert json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["about"]) == about
+
+
+def test_a_folder_without_wavelengths_is_read(tmp_path, content):
+    (tmp_path / MODEL_FILE).write_bytes(content)
+    (tmp_path / CONFIG_FILE).write_bytes(config_bytes(CONFIG, {"label": "log_g"}))
+    model, statistics, about = load_model(tmp_path)
+    assert (model.config, list(statistics), about) == (CONFIG, ["flux_scale"], {"label": "log_g"})
 
 
 @pytest.mark.parametrize("change", [{"attention": "linear"}, {"width": "8"}, {"depth": 2}])

@@ -152,7 +152,7 @@ def test_a_mistake_fails_at_once_and_a_bad_node_is_set_aside_and_a_full_store_st
 
 def test_what_no_node_can_hold_is_refused():
     study = dataclasses.replace(study_of(), baselines=(Ridge(cpus=4),))
-    node = SimpleNamespace(cpus=2.0, gpus=0.0, workers=lambda cpus, gpus: 2)
+    node = SimpleNamespace(cpus=2.0, gpus=0.0)
     with pytest.raises(UserError, match="baseline ridge needs 4 CPUs of one node, which has 2 at most"):
         check_placements(study, [node])
     with pytest.raises(UserError, match="give each family once"):

@@ -231,16 +231,16 @@ def test_what_another_declaration_left_is_refused_before_a_study_resumes(tmp_pat
     (cell,) = study.cells()
     trial = folder.trial(cell.trial(0))
     trial.write_state(state_head(sweep.fingerprint(cell)))
-    sweep.check()
+    sweep.left()
     trial.write_state(state_head("another"))
     with pytest.raises(UserError, match=r"t00/state\.pt: this unfinished trial was begun under another declaration"):
-        sweep.check()
+        sweep.left()
     trial.write_state(b"damaged: its worker restarts")
-    sweep.check()
+    sweep.left()
     branch = example_row(study="mine", cell=cell.key, trial=cell.trial(0), fingerprint="another", budget_share=0.25)
     trial.write_row(branch)
     with pytest.raises(UserError, match="was run under another declaration"):
-        sweep.check()
+        sweep.left()
 
 
 @pytest.mark.parametrize("fault", ["another in its place", "gone", "torn"])

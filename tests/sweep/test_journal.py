@@ -1,5 +1,6 @@
 """Optuna's journal shows every trial as it is, whatever happened to the driver or to the file."""
 
+import errno
 import json
 import math
 
@@ -159,6 +160,20 @@ def test_a_journal_torn_under_a_running_sweep_ends_the_view_and_not_the_sweep(pa
     path.write_bytes(path.read_bytes() + b"torn\n")
     journal.running(cell, 1, 2e-3)
     journal.finished(cell, 0, row(cell, 0))
+    journal.lost(CELLS[-1], 0)
     assert [record.message for record in caplog.records if "next run rebuilds it" in record.message]
     Journal(STUDY, path, [row(cell, 0)])
     assert states(path) == ["COMPLETE"]
+
+
+def test_a_disk_that_is_full_when_a_trial_of_a_new_cell_is_lost_ends_the_view_and_not_the_sweep(
+    path, monkeypatch, caplog
+):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    journal = Journal(STUDY, path, [])
+    monkeypatch.setattr(journal.storage, "create_new_study", full)
+    journal.lost(CELLS[0], 0)
+    assert "No space left on device" in caplog.text
+    assert journal.broken

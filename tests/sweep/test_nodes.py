@@ -1,11 +1,13 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from scaling.data.shards.manifest import Manifest
+from scaling.data.shards.manifest import MANIFEST, Manifest
 from scaling.errors import UserError
 from scaling.study.declaration import Data, DataRules, Placement, Sources
 from scaling.sweep.code import code_hash
+from scaling.sweep.health import look_around
 from scaling.sweep.nodes import Node, Nodes, check_placements, choose_access
 from tests.study.example import example_study
 
@@ -27,13 +29,13 @@ def test_a_worker_does_not_span_nodes():
     study = example_study(placements=(Placement(cpus=2),))
     check_placements(study, [node()])
     with pytest.raises(UserError, match=r"cell w0004-d00000128-s1 needs 1 x 2 CPU; the cluster has 2 nodes of 1 CPU"):
-        check_placements(study, [node(cpus=1.0), node(cpus=1.0)])
+        check_placements(study, [node(cpus=1.0), node(cpus=1.0, id="1b")])
 
 
 @pytest.mark.parametrize(("gpus", "nodes", "fits"), [(1, 2, True), (1, 1, False), (0.25, 1, True), (2, 2, False)])
 def test_workers_may_lie_on_several_nodes(gpus, nodes, fits):
     study = example_study(placements=(Placement(gpus=gpus, workers=2 if gpus >= 1 else 1),))
-    there = [node(gpus=1.0)] * nodes
+    there = [node(gpus=1.0, id=f"{number}") for number in range(nodes)]
     if fits:
         check_placements(study, there)
     else:
@@ -73,6 +75,27 @@ def test_what_cannot_be_held_is_refused(shards, access, spare):
     room = 2 * (64 + 96) * 4 * manifest.pixels + spare
     with pytest.raises(UserError, match=r"node b: memory maps of .* for (64|300) spectra"):
         choose_access(study, manifest, [node(), node(host="b", room=room)], None)
+
+
+def test_a_folder_that_is_evicted_meanwhile_is_no_problem_of_a_node(tmp_path, monkeypatch):
+    shards, cache, scandir = tmp_path / "shards", tmp_path / "cache", os.scandir
+    shards.mkdir()
+    (shards / MANIFEST).touch()
+    cache.mkdir(mode=0o700)
+    for name in ("kept", "evicted"):
+        (cache / name).mkdir()
+        (cache / name / "spectra.f32").write_bytes(b"1" * 8192)
+
+    def evicting(path):
+        if str(path) == str(cache / "evicted"):
+            (cache / "evicted").rename(tmp_path / "evicted")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", evicting)
+    _, room, problem = look_around(shards, cache, code_hash())
+    assert problem == ""
+    assert room > 10**6
+    assert not (cache / "evicted").exists()
 
 
 @pytest.mark.ray

@@ -11,7 +11,7 @@ from scaling.study.declaration import Placement, Search
 from scaling.study.store import Store, StudyFolder
 from scaling.sweep.baselines import Baselines
 from scaling.sweep.journal import Journal
-from scaling.sweep.limits import ALIKE, ATTEMPTS, BEGIN_SECONDS, SAY_WAITING_SECONDS, SETTLE_SECONDS, WAIT_SECONDS
+from scaling.sweep.limits import ALIKE, ATTEMPTS, BEGIN_SECONDS, SETTLE_SECONDS
 from scaling.sweep.rates import Rates, best_row
 from scaling.sweep.search import SweepSearch
 from scaling.sweep.trial import Trial
@@ -173,14 +173,12 @@ def test_a_trial_later_in_its_cell_has_a_rival(world):
 def test_a_lost_trial_is_handed_out_again_and_fails_for_good_only_without_progress(world):
     here = world(cpus=(1.0,))
     _, first = here.hand_out()
-    for count in range(2 * ATTEMPTS):
-        name = next(iter(here.search.live))
-        here.search.on_trial_result(name, {"step": count, "train_loss": 1.0})
-        here.search.on_trial_result(name, {"step": count + 0.5, "train_loss": 1.0})
+    further = [(0.5, 1), (0.5, 2), (1.0, 1), *((1.0, 2 + count) for count in range(ATTEMPTS))]
+    for share, step in further + [(1.0, 2)] * (ATTEMPTS - 1):  # the last attempts repeat what earlier ones did
+        name, attempt = next(iter(here.search.live.items()))
+        assert attempt.trial.key == first.key
+        here.search.on_trial_result(name, {"step": step, "budget_share": share, "train_loss": 1.0})
         here.lose(name)
-        assert here.hand_out()[1].key == first.key
-    for _ in range(ATTEMPTS):
-        here.lose(next(iter(here.search.live)))
         here.hand_out()
     row = first.output.read_row()
     assert row.status == "failed"
@@ -263,38 +261,10 @@ def test_a_large_trial_on_a_lost_node_is_handed_out_on_others(world):
     study = dataclasses.replace(STUDY, placements=(Placement(workers=2),))
     here = world(study=study, cpus=(1.0, 1.0, 1.0))
     name, trial = here.hand_out()
-    here.search.on_trial_result(name, {"step": 1, "train_loss": 1.0})
+    here.search.on_trial_result(name, {})
     here.offers = [node for node in here.offers if node.id != trial.nodes[0]]
     assert here.search.overdue() == [name]
     here.search.on_trial_complete(name, {})
     again = here.hand_out()[1]
     assert again.key == trial.key
     assert trial.nodes[0] not in again.nodes
-
-
-def test_what_does_not_fit_yet_is_asked_for_and_said_and_what_fits_runs_meanwhile(world):
-    study = dataclasses.replace(STUDY, placements=(Placement(), Placement(from_width=8, workers=2)))
-    here = world(study=study, cpus=(1.0,))
-    done = 0
-    while found := here.hand_out():
-        assert found[1].cell.width == 4
-        if here.search.live[found[0]].queued:
-            break
-        here.finish(found[0])
-        done += 1
-    assert done
-    here.now += SAY_WAITING_SECONDS + 1
-    assert here.hand_out() is None
-    assert {"CPU": 1.0} in here.asked[-1]
-    assert "waiting for 2 × 1 CPU; the cluster has 1 CPU and 0 GPU on 1 nodes" in here.lines[-1]
-    here.offers.append(SimpleNamespace(id="new", host="new", cpus=2.0, gpus=0.0))
-    assert here.run().remaining() == []
-
-
-def test_an_empty_cluster_is_waited_for_and_not_for_all_time(world):
-    here = world(cpus=())
-    assert here.hand_out() is None
-    here.now += WAIT_SECONDS + 1
-    assert here.hand_out() is None
-    assert here.hand_out() == "FINISHED"
-    assert "waiting for 1 × 1 CPU; the cluster has 0 CPU" in here.search.stopped

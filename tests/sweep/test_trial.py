@@ -15,9 +15,12 @@ from scaling.model.checkpoint import load_model
 from scaling.results import Row, to_table
 from scaling.study.declaration import Budget, Cell, Data, DataRules, Ladder, Simulation, Whitening
 from scaling.study.store import Store, StudyFolder
+from scaling.sweep.code import PACKAGE
 from scaling.sweep.plan import make_plan
 from scaling.sweep.sweep import Sweep
-from tests.study.example import example_study
+from scaling.sweep.trial import describe_exception
+from scaling.training.pruning import Hopeless
+from tests.study.example import example_row, example_study
 
 CELL = Cell(width=8, num_spectra=128, seed=1)
 WHITENING = Whitening(kind="pca", components=128, frozen_epochs=1)
@@ -157,3 +160,36 @@ def test_steps_that_fp16_skipped_and_a_divergence_stand_in_the_row(prepare, monk
     assert row.error == f"loss or validation error not finite by step {row.steps} of 64 at lr 1e+30"
     assert math.isnan(row.val_mae_dex)
     assert 0 < row.skipped_steps <= row.steps
+
+
+def test_the_place_of_an_error_is_in_our_own_code_wherever_its_checkout_lies():
+    library = compile("raise ValueError('bad')", f"{PACKAGE.parent}/scaling-venv/torch/nn.py", "exec")
+    own = compile("call()", f"{PACKAGE}/training/step.py", "exec")
+    with pytest.raises(ValueError, match="bad") as raised:
+        exec(own, {"call": lambda: exec(library)})
+    assert describe_exception(raised.value) == "ValueError at step.py:1: bad"
+    with pytest.raises(ValueError, match="bad") as raised:
+        exec(library)
+    assert describe_exception(raised.value) == "ValueError: bad"
+
+
+DAMAGED = ["step\n4\n", "step,val_mae_dex\n4,x\n", "step,val_mae_dex\n4\n", "step,val_mae_dex\n4," + "1" * 200_000]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED, ids=["no score", "no number", "torn", "endless"])
+def test_a_rival_whose_curve_is_damaged_prunes_nothing(prepare, damaged):
+    sweep = prepare(study_of())
+    rival = example_row(cell=CELL.key, trial=CELL.trial(0))
+    sweep.folder.trial(rival.trial).write_progress("step,val_mae_dex\n4,0.1\n", b"")
+    trial = sweep.trial(CELL, 1, 1e-2, rival=rival)
+    assert trial._hopeless().best == {4: 0.1}
+    sweep.folder.trial(rival.trial).write_progress(damaged, b"")
+    assert trial._hopeless() is None
+
+
+def test_a_rival_without_an_error_is_no_division_by_zero():
+    rule = Hopeless(rival="t00", first_step=4, best={4: 0.0})
+    assert [rule.reason(4, error) for error in (0.0, 0.1)] == [
+        "",
+        "stopped at step 4: its best error so far is 0.1, that of t00 there 0",
+    ]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scaling.training.recorder import Recorder
-from scaling.training.trainer import _from_here, _seldom
+from scaling.training.trainer import _seldom
 
 
 class SlowFolder:
@@ -84,22 +84,27 @@ def test_an_error_of_the_thread_is_raised_at_the_next_report_or_flush(folder, re
     assert len(folder.curves) == 1
 
 
-def test_a_worker_waits_for_no_dashboard_between_its_reports(monkeypatch):
+@pytest.fixture
+def job(tmp_path):
+    return SimpleNamespace(task=SimpleNamespace(cache_root=tmp_path))
+
+
+def test_a_worker_waits_for_no_dashboard_between_its_reports(monkeypatch, job):
     times, forwarded = iter([0.0, 0.0, 1.0, 2.9, 3.0, 3.1, 7.0, 7.0]), []
     monkeypatch.setattr("scaling.training.trainer.REPORT_SECONDS", 3.0)
     monkeypatch.setattr("scaling.training.trainer.time", SimpleNamespace(monotonic=lambda: next(times)))
-    forward = _seldom(forwarded.append, 0, torch.device("cpu"))
+    forward = _seldom(forwarded.append, job, 0, torch.device("cpu"))
     for evaluation in range(5):
         forward({"step": evaluation})
     assert [metrics["step"] for metrics in forwarded] == [0, 3, 4]
-    rank_1 = _seldom(forwarded.append, 1, torch.device("cpu"))
+    rank_1 = _seldom(forwarded.append, job, 1, torch.device("cpu"))
     rank_1({"step": 5})
     assert len(forwarded) == 3, "rank 0 decides for all"
 
 
-def test_a_report_names_its_host_and_what_the_maps_there_take(tmp_path):
+def test_a_report_names_its_host_and_what_the_maps_there_take(tmp_path, job):
     (tmp_path / "train-0").mkdir()
     (tmp_path / "train-0" / "spectra.f32").write_bytes(b"1" * 8192)
-    forwarded, job = [], SimpleNamespace(task=SimpleNamespace(cache_root=tmp_path))
-    _from_here(forwarded.append, job)({"step": 1.0})
+    forwarded = []
+    _seldom(forwarded.append, job, 0, torch.device("cpu"))({"step": 1.0})
     assert forwarded == [{"step": 1.0, "host": socket.gethostname(), "cache_bytes": 8192}]

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from analysis.answers.budget import ErrorBudget
 from analysis.report.figures.observed import Observed
-from analysis.report.figures.style import COLUMN, TERMS, name_trials, new_figure, panels_legend, short, styled
+from analysis.report.figures.style import COLUMN, DATA, TERMS, name_trials, new_figure, panels_legend, short, styled
 
 _PANELS = 6
 _WIDTH = 0.72
@@ -58,7 +58,7 @@ def error_budgets(budgets: Sequence[ErrorBudget], observed: Observed, level: flo
         axes.set_xticks(range(len(data)), [short(D) if k % across == 0 else "" for k, D in enumerate(data)])
         axes.set_title(f"N = {short(size)}")
     panels[0].set_ylim(0, 1.25 * max(observed.loss.max(), max(budget.table["value"].sum() for budget in budgets)))
-    figure.supxlabel(observed.data, fontsize=8)
+    figure.supxlabel(DATA, fontsize=8)
     figure.supylabel(observed.error, fontsize=8)
     marks: list[Patch | Line2D] = [Patch(color=TERMS[term], label=term) for term in present]
     marks.append(Line2D([], [], ls="", marker="o", ms=3, color="black", label="measured"))

@@ -22,6 +22,8 @@ from analysis.report.figures.style import (
     ALARM,
     COLUMN,
     COMPUTE,
+    DATA,
+    SIZE,
     colour,
     error_axis,
     marker,
@@ -114,18 +116,17 @@ def error_against_compute(observed: Observed, path: Path | None = None) -> Figur
 
 
 @styled
-def one_curve(comparison: Comparison, *, error: str, x: str, reach: float = 10.0) -> Figure:
+def one_curve(comparison: Comparison, *, error: str, x: str) -> Figure:
     """A curve of one variable: its points, the selected law with its band, also beyond the points, and the floor.
 
     Args:
         comparison: Fit to points of which only N or only D varies.
         error: The error's name and unit.
         x: The variable's name and unit.
-        reach: Factor beyond the largest point up to which the law is drawn.
     """
     points = comparison.points
     values = points.N if points.axis == "N" else points.D
-    span = np.geomspace(values.min() / 1.2, values.max() * reach, _STEPS)
+    span = np.geomspace(values.min() / 1.2, values.max() * 10, _STEPS)
     table = prediction_table(comparison, span, span)
     figure = new_figure(COLUMN, 0.95 * COLUMN)
     axes = figure.subplots()
@@ -184,7 +185,7 @@ def _curves(
         _draw_points(axes, x, observed, some, place, len(values))
     named = [_draw_baseline(axes, each, place) for place, each in enumerate(baselines)]
     named += [_draw_anchor(axes, anchor, along, place) for place, anchor in enumerate(anchors)]
-    axes.set(xscale="log", yscale="log", xlabel=observed.data if along == "D" else observed.size, ylabel=observed.error)
+    axes.set(xscale="log", yscale="log", xlabel=DATA if along == "D" else SIZE, ylabel=observed.error)
     handles = series_handles(values, symbol)
     if comparison is not None:
         handles.append(Line2D([], [], color="0.3", label=f"law, {100 * comparison.level:g} % band"))

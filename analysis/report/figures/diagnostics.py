@@ -11,7 +11,7 @@ from analysis.answers.backtest import HeldOut
 from analysis.fitting.likelihood import Likelihood
 from analysis.intervals.compare import Comparison
 from analysis.intervals.profile import parameter_intervals, profile_rise
-from analysis.laws import Array
+from analysis.laws import AMPLITUDES, Array
 from analysis.report.figures.style import (
     ALARM,
     COLUMN,
@@ -28,9 +28,6 @@ from analysis.report.figures.style import (
     size_ticks,
     styled,
 )
-
-AMPLITUDES = ("E", "A", "B", "R", "E0")
-"""Parameters in the unit of the loss."""
 
 _PROFILE_STEPS = 25
 
@@ -77,17 +74,11 @@ def held_out(score: HeldOut, level: float, error: str) -> Figure:
 
 
 @styled
-def residuals(comparison: Comparison, *, size: str = SIZE, data: str = DATA) -> Figure:
-    """Residuals of the selected form over the axes that vary, in per cent of the law.
-
-    Args:
-        comparison: The fit.
-        size: The name and unit of N.
-        data: The name and unit of D.
-    """
+def residuals(comparison: Comparison) -> Figure:
+    """Residuals of the selected form over the axes that vary, in per cent of the law."""
     points = comparison.points
     percent = 100 * np.expm1(comparison.law.residuals)
-    axis = {"N": (points.N, size), "D": (points.D, data)}
+    axis = {"N": (points.N, SIZE), "D": (points.D, DATA)}
     drawn = points.axis
     figure = new_figure(COLUMN, 0.75 * COLUMN * len(drawn))
     panels = figure.subplots(len(drawn), 1, sharey=True, squeeze=False)[:, 0]
@@ -113,7 +104,7 @@ def residuals(comparison: Comparison, *, size: str = SIZE, data: str = DATA) -> 
 
 
 @styled
-def profiles(comparison: Comparison, *, form: str | None = None, unit: str = "") -> Figure:
+def profiles(comparison: Comparison, *, unit: str = "") -> Figure:
     """Profiles of each parameter: the increase in the sum of squares relative to its threshold.
 
     The sum of squares is minimised over the other parameters at each value; the interval is where the increase stays below
@@ -122,24 +113,22 @@ def profiles(comparison: Comparison, *, form: str | None = None, unit: str = "")
 
     Args:
         comparison: The fit.
-        form: Name of the form; by default the selected one.
         unit: Unit of the loss, for the axes of the floor and the amplitudes.
     """
-    form = form or comparison.best
-    fitted = comparison.fits[form]
+    fitted = comparison.law
     names = [name for name in fitted.law.parameters if np.isfinite(fitted.parameters[name])]
     across = min(len(names), 2)
     down = -(-len(names) // across)
     figure = new_figure(COLUMN, 0.5 * COLUMN * down)
     panels = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
-    likely = comparison.likelihoods.get(form)
+    likely = comparison.likelihoods.get(comparison.best)
     inner = parameter_intervals(likely, comparison.level) if likely is not None else {}
     for axes, name in zip(panels, names, strict=False):
         if likely is None:
-            _draws(axes, comparison.bootstrap.draws[form][:, fitted.law.parameters.index(name)])
+            _draws(axes, comparison.bootstrap.draws[comparison.best][:, fitted.law.parameters.index(name)])
         else:
             _profile(axes, likely, name, inner[name])
-        low, high = comparison.intervals[form][name]
+        low, high = comparison.law_intervals[name]
         left, right = axes.get_xlim()
         axes.axvspan(max(low, left), min(high, right), color=colour(1, 4), alpha=0.13, lw=0)
         axes.axvline(fitted.parameters[name], color="0.3", lw=0.8)

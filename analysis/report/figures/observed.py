@@ -9,8 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.laws import Array
-from analysis.points.table import Points
-from analysis.report.figures.style import DATA, SIZE, error_label
+from analysis.report.figures.style import error_label
 from scaling.results import measure_of
 
 
@@ -26,8 +25,6 @@ class Observed:
         flops: Training compute (n,), or None if unknown.
         trials: Trial names (n,), or None.
         error: The error's name and unit.
-        size: The name and unit of N.
-        data: The name and unit of D.
     """
 
     N: Array
@@ -37,8 +34,6 @@ class Observed:
     flops: Array | None = None
     trials: NDArray[np.str_] | None = None
     error: str = "loss"
-    size: str = SIZE
-    data: str = DATA
 
     @classmethod
     def from_cells(cls, cells: pd.DataFrame) -> Observed:
@@ -53,9 +48,3 @@ class Observed:
             trials=cells["trial"].to_numpy(str),
             error=error_label(cells),
         )
-
-    @classmethod
-    def from_points(cls, points: Points, *, error: str, size: str = SIZE, data: str = DATA) -> Observed:
-        """The points of a fit, none of them held out; `error`, `size` and `data` name the axes with their units."""
-        held = np.zeros(len(points), bool)
-        return cls(N=points.N, D=points.D, loss=points.loss, held=held, error=error, size=size, data=data)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.points.limit import Limit, require_same_spectra
+from analysis.points.limit import Limit
 from analysis.report.figures.style import (
     COLUMN,
     colour,
@@ -48,14 +48,10 @@ def mae_by_snr(cells: pd.DataFrame, limit: Limit | None) -> Figure | None:
 
     Returns:
         None if the rows have no errors by signal to noise.
-
-    Raises:
-        UserError: The limit is for another label or other test spectra than the cells.
     """
     bins = snr_bins(cells)
     if bins.empty:
         return None
-    require_same_spectra(cells, limit)
     figure = new_figure(COLUMN, 0.95 * COLUMN)
     axes = figure.subplots()
     chosen = _chosen(cells.loc[bins["cell"].unique()])

@@ -38,7 +38,6 @@ TERMS = {
     "capacity": "#0072B2",
     "data": "#E69F00",
     "repetition": "#009E73",
-    "interaction": "#CC79A7",
 }
 """Colours of the parts of an error budget, from the same palette."""
 

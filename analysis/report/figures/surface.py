@@ -14,7 +14,7 @@ from analysis.answers.forecast import places
 from analysis.intervals.compare import Comparison
 from analysis.laws import Array
 from analysis.report.figures.observed import Observed
-from analysis.report.figures.style import COLUMN, name_trials, new_figure, size_ticks, styled
+from analysis.report.figures.style import COLUMN, DATA, SIZE, name_trials, new_figure, size_ticks, styled
 
 if TYPE_CHECKING:
     from analysis.answers.allocation import Path
@@ -37,7 +37,7 @@ def error_surface(observed: Observed, comparison: Comparison, path: Path | None 
     """
     figure = new_figure(COLUMN, 1.05 * COLUMN)
     axes = figure.subplots()
-    axes.set(xscale="log", yscale="log", xlabel=observed.data, ylabel=observed.size)
+    axes.set(xscale="log", yscale="log", xlabel=DATA, ylabel=SIZE)
     N = np.geomspace(observed.N.min() / _MARGIN, observed.N.max() * _MARGIN, _GRID)
     D = np.geomspace(observed.D.min() / _MARGIN, observed.D.max() * _MARGIN, _GRID)
     across, along = np.meshgrid(D, N)

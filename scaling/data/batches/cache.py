@@ -87,6 +87,18 @@ def default_cache_root() -> Path:
     return Path(named) if named else user_cache("maps")
 
 
+def private_root(cache_root: Path | None) -> Path:
+    """The folder of a node's cache, ``default_cache_root()`` if not given; it is created if needed.
+
+    Raises:
+        NodeError: It cannot be created, or is not private to this user.
+    """
+    try:
+        return private_folder(cache_root or default_cache_root())
+    except UserError as error:
+        raise NodeError(str(error)) from error
+
+
 def cache_limit(given: str | None = None, name: str = CACHE_LIMIT) -> int | None:
     """The size limit of a node's cache in bytes, from a value in GB or ``$SCALING_CACHE_LIMIT``; None: no limit.
 
@@ -143,10 +155,7 @@ def map_split(
     manifest = Manifest.load(shards)
     parts = len(manifest.leading_shards(split, num_rows))
     limit = cache_limit() if limit is None else limit
-    try:
-        root = private_folder(cache_root or default_cache_root())
-    except UserError as error:
-        raise NodeError(str(error)) from error
+    root = private_root(cache_root)
     folder = split_folder(root, manifest, split)
     with written_to(root):
         held = hold(folder)

@@ -94,15 +94,6 @@ class StreamOrder:
         totals = [lane[-1].start + lane[-1].rows if lane else 0 for lane in self.lanes(epoch)]
         return [(index * rows // steps, (index + 1) * rows // steps) for rows in totals]
 
-    def rows(self, step: int) -> Int64[ndarray, " row"]:
-        """Row numbers of a step's global batch, lane by lane."""
-        parts = [np.empty(0, np.int64)]
-        for (start, stop), lane in zip(self.shares(step), self.lanes(step // self.steps_per_epoch), strict=True):
-            for visit in lane:
-                mine = slice(max(0, start - visit.start), max(0, stop - visit.start))
-                parts.append(visit.shard * self.manifest.rows_per_shard + self.shuffle(visit)[mine])
-        return np.concatenate(parts)
-
 
 class Rows(NamedTuple):
     """Selected rows of a decoded shard: its spectra, the row indices, and the labels in their own units."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ import xxhash
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
+from scaling.data.batches.cache import private_root
 from scaling.data.batches.cachefolder import hold, locked, read_file, split_folder
 from scaling.data.batches.moments import Moments
 from scaling.data.batches.rules import DataRules
@@ -24,7 +24,7 @@ from scaling.data.shards.manifest import Manifest
 from scaling.data.shards.shard import column_values, leading_rows
 from scaling.data.spectra import ERROR, FLUX
 from scaling.errors import NodeError
-from scaling.files import Location, private_folder, published
+from scaling.files import Location, published
 
 WHITENING_ROWS = 65_536
 """Maximum number of leading training spectra used, whatever the size of the cell: any prefix is a fair sample."""
@@ -60,15 +60,14 @@ def fit_whitening(
 
     Raises:
         UserError: A shard is damaged.
-        NodeError: The map cannot be written.
+        NodeError: The map cannot be written, or the cache is not private to this user.
     """
     manifest = Manifest.load(shards)
     settings = (kind, components, rules.input_norm, float(rules.noise_level), WHITENING_ROWS, EIGENVALUE_FLOOR)
-    folder = split_folder(private_folder(worker.cache_root), manifest, "train")
+    folder = split_folder(private_root(worker.cache_root), manifest, "train")
     path = folder / f"whitening-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}.map"
-    held = hold(folder)
     try:
-        with locked(folder / LOCK):
+        with open(hold(folder), "rb"), locked(folder / LOCK):
             if (kept := _read(path)) is not None:
                 return kept
             found = whitening_map(*noisy_moments(manifest, rules, worker.device), kind, components)
@@ -79,8 +78,6 @@ def fit_whitening(
             return found
     except OSError as error:
         raise NodeError(f"{path}: cannot be kept ({error.strerror}): set SCALING_CACHE to another folder") from error
-    finally:
-        os.close(held)
 
 
 def _read(path: Path) -> LinearMap | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from scaling.data.hdf5.columns import HEADER, ColumnSummary, column_problems, shard_type, summarise_column
 from scaling.data.hdf5.guard import find, find_array, reading, shown
-from scaling.data.hdf5.leaks import Leak, find_leaks
+from scaling.data.hdf5.leaks import find_leaks
 from scaling.data.hdf5.reader import MASK_ARRAY, WAVE_TOLERANCE, SpectraFile, open_spectra
 from scaling.data.spectra import SNR_DEFINITION, bad_rows, snr_percentiles, spectrum_snr
 from scaling.errors import UserError
@@ -30,7 +30,6 @@ class Description:
 
     Attributes:
         wave_range: First and last pixel centre, vacuum Å.
-        chunk_rows: Rows per chunk on disk, 1 if contiguous.
         checked_rows: Number of rows whose flux, error and mask were read; the attributes below are based on them.
         snr_column_median: Median of the parameter table's own ``snr`` column, over all rows.
         masked_pixels: Pixels with a non-zero mask; None without a mask. ``masked_rows`` have at least one such pixel.
@@ -42,7 +41,6 @@ class Description:
     pixels: int = 0
     wave_range: tuple[float, float] | None = None
     arrays: dict[str, str] = field(default_factory=dict)
-    chunk_rows: int = 0
     columns: list[ColumnSummary] = field(default_factory=list)
     checked_rows: int = 0
     snr: dict[str, float] = field(default_factory=dict)
@@ -107,7 +105,6 @@ def describe(path: Path, max_rows: int = 4096) -> Description:
             pixels=spectra.num_pixels,
             wave_range=(float(spectra.wave[0]), float(spectra.wave[-1])),
             arrays=arrays,
-            chunk_rows=spectra.chunk_rows,
             filled_edges=spectra.filled_edges,
             problems=problems + faults + mistakes,
             **sample,
@@ -234,7 +231,6 @@ class SetDescription:
     """Several files, such as the splits of one set; ``across`` lists problems between files, including leaks."""
 
     files: list[Description]
-    leaks: list[Leak]
     across: list[str]
 
     @property
@@ -254,10 +250,9 @@ def describe_set(paths: Iterable[Path], max_rows: int = 4096) -> SetDescription:
     """Describe several files as ``describe`` does, and as a set: differing grids or columns, and leaks."""
     files = [describe(path, max_rows) for path in paths]
     usable = [file for file in files if file.wave_range and file.columns]
-    leaks = find_leaks([Path(file.path) for file in usable])
     across = [problem for other in usable[1:] for problem in _differences(usable[0], other)]
-    across += [leak.to_text() for leak in leaks if leak.spectra]
-    return SetDescription(files=files, leaks=leaks, across=across)
+    across += find_leaks([Path(file.path) for file in usable])
+    return SetDescription(files=files, across=across)
 
 
 def _differences(first: Description, other: Description) -> Iterator[str]:

@@ -12,6 +12,7 @@ import io
 import itertools
 import operator
 import pickle
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ HARMLESS = {
     *(("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("tables.filters", "Filters")),
 }
 _guarded: ContextVar[bool] = ContextVar("guarded", default=False)
+_pytables = threading.Lock()
+"""PyTables' registry of open files and ``warnings.catch_warnings`` belong to the process, and neither is thread-safe."""
 
 
 @contextmanager
@@ -59,11 +62,11 @@ def shown(text: str) -> str:
 
 @contextmanager
 def no_code_from_pickles() -> Iterator[None]:
-    """Within the block, PyTables unpickles only plain values and its warnings are silenced."""
+    """Within the block, one thread at a time, PyTables unpickles only plain values and its warnings are silenced."""
     _guard_pytables()
     token = _guarded.set(True)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with _pytables, warnings.catch_warnings(action="ignore"):
             yield
     finally:
         _guarded.reset(token)

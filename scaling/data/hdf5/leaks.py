@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,39 +16,14 @@ from scaling.data.hdf5.reader import BLOCK_ROWS, TABLE_ROWS, open_spectra
 ROLES = ("train", "val", "test")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leak:
-    """Rows with equal parameters in two files of different splits, and how many of them are the same spectrum.
-
-    Attributes:
-        candidates: Number of rows of ``second`` whose parameters equal those of a row of ``first``.
-        spectra: Number of candidates whose flux is equal as well: the leak.
-        first_row: Row in ``first`` of the first leaked spectrum, None if there is none; ``second_row`` likewise in ``second``.
-    """
-
-    first: str
-    second: str
-    candidates: int
-    spectra: int
-    first_row: int | None
-    second_row: int | None
-
-    def to_text(self) -> str:
-        """The leak in one sentence."""
-        return (
-            f"{self.spectra} spectra of {self.second} are in {self.first} too (row {self.second_row} is row "
-            f"{self.first_row} there): a leak between splits, drop them from one"
-        )
-
-
 def role_of(path: Path) -> str | None:
     """The split of a file, if its folder's name (or its own) begins with ``train``, ``val`` or ``test``."""
     names = (path.absolute().parent.name, path.name)
     return next((role for name in names for role in ROLES if name.startswith(role)), None)
 
 
-def find_leaks(paths: list[Path]) -> list[Leak]:
-    """Pairs of files of different splits with common spectra or candidates; files of unknown split are skipped.
+def find_leaks(paths: list[Path]) -> list[str]:
+    """Pairs of files of different splits with common spectra, one sentence each; files of unknown split are skipped.
 
     Candidates are rows whose numeric parameters, except ``id``, are all equal; their flux decides. Memory: tens of bytes
     per row, plus one block of spectra.
@@ -67,13 +41,15 @@ def find_leaks(paths: list[Path]) -> list[Leak]:
         candidates[path] = pd.DataFrame({"key": keys[path][rows], "flux": _flux_keys(path, rows), "row": rows})
     leaks = []
     for one, two in pairs:
-        same = int(candidates[two]["key"].isin(candidates[one]["key"]).sum())
         there = candidates[one].drop_duplicates(["key", "flux"], keep="last")
         leaked = candidates[two].merge(there, on=["key", "flux"], suffixes=("", "_there")).sort_values("row")
-        row, row_there = leaked[["row", "row_there"]].iloc[0].tolist() if len(leaked) else (None, None)
-        places = {"first_row": row_there, "second_row": row}
-        leaks.append(Leak(first=str(one), second=str(two), candidates=same, spectra=len(leaked), **places))
-    return [leak for leak in leaks if leak.candidates]
+        if len(leaked):
+            row, row_there = leaked[["row", "row_there"]].iloc[0]
+            leaks.append(
+                f"{len(leaked)} spectra of {two} are in {one} too (row {row} is row {row_there} there): "
+                "a leak between splits, drop them from one"
+            )
+    return leaks
 
 
 def _numeric_columns(path: Path) -> set[str]:

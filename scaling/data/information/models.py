@@ -93,6 +93,8 @@ def flux_model(place: Location, label: str, free: Sequence[str], noise_level: fl
 
 
 def _emulated(place: Location, label: str, free: Sequence[str], noise_level: float) -> FluxModel:
+    if len(set(free)) < len(free):
+        raise UserError(f"--free {','.join(free)}: names a label twice: name each once")
     parts = list(leading_spectra(place, "train", FITTED))
     flux, error = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
     params = pd.concat([part[2] for part in parts], ignore_index=True)

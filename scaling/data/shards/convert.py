@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from scaling.data.shards.encode import FILLED, PlannedShard, ShardSummary, plan_shards, read_summary, tensor_array
-from scaling.data.shards.manifest import MANIFEST, SPLITS, Manifest
+from scaling.data.shards.manifest import MANIFEST, SPLITS, Manifest, parse_manifest
 from scaling.data.shards.order import find_drift, study_order, study_positions
 from scaling.data.shards.pipeline import map_on_ray, task_errors, write_shards, write_shards_here
 from scaling.data.shards.records import Order, Source, StudyOrder
@@ -235,9 +235,16 @@ def _claim(folder: Folder, identity: Identity, train: list[Source]) -> StudyOrde
 
 
 def _listed(folder: Folder) -> dict[str, str]:
-    """The shard checksums in a finished set's manifest; empty if there is no usable manifest."""
+    """The shard checksums in a finished set's manifest; empty if there is none. An unusable one is removed.
+
+    Raises:
+        OSError: It cannot be read, so it may be sound.
+    """
+    content = folder.read(MANIFEST)
+    if content is None:
+        return {}
     try:
-        manifest = Manifest.read(folder)
+        manifest = parse_manifest(content, folder.locate(MANIFEST))
     except UserError:
         folder.delete(MANIFEST)
         return {}

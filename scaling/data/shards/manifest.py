@@ -208,7 +208,7 @@ class Manifest(Strict):
             ) from error
         if content is None:
             raise UserError(f"{folder}: no {MANIFEST}, so not a shard set: run `scaling shard {folder}` (to its end)")
-        manifest = _parse(content, place)
+        manifest = parse_manifest(content, place)
         manifest._folder = folder
         return manifest
 
@@ -231,7 +231,12 @@ _remembered_statistics = functools.lru_cache(maxsize=16)(_statistics)
 
 
 @functools.lru_cache(maxsize=16)
-def _parse(content: bytes, place: str) -> Manifest:
+def parse_manifest(content: bytes, place: str) -> Manifest:
+    """Parse the content of a manifest.
+
+    Raises:
+        UserError: It has another format version, was altered, or is not a manifest.
+    """
     fields = parse_object(content, place, CONVERT_AGAIN)
     version, digest = fields.pop("format_version", None), fields.pop("digest", None)
     if type(version) is not int or version != FORMAT_VERSION:

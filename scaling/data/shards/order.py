@@ -15,7 +15,7 @@ import pandas as pd
 from jaxtyping import Float64, Int64
 from numpy import ndarray
 
-from scaling.data.hdf5.reader import open_spectra
+from scaling.data.hdf5.reader import TABLE_ROWS, open_spectra
 from scaling.data.shards.records import Drift, Source
 from scaling.data.spectra import spectrum_snr
 
@@ -24,8 +24,6 @@ FIRST_ROWS = 512
 OCTAVE_SAMPLE, WHOLE_SAMPLE = 8192, 16384
 SNR_SAMPLE = 512
 """Approximate number of spectra per sample from which SNR is computed, if the table has none."""
-PARAMS_ROWS = 65536
-"""Rows of a parameter table read at a time."""
 SIGNIFICANCE = 1e-3
 """Adjusted p-value below which an order drifts: at most one random order in a thousand is shuffled needlessly."""
 
@@ -96,8 +94,8 @@ def _sampled_params(files: list[Source], rows: Int64[ndarray, " sampled"]) -> pd
     frames, offset = [], 0
     for source in files:
         with open_spectra(Path(source.path)) as spectra:
-            for start in range(0, source.rows, PARAMS_ROWS):
-                stop = min(start + PARAMS_ROWS, source.rows)
+            for start in range(0, source.rows, TABLE_ROWS):
+                stop = min(start + TABLE_ROWS, source.rows)
                 inside = rows[(rows >= offset + start) & (rows < offset + stop)]
                 some = spectra.read_params(start, stop).select_dtypes("floating")
                 frames.append(some.iloc[inside - offset - start].set_axis(inside))

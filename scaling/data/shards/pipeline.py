@@ -1,13 +1,12 @@
-"""Work on Ray Data: the conversion's pipeline, parallel maps over lists, and error messages."""
+"""Work on Ray: the conversion's pipeline on Ray Data, parallel maps over lists, and error messages."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import pickle
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -135,15 +134,8 @@ def write_shards_here(
 
 
 def map_on_ray(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
-    """Map a function over items on Ray Data, one task per item; results are in the items' order."""
+    """Map a function over items on Ray, one task per item; results are in the items' order."""
     import ray
 
-    if not items:
-        return []
-    with ray_data():
-        rows = [{"at": at, "item": pickle.dumps(item)} for at, item in enumerate(items)]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-        done = dataset.map(
-            lambda row: {"at": row["at"], "result": pickle.dumps(function(pickle.loads(row["item"])))}
-        ).take_all()
-    return [pickle.loads(row["result"]) for row in sorted(done, key=lambda row: row["at"])]
+    task: Any = ray.remote(lambda item: function(item))  # Ray takes no partial
+    return ray.get([task.remote(item) for item in items])

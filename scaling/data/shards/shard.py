@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -58,15 +58,12 @@ def column_values(table: pa.Table, name: str) -> ndarray:
     return column.to_numpy(zero_copy_only=False)
 
 
-def row_groups(
-    folder: Folder, file: str, groups: Iterable[int] | None = None, columns: list[str] | None = None
-) -> Iterator[pa.Table]:
+def row_groups(folder: Folder, file: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """Yield the rows of a shard, one row group at a time; an object store is read at once, whole or by column.
 
     Args:
         folder: The shard set.
         file: The shard.
-        groups: Row groups to read, in this order; all by default.
         columns: Columns to read; all by default.
 
     Raises:
@@ -76,10 +73,10 @@ def row_groups(
         if folder.size(file) is None:
             raise FileNotFoundError("no such file")
         if folder.local is None:
-            yield from retrying(lambda: _remote_groups(folder, file, groups, columns))
+            yield from retrying(lambda: _remote_groups(folder, file, columns))
             return
         with _parquet(folder.open(file)) as parquet:
-            for group in range(parquet.num_row_groups) if groups is None else groups:
+            for group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(group, columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
@@ -107,14 +104,11 @@ def _parquet(source: pa.NativeFile, pre_buffer: bool = False) -> pq.ParquetFile:
     return open_parquet(source, page_checksum_verification=True, pre_buffer=pre_buffer)
 
 
-def _remote_groups(
-    folder: Folder, file: str, groups: Iterable[int] | None, columns: list[str] | None
-) -> list[pa.Table]:
-    """Read row groups with few requests: the whole object if all columns are wanted, otherwise byte ranges."""
+def _remote_groups(folder: Folder, file: str, columns: list[str] | None) -> list[pa.Table]:
+    """Read all row groups with few requests: the whole object if all columns are wanted, otherwise byte ranges."""
     source = pa.BufferReader(folder.read(file)) if columns is None else folder.open(file)
     with _parquet(source, pre_buffer=columns is not None) as parquet:
-        chosen = range(parquet.num_row_groups) if groups is None else groups
-        return [parquet.read_row_group(group, columns) for group in chosen]
+        return [parquet.read_row_group(group, columns) for group in range(parquet.num_row_groups)]
 
 
 def shard_blocks(manifest: Manifest, split: str, index: int) -> Iterator[pa.Table]:

@@ -13,7 +13,6 @@ from scaling.data.hdf5.guard import shown
 from scaling.data.hdf5.reader import open_spectra
 from scaling.data.hdf5.writer import file_bytes, write_spectra
 from scaling.data.shards.pipeline import ray_data, task_errors
-from scaling.data.simulated.rows import COLUMNS as COLUMNS
 from scaling.data.simulated.rows import SPLITS, Simulation, simulate_rows, wavelength_grid
 from scaling.errors import UserError
 from scaling.files import require_space

@@ -1,5 +1,7 @@
 """Whitening: noisy training spectra get mean 0 and covariance 1, and a node works the map out once."""
 
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from scaling.data.batches import whitening as module
 from scaling.data.batches.cachefolder import evict
 from scaling.data.batches.whitening import fit_whitening, noisy_moments, whitening_map
 from scaling.data.shards.manifest import Manifest
+from scaling.errors import NodeError
 from tests.data.shards.converting import read_split
 
 RULES = DataRules(noise="fresh", noise_level=0.7)
@@ -112,6 +115,21 @@ def test_a_map_that_was_altered_is_fitted_again(shards, tmp_path, caplog, damage
     assert torch.equal(fit(), first)
     assert len(caplog.messages) == 1
     assert path.read_bytes() == content
+
+
+def test_a_cache_that_cannot_be_touched_is_an_error_of_the_node(shards, tmp_path, monkeypatch):
+    def fit(cache_root):
+        return fit_whitening(shards, RULES, "pca", 8, Worker(cache_root=cache_root, device=CPU))
+
+    def full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(NodeError, match="must be a real folder of yours"):
+        fit(tmp_path / "link")
+    monkeypatch.setattr(module, "hold", full)
+    with pytest.raises(NodeError, match=r"cannot be kept \(No space left on device\): set SCALING_CACHE"):
+        fit(tmp_path / "cache")
 
 
 @pytest.mark.gpu

@@ -11,7 +11,8 @@ import pytest
 
 from scaling.data.hdf5.describe import describe, describe_set
 from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY, MASK_ARRAY, PARAMS, WAVE, WAVE_PER_SPECTRUM, open_spectra
-from scaling.data.simulated.writer import COLUMNS, Simulation, write_simulation
+from scaling.data.simulated.rows import COLUMNS
+from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.data.spectra import spectrum_snr
 from scaling.errors import UserError
 from tests.data.hdf5.test_reader import REAL, damage_chunk, edit, store_as
@@ -216,7 +217,7 @@ def files_of(folder):
 def test_a_sound_set_has_no_problems(simulated):
     found = describe_set(files_of(simulated))
     assert [file.rows for file in found.files] == [80, 100, 70]
-    assert found.problems == found.leaks == []
+    assert found.problems == []
     assert "3 files together: 250 spectra\n  no further problems found" in found.to_text()
 
 

@@ -2,6 +2,7 @@ import os
 import shutil
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY, MASK_ARRAY, PARAMS, open_spectra
-from scaling.data.simulated.writer import COLUMNS
+from scaling.data.simulated.rows import COLUMNS
 from scaling.data.spectra import check_rows, fill_edges
 from scaling.errors import UserError
 from tests.data.hdf5.editing import edit, shorten
@@ -119,6 +120,28 @@ def test_parameters_in_any_order_are_read_range_by_range(source, monkeypatch):
     monkeypatch.setattr("scaling.data.hdf5.reader.TABLE_ROWS", 7)
     with open_spectra(source) as spectra:
         assert spectra.params_rows(np.array([99, 0, 7, 6, 0]))["id"].tolist() == [99, 0, 7, 6, 0]
+
+
+def test_threads_read_parameters_one_at_a_time(source, monkeypatch):
+    """PyTables is not thread-safe."""
+    inside, most, read = [], [], pd.read_hdf
+
+    def spy(*arguments, **options):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        found = read(*arguments, **options)
+        inside.pop()
+        return found
+
+    def ask(row):
+        with open_spectra(source) as spectra:
+            return spectra.params_rows(np.array([row]))["id"].tolist()
+
+    monkeypatch.setattr(pd, "read_hdf", spy)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(8))) == [[row] for row in range(8)]
+    assert max(most) == 1
 
 
 @pytest.mark.parametrize("rows", [[100], [-1], [5, 100]])

@@ -114,6 +114,7 @@ def test_a_poor_emulator_is_refused(foreign):
         (("T_eff", "M_H"), "log_g among them"),
         (("log_g", "nosuch"), "no label nosuch; there are"),
         (("log_g", "redshift"), "each finite and not constant"),
+        (("log_g", "M_H", "log_g"), "--free log_g,M_H,log_g: names a label twice"),
     ],
 )
 def test_labels_that_cannot_be_are_named(foreign, free, words):

@@ -1,5 +1,6 @@
 """What a conversion survives: workers and drivers that are killed, disks that fill up, files that are cut short."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from scaling.data.shards.manifest import MANIFEST
 from scaling.data.shards.verify import verify
 from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.errors import UserError
+from scaling.folder import Folder
 from tests.data.shards.converting import contents, convert_here, mtimes, without_ray
 
 ROWS_PER_SHARD = 128
@@ -149,6 +151,37 @@ def test_a_full_disk_is_one_line_and_more_room_is_enough(
     after = mtimes(dest)
     assert {path for path in before if before[path] != after[path]} == set()
     assert contents(dest) == undisturbed[order]
+
+
+@pytest.mark.ray
+def test_tasks_on_ray_answer_in_order_and_their_error_is_one_line(ray_cluster):
+    def fail(item):
+        raise UserError(f"{item}: is wrong")
+
+    assert pipeline.map_on_ray(lambda item: item + 1, [3, 1, 2]) == [4, 2, 3]
+    assert pipeline.map_on_ray(fail, []) == []
+    with pytest.raises(UserError, match=r"^shard: is wrong$"), pipeline.task_errors("x"):
+        pipeline.map_on_ray(fail, ["shard"])
+
+
+def test_a_manifest_that_cannot_be_read_is_kept_and_an_unusable_one_is_replaced(sources, tmp_path, monkeypatch):
+    dest = convert_here(tmp_path / "shards", sources, rows_per_shard=ROWS_PER_SHARD)
+    before, written, read = contents(dest), (dest / MANIFEST).stat().st_mtime_ns, Folder.read
+
+    def unreachable(folder, path, limit=None):
+        if path == MANIFEST:
+            raise OSError(errno.EIO, "Input/output error", folder.locate(path))
+        return read(folder, path, limit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read", unreachable)
+        with pytest.raises(UserError, match=r"manifest\.json: Input/output error: run it again"):
+            convert_here(dest, sources, rows_per_shard=ROWS_PER_SHARD)
+    assert contents(dest) == before
+    assert (dest / MANIFEST).stat().st_mtime_ns == written
+    (dest / MANIFEST).write_text("{")
+    convert_here(dest, sources, rows_per_shard=ROWS_PER_SHARD)
+    assert contents(dest) == before
 
 
 @pytest.mark.parametrize("order", ["source", "shuffled"])

@@ -11,7 +11,8 @@ from scaling.data.hdf5.reader import ERROR_ARRAY, FLUX_ARRAY, open_spectra
 from scaling.data.shards.convert import convert
 from scaling.data.shards.manifest import MANIFEST, STATISTICS, Manifest
 from scaling.data.shards.verify import describe_shards, verify
-from scaling.data.simulated.writer import COLUMNS, Simulation, write_simulation
+from scaling.data.simulated.rows import COLUMNS
+from scaling.data.simulated.writer import Simulation, write_simulation
 from scaling.data.spectra import spectrum_snr
 from scaling.errors import UserError
 from tests.data.shards.converting import contents, damage, mtimes, read_sources, read_split, without_ray

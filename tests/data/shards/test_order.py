@@ -29,7 +29,7 @@ class TableFile:
 @pytest.fixture
 def drift_of(monkeypatch):
     """Tests a parameter table's order, as if it were that of two files."""
-    monkeypatch.setattr(module, "PARAMS_ROWS", 1000)
+    monkeypatch.setattr(module, "TABLE_ROWS", 1000)
 
     def drift(table):
         border = len(table) // 3
