@@ -57,6 +57,14 @@ class Backtest:
     score: HeldOut
 
     @property
+    def brief(self) -> str:
+        """How far the larger runs are missed, in one sentence."""
+        return (
+            f"From the {self.fitted} smallest runs, those up to {self.reach:.3g} times as large (by N·D) are missed by "
+            f"{100 * self.score.mean_abs_log_error:.0f} %."
+        )
+
+    @property
     def words(self) -> str:
         """The outcome in one or two sentences."""
         return (

@@ -150,7 +150,7 @@ def _note(law: Law, others: float) -> str:
         words.append(law.note)
     if others > 0.05:
         words.append(
-            f"{100 * others:.0f} % of the bootstrap's replicates select another form; the intervals hold that."
+            f"{100 * others:.0f} % of the bootstrap's replicates select another form; the intervals include those."
         )
     return " ".join(words)
 

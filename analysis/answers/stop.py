@@ -81,9 +81,7 @@ def _origin(floor: Any, limit: Limit | None, unit: str) -> tuple[Origin, str]:
     words = f" The information limit of the test spectra is {limit.mae_dex:.3f} {unit}, "
     low, high = (100 * (floor[end] / limit.mae_dex - 1) for end in ("low", "high"))
     if low > 0:
-        words += (
-            f"and the floor lies {low:.0f} to {high:.0f} % above it: recipe or training length set it, not the spectra."
-        )
+        words += f"and the floor lies {low:.0f} to {high:.0f} % above it: the spectra allow less, so recipe or training length may set it."
         return "training", words
     if high < 0:
         return (
@@ -110,8 +108,8 @@ def _remedy(origin: Origin, pays: bool | None) -> str:
     if pays is False:
         return "Another recipe: neither more data nor a larger model nor longer training lowers this floor."
     if origin == "training":
-        return "A longer budget or another recipe: they set the floor."
-    return "A longer budget: it shows whether training sets the floor."
+        return "A longer budget (`Recipe.budget`) or another recipe: the spectra allow less than the floor."
+    return "A longer budget (`Recipe.budget`): it shows whether training sets the floor."
 
 
 def _training(shorter: dict[str, Any] | None) -> tuple[str, bool | None]:

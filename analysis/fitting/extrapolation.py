@@ -89,7 +89,9 @@ class Extrapolation:
     @property
     def words(self) -> str:
         """How forecasts are made, in one or two sentences."""
-        grows = f"the error that all forms have in common is taken to grow by {100 * self.growth:.2g} % a decade"
+        grows = (
+            f"an error common to all forms is added, {100 * self.growth:.2g} % for each factor of ten in N, D or N·D"
+        )
         if np.isinf(self.dof):
             return "Forecasts weigh the forms by AICc, as if one of them were true everywhere."
         if not self.splits:

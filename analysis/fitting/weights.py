@@ -88,9 +88,9 @@ def run_weights(points: Points) -> Weights:
     variances = squares[repeated] / dof[repeated]
     model = variance_model(points.N[first][repeated], points.D[first][repeated], variances, dof[repeated])
     scatter = 100 * float(np.sqrt(squares.sum() / dof.sum()))
-    words = f"Seeds of a cell scatter by {scatter:.2g} % (pooled over {repeated.sum()} cells with repeats)"
+    words = f"Seeds at the same N and D scatter by {scatter:.2g} % (pooled over {repeated.sum()} such places)"
     if model.constant:
-        words = f"{words}, no more in one cell than in another: every run weighs the same."
+        words = f"{words}, no more at one place than at another: every run weighs the same."
         return Weights(weights=np.ones(len(points)), words=words, model=model)
     weights = 1.0 / model.relative(points.N, points.D)
     over = " and ".join(f"{name}^{slope:.2g}" for name, slope in zip("ND", model.slopes, strict=True) if slope)

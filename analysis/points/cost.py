@@ -53,7 +53,7 @@ def study_cost(cells: pd.DataFrame) -> Cost:
         return Cost(
             flops_per_param_sample=float("nan"),
             words="The training budget is a number of samples seen, so that compute does not depend on D: more spectra "
-            "cost nothing, and no compute-optimal path over D is defined.",
+            "cost no compute, and no compute-optimal path over D is defined.",
         )
     seen = cells["samples_seen"].to_numpy(float)
     epochs = float(np.median(seen / cells["num_spectra"].to_numpy(float)))

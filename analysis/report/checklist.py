@@ -103,23 +103,20 @@ def _tuning(findings: Findings) -> Line:
     cells, question = findings.cells, "Tuning at each size"
     edges = int((cells["edge_of_search"] != "").sum())
     searched = int((cells["learning_rates"] >= 3).sum())
-    by_size = cells.groupby("num_params")["learning_rates"]
-    answer = f"{_span(by_size.min())} learning rates or more in every cell of a size, chosen by validation error; "
+    answer = f"{searched} of {len(cells)} cells tried three learning rates or more, and the best is chosen by validation error"
     if not searched:
-        return Line(question, f"{answer}no cell tried three, so no optimum is bracketed", stated=False)
-    return Line(
-        question, f"{answer}in {edges} of {searched} searched cells the best one lies at the edge of the search"
-    )
+        return Line(question, f"{answer}, so no optimum is bracketed", stated=False)
+    return Line(question, f"{answer}; in {edges} of these it lies at the edge of the search")
 
 
 def _seeds(findings: Findings) -> Line:
     cells, question = findings.cells, "Seeds and noise"
     runs = cells.groupby(["num_params", "num_spectra"])["seed"].nunique()
     if findings.final is None:
-        return Line(question, f"{_span(runs)} seeds a cell")
+        return Line(question, f"{_span(runs)} seeds at each N and D")
     if runs.max() == 1:
         return Line(question, "one seed a cell: the scatter between seeds is not known", stated=False)
-    return Line(question, f"{_span(runs)} seeds a cell. {findings.final.scatter.words}")
+    return Line(question, f"{_span(runs)} seeds at each N and D. {findings.final.scatter.words}")
 
 
 def _test_set(cells: pd.DataFrame) -> Line:

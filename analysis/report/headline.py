@@ -53,7 +53,8 @@ def _law(findings: Findings) -> Headline:
     intervals = final.intervals[final.best]
     listed = ", ".join(f"{GREEK.get(name, name)} {words.bounds(intervals.get(name))}" for name in final.law.parameters)
     beware = "".join(f" Beware: {flag}." for flag in sections.beware(answers.gains))
-    return Headline(LAW, formula, f"{100 * final.level:g} % intervals in this form: {listed}.{beware}")
+    detail = f"{final.best}, fitted to all cells; {100 * final.level:g} % intervals in this form: {listed}.{beware}"
+    return Headline(LAW, formula, detail)
 
 
 def _score(findings: Findings) -> Headline:
@@ -64,7 +65,8 @@ def _score(findings: Findings) -> Headline:
         miss = f"the mean miss is {100 * score.mean_abs_log_error:.0f} %"
         detail = [_split(score.words)[1]]
         if findings.final is not None and findings.fitted is not None and findings.final.best != findings.fitted.best:
-            detail.append(f"Without those runs, {findings.fitted.best} is selected.")
+            detail.append(f"The forecast is of the fit without them, whose form is {findings.fitted.best}.")
+        detail += [test.brief for test in findings.backtests[:1]]
         return Headline(title, f"{line}; {miss}.", " ".join(filter(None, detail)))
     if findings.backtests:
         return Headline(title, *_split(f"No cells were held out. {findings.backtests[0].words}"))
@@ -101,7 +103,7 @@ def _next(findings: Findings) -> Headline:
 
 def _gain(row: pd.Series) -> str:
     more, (ends, best) = words.more(row), words.fall(row)
-    return f"{more[0].upper()}{more[1:]}: {ends} less error ({best})."
+    return f"{more[0].upper()}{more[1:]}: {ends} ({best})."
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -123,7 +125,7 @@ def meanings(findings: Findings) -> dict[str, str]:
     if fitted is None:
         return found
     lack = lack_of_fit(fitted.law, fitted.points)
-    found["law"] = f"{fitted.best}. " + (
+    found["law"] = f"{fitted.best}{', without the held-out cells' if findings.held else ''}. " + (
         "Whether it fits cannot be tested: too few cells have two seeds."
         if lack is None
         else f"The cells deviate from it by more than seeds explain (p = {words.significant(lack.p)}): plan with care."
@@ -133,10 +135,10 @@ def meanings(findings: Findings) -> dict[str, str]:
     open_ends = [
         GREEK.get(name, name)
         for name, ends in fitted.intervals[fitted.best].items()
-        if ends[0] == 0 or not np.all(np.isfinite(ends))
+        if ends[0] == 0 or not np.all(np.isfinite(ends)) or (name == "E" and ends[0] <= 1.001 * fitted.points.floor)
     ]
     found["profiles"] = (
-        f"The cells do not determine {' and '.join(open_ends)}: do not quote it."
+        f"The cells do not determine {' and '.join(open_ends)}: quote intervals only."
         if open_ends
         else "Every parameter of the law is determined: each interval has two ends."
     )
@@ -151,10 +153,11 @@ def meanings(findings: Findings) -> dict[str, str]:
         )
     )
     trends = [] if findings.trends is None else list(findings.trends.query("p < @UNLIKELY_TREND")["axis"])
+    smallest = float("nan") if findings.trends is None else float(findings.trends["p"].min())
     found["residuals"] = (
         f"The errors still depend on {' and '.join(trends)} in a way the law misses: do not extrapolate along it."
         if trends
-        else "No trend along N or D was found in what the law misses."
+        else f"No trend in what the law misses is significant (smallest p = {words.significant(smallest)})."
     )
     return found
 
@@ -172,5 +175,5 @@ def _rates(findings: Findings) -> str:
 def _checklist(findings: Findings) -> str:
     lines = checklist(findings)
     missing = [line.question.lower() for line in lines if not line.stated]
-    stated = f"{len(lines) - len(missing)} of {len(lines)} points are stated"
+    stated = f"{len(lines) - len(missing)} of {len(lines)} points are stated, which does not say that they are good"
     return f"{stated}; missing: {', '.join(missing)}." if missing else f"{stated}."

@@ -107,7 +107,7 @@ def _figures(findings: Findings, limit: Limit | None, anchors: Sequence[Anchor])
     law = (f" {_LAW}" if fitted is not None else "", f"{_ANCHORS if anchors else ''}")
     drawn: dict[str, tuple[Figure | None, str]] = {}
     if cells["num_spectra"].nunique() > 1:
-        beyond = "; dashed beyond the data, as far as a forecast is not refused." if law[0] else ""
+        beyond = "; dashed beyond the data, as far as forecasts are made." if law[0] else ""
         drawn["error_against_data"] = (
             figures.error_against_data(
                 observed, fitted, anchors, findings.baselines, None if limit is None else limit.mae_dex

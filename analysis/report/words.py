@@ -71,9 +71,13 @@ def more(row: pd.Series) -> str:
 
 
 def fall(row: pd.Series) -> tuple[str, str]:
-    """The decrease of the error in a row of gains: the interval, and the best value."""
-    low, best, high = (f"{100 * row[name]:z.0f}".replace("-", "−") for name in ("gain_low", "gain", "gain_high"))
-    return f"{low} to {high} %", f"best {best} %"
+    """The change of the error in a row of gains: the interval, and the best value."""
+    low, best, high = (round(100 * row[name]) for name in ("gain_low", "gain", "gain_high"))
+    side = "less" if best >= 0 else "more"
+    if low < 0 < high:
+        return f"{-low} % more to {high} % less error", f"best {abs(best)} % {side}"
+    ends = sorted((abs(low), abs(high)))
+    return f"{ends[0]} to {ends[1]} % {side} error", f"best {abs(best)} %"
 
 
 def shares(budget: ErrorBudget, final: Comparison) -> str:

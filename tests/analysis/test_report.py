@@ -125,7 +125,7 @@ def test_every_folded_section_says_what_it_means(report, example):
     assert "The law" in dict(closed)
     assert all('<span class="meaning">' in meaning for _, meaning in closed)
     found = meanings(example)
-    assert found["law"].startswith(f"{example.fitted.best}. The cells deviate from it by no more than seeds explain")
+    assert found["law"].startswith(f"{example.fitted.best}, without the held-out cells. The cells deviate from it by")
     fitted = copy.copy(example.fitted)
     vars(fitted)["intervals"] = {fitted.best: {"E": (0.0, 0.1)}}
     assert "do not determine E" in meanings(dataclasses.replace(example, fitted=fitted))["profiles"]
@@ -217,7 +217,7 @@ def test_the_information_limit_stands_beside_the_error(tmp_path):
     )
     write_report(rows, tmp_path, bootstrap=40, limit=limit)
     page = page_of(tmp_path)
-    assert "The information limit (Cramér–Rao) of these test spectra is 0.050 dex" in page
+    assert "The information limit (Cramér–Rao) of these test spectra is an MAE of 0.050 dex" in page
     assert (tmp_path / "figures" / "mae_by_snr.svg").is_file()
     assert (tmp_path / "figures" / "error_against_compute.svg").is_file()
 
