@@ -108,8 +108,8 @@ def _remedy(origin: Origin, pays: bool | None) -> str:
     if pays is False:
         return "Another recipe: neither more data nor a larger model nor longer training lowers this floor."
     if origin == "training":
-        return "A longer budget (`Recipe.budget`) or another recipe: the spectra allow less than the floor."
-    return "A longer budget (`Recipe.budget`): it shows whether training sets the floor."
+        return "A longer budget (Recipe.budget) or another recipe: the spectra allow less than the floor."
+    return "A longer budget (Recipe.budget): it shows whether training sets the floor."
 
 
 def _training(shorter: dict[str, Any] | None) -> tuple[str, bool | None]:

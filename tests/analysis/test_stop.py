@@ -28,7 +28,7 @@ def test_the_largest_part_is_the_cause_where_no_other_overlaps_it(cause):
     assert found.cause == cause
     assert "50 to 70 % of the error at the largest cell" in found.words
     assert found.remedy == (
-        "A longer budget (`Recipe.budget`): it shows whether training sets the floor." if cause == "irreducible" else ""
+        "A longer budget (Recipe.budget): it shows whether training sets the floor." if cause == "irreducible" else ""
     )
 
 
@@ -59,14 +59,14 @@ def test_a_wide_floor_that_holds_the_limit_decides_nothing_about_it():
     found = why_it_stops(budget(**FLOOR | {"irreducible": (0.5, 0.8, 0.95)}), limit(0.11))
     assert found.cause == "irreducible"
     assert "values up to 73 % above it: whether the spectra or the training set the floor is not decided" in found.words
-    assert found.remedy == "A longer budget (`Recipe.budget`): it shows whether training sets the floor."
+    assert found.remedy == "A longer budget (Recipe.budget): it shows whether training sets the floor."
 
 
 def test_a_floor_above_the_limit_is_of_the_recipe():
     found = why_it_stops(budget(**FLOOR), limit(0.05))
     assert found.cause == "irreducible"
     assert "the floor lies 100 to 180 % above it" in found.words
-    assert found.remedy == "A longer budget (`Recipe.budget`) or another recipe: the spectra allow less than the floor."
+    assert found.remedy == "A longer budget (Recipe.budget) or another recipe: the spectra allow less than the floor."
     small = why_it_stops(budget(**FLOOR | {"irreducible": (0.05, 0.1, 0.15), "data": (0.6, 0.7, 0.8)}), limit(0.02))
     assert small.cause == "data"
     assert "which the floor's interval holds" in small.words
