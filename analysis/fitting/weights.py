@@ -113,9 +113,10 @@ def variance_model(N: Array, D: Array, variances: Array, dof: Array) -> Variance
         dof: Degrees of freedom of each, (m,).
     """
     flat = _flat(N, D)
-    if dof.sum() < _FEWEST or not np.any(variances > 0):
+    mean = float(np.average(variances, weights=dof))
+    if dof.sum() < _FEWEST or mean < np.finfo(float).tiny:
         return flat
-    variances = variances / np.average(variances, weights=dof)  # slopes do not depend on the unit, but exp may overflow
+    variances = variances / mean  # slopes do not depend on the unit, but exp may overflow
     logs = np.log(np.stack([N, D])) - flat.middle[:, None]
     kept = [axis for axis in range(2) if np.ptp(logs[axis]) > 0]
     while kept:

@@ -90,6 +90,7 @@ def row(**changes):
         "family": "specvit",
         "rung": "w4",
         "num_spectra": 1024,
+        "samples_seen": 262_144,
         "noise": "fixed",
         "budget": "samples",
         "lr": 1e-3,

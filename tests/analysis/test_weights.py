@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from analysis.fitting.weights import run_weights, variance_model
@@ -56,6 +56,7 @@ def test_a_variance_is_not_extrapolated_without_end():
 
 
 @given(st.lists(st.floats(0, 1e-2), min_size=36, max_size=36), st.integers(1, 5))
+@example([*[0.0] * 35, 5e-324], 1)
 @settings(max_examples=40, deadline=None)
 def test_any_variances_give_a_finite_positive_model(variances, dof):
     relative = variance_model(N, D, np.array(variances), np.full(36, float(dof))).relative(N, D)
