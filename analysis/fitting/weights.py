@@ -113,8 +113,7 @@ def variance_model(N: Array, D: Array, variances: Array, dof: Array) -> Variance
         dof: Degrees of freedom of each, (m,).
     """
     flat = _flat(N, D)
-    mean = float(np.average(variances, weights=dof))
-    if dof.sum() < _FEWEST or mean < np.finfo(float).tiny:
+    if dof.sum() < _FEWEST or (mean := float(variances @ dof / dof.sum())) < np.finfo(float).tiny:
         return flat
     variances = variances / mean  # slopes do not depend on the unit, but exp may overflow
     logs = np.log(np.stack([N, D])) - flat.middle[:, None]
