@@ -18,7 +18,7 @@ help:  ## What can be made
 
 .venv: .venv/installed  ## The environment, from constraints.txt
 
-demo: .venv/installed  ## The main job: simulate, shard, sweep, fit, report (9 to 18 minutes on the 2 cores of three machines, the environment included)
+demo: .venv/installed  ## The main job: simulate, shard, sweep, fit, report (8 to 18 minutes on the 2 cores of three machines, the environment included)
 	$(BIN)/scaling run experiments.demo --store $(STORE)
 
 test: .venv/installed  ## All tests that need no GPU and no browser, but for the rehearsal's
